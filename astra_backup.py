@@ -1,0 +1,1985 @@
+#!/usr/bin/env python3
+"""Back up the collections of a DataStax Astra DB keyspace, vectors and ids included, and prove it.
+
+    backups/
+      20260616_085246/            complete: the name alone promises it
+        manifest.json
+        assets.jsonl.gz           one document a line
+        SHA256SUMS                `sha256sum -c SHA256SUMS` works with no tool of ours
+      20260617_085246.INCOMPLETE/ finished, but a collection failed
+      .20260618_085246.inprogress/ a run in progress, or one that died
+
+A document is never turned into Python objects: its text is cut out of the server's page, its typed values are
+wrapped by substitution on that text, and the file is read back, decoded and compared with what the server sent
+before the manifest is written. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
+
+Importing this module promises: no side effect, and that the contract (`encode_document`, `decode_document`,
+`Manifest`, `check_data`) is what `restore.py` uses. `restore.py` imports this file, never the other way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    import httpx
+    import tenacity
+
+# ======================================================================================================================
+# Names and limits
+# ======================================================================================================================
+
+TOOL_NAME = "astra-backup"
+TOOL_VERSION = "1.0.0"
+FORMAT_VERSION = "1.0"
+
+MANIFEST_NAME = "manifest.json"
+CHECKSUMS_NAME = "SHA256SUMS"
+LOCK_NAME = ".lock"
+INCOMPLETE_SUFFIX = ".INCOMPLETE"
+
+DEFAULT_KEYSPACE = "default_keyspace"
+DEFAULT_OUTPUT_DIR = Path("backups")
+DEFAULT_WORKERS = 4
+DEFAULT_REQUEST_TIMEOUT_MS = 60_000
+DEFAULT_RETRY_BUDGET_S = 300.0
+
+# A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+READ_BYTES = 256 * 1024
+GZIP_LEVEL = 1
+GZIP_WBITS = 31  # zlib's number for "with a gzip header"
+
+CONNECT_TIMEOUT_S = 10.0
+FIRST_CONTACT_BUDGET_S = 30.0  # how long a host that was never reached is tried
+MAX_BACKOFF_S = 30.0
+UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON
+MAX_SCANS = 3  # how often a collection is read from its start before it is given up
+HEARTBEAT_S = 30.0
+STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
+
+READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
+"""All that may leave this process during a backup. `DataApi` raises for anything else."""
+
+# DATA_API.md, section 4: the server's own list of errors of the family SERVER that pass.
+RETRYABLE_CODES = frozenset(
+    {
+        "TIMEOUT_READING_DATA",
+        "TIMEOUT_WRITING_DATA",
+        "UNAVAILABLE_DATABASE",
+        "FAILED_READ_REQUEST",
+        "FAILED_WRITE_REQUEST",
+        "FAILED_CONCURRENT_OPERATIONS",
+        "FAILED_COMPARE_AND_SET",
+        "FAILED_TO_CONNECT_TO_DATABASE",
+        "FAILED_TO_READ_METADATA",
+    }
+)
+UNEXPECTED_CODES = frozenset({"UNEXPECTED_DRIVER_ERROR", "UNEXPECTED_SERVER_ERROR"})
+
+log = logging.getLogger("astra_backup")
+
+_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+# ======================================================================================================================
+# Exit codes and errors
+# ======================================================================================================================
+
+
+class Exit(IntEnum):
+    """Exit codes of `astra_backup.py`, each with its meaning; the README's table is made from it."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Make a member of a number that carries its meaning."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    OK = 0, "complete, and in Box unless `--no-box`"
+    FAILED = 1, "configuration, usage or connection: nothing useful was written"
+    INCOMPLETE = 2, "one or more collections failed; the snapshot is `INCOMPLETE` and was not uploaded"
+    UPLOAD_FAILED = 3, "the local snapshot is good and is kept, the Box upload failed"
+    LOCKED = 4, "another run holds the output directory"
+    SHRUNK = 5, "complete and uploaded, but a collection shrank beyond what was allowed"
+    INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
+    TERMINATED = 143, "stopped by SIGTERM"
+
+
+class BackupError(click.ClickException):
+    """An error with its exit code and a hint that says what to do next."""
+
+    exit_code: ClassVar[int] = Exit.FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class LockedError(BackupError):
+    """Another run holds the output directory."""
+
+    exit_code = Exit.LOCKED
+
+
+class LossyError(BackupError):
+    """A document holds something that this tool cannot write without loss."""
+
+
+class FormatError(ValueError):
+    """A line, a manifest or a file of a snapshot is not what the format allows."""
+
+
+class RequestError(BackupError):
+    """A request to the Data API failed.
+
+    `status` is the HTTP status (None: no reply), `code` the server's errorCode (None: it gave none). `retryable` errors
+    may pass; `unexpected` ones may also be permanent, so they are tried only a few times. `retry_after_s` is what the
+    server asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retryable: bool = False,
+        unexpected: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.code = code
+        self.retryable = retryable
+        self.unexpected = unexpected
+        self.retry_after_s = retry_after_s
+
+
+class PageStateError(BackupError):
+    """The place in the scan is lost: the collection has to be read from its start."""
+
+
+# ======================================================================================================================
+# The contract: values. docs/FORMAT.md is this section in prose. Uses nothing below.
+# ======================================================================================================================
+#
+# Why regular expressions on JSON text are exact here: the text is compact (`compact_json`), and inside a JSON string a
+# quote is always escaped. So `{"$date":` cannot occur inside a string: its quote would have to close that string, and
+# after a closing quote JSON allows no `$`. tests/test_contract.py tries to prove this wrong.
+
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_SCALAR = rb"(" + _STRING + rb'|[^"{}\[\],:]+)'
+_STRUCTURE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
+_TYPED = re.compile(rb'\{"\$(date|uuid|objectId|binary)":' + _SCALAR + rb"\}", re.DOTALL)
+_TYPED_ODD = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
+_WRAPPED = re.compile(rb'\{"\$backupType":"([A-Za-z0-9_]+)","value":' + _SCALAR + rb"\}", re.DOTALL)
+_WRAPPED_SET = re.compile(rb'\{"\$backupType":"set","value":(?=\[)')
+_DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)":', re.DOTALL)
+_ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re.DOTALL)
+_TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
+# A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
+_LONG_NUMBER = re.compile(rb"[:,\[]-?(?:[\d.]{16}|[\d.]+[eE][+-]?\d{3})")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_INTEGER = re.compile(rb"0|-?[1-9]\d*")
+_UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
+_OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
+_BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
+_BINARY_VECTOR = re.compile(rb'\{"\$binary":"([A-Za-z0-9+/=]*)"\}')
+_VECTOR_NAME = b'"$vector":'
+_BINARY_MARK = b',"$backupVector":"binary"}'
+
+_TYPE_NAMES = frozenset({b"$date", b"$uuid", b"$objectId", b"$binary"})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_MIN_DATE_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_MAX_DATE_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+
+
+class DocumentParts(msgspec.Struct, frozen=True, gc=False):
+    """The four top-level fields that need care, as their JSON text; b"" means that the field is absent."""
+
+    id: msgspec.Raw = msgspec.field(name="_id", default=msgspec.Raw(b""))
+    vector: msgspec.Raw = msgspec.field(name="$vector", default=msgspec.Raw(b""))
+    vectorize: msgspec.Raw = msgspec.field(name="$vectorize", default=msgspec.Raw(b""))
+    lexical: msgspec.Raw = msgspec.field(name="$lexical", default=msgspec.Raw(b""))
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether the document carries a vector (null is none)."""
+        return bytes(self.vector) not in (b"", b"null")
+
+    @property
+    def has_binary_vector(self) -> bool:
+        """Whether the vector is stored as `{"$binary": …}`."""
+        return bytes(self.vector).startswith(b"{")
+
+    @property
+    def has_vectorize(self) -> bool:
+        """Whether the document carries a text for an embedding service (null or blank is none)."""
+        return not is_blank(bytes(self.vectorize))
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether the document carries a text for lexical search (null is none)."""
+        return bytes(self.lexical) not in (b"", b"null")
+
+
+_parts_decoder = msgspec.json.Decoder(DocumentParts)
+
+
+def compact_json(text: bytes) -> bytes:
+    """Return the same JSON with no white space between tokens; strings and the digits of numbers stay as they are.
+
+    May be called twice. Raises FormatError for what is not JSON in UTF-8.
+    """
+    try:
+        text.decode()
+        return msgspec.json.format(text, indent=-1)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not JSON: {error}") from error
+
+
+def document_parts(text: bytes) -> DocumentParts:
+    """Return the top-level fields of a document. Raises FormatError for what is not a JSON object."""
+    try:
+        return _parts_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FormatError(f"not a document: {error}") from error
+
+
+def is_blank(vectorize: bytes) -> bool:
+    """Whether the JSON text of `$vectorize` is absent, null or a string of white space: nothing to embed."""
+    if vectorize in (b"", b"null"):
+        return True
+    return vectorize[:1] == b'"' and not json.loads(vectorize).strip()
+
+
+def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
+    """Return the line (without a newline) for a document's compact JSON text, and its parts.
+
+    Raises LossyError where writing it would lose something, FormatError for what is not a document.
+    """
+    parts = document_parts(text)
+    if not bytes(parts.id):
+        raise FormatError("the document has no _id")
+    if not parts.vector:
+        return _encode_values(text, parts), parts
+    start, end = _vector_span(text, bytes(parts.vector))
+    vector, is_binary = encode_vector(text[start:end])
+    line = _encode_values(text[:start], parts) + vector + _encode_values(text[end:], parts)
+    return (line[:-1] + _BINARY_MARK if is_binary else line), parts
+
+
+def decode_document(line: bytes) -> bytes:
+    """Return the document's JSON text, as the server held it, for a line; the inverse of `encode_document`.
+
+    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError.
+    """
+    text = compact_json(line)
+    if b'"$backup' not in text:
+        return text
+    if text.endswith(_BINARY_MARK):
+        text = text[: -len(_BINARY_MARK)] + b"}"
+        start, end = _vector_span(text, bytes(document_parts(text).vector))
+        return _decode_values(text[:start]) + decode_vector(text[start:end]) + _decode_values(text[end:])
+    return _decode_values(text)
+
+
+def encode_vector(vector: bytes) -> tuple[bytes, bool]:
+    """Return the line's text of `$vector`, and whether it was binary and is an array of floats now.
+
+    Arrays keep their digits. A binary vector that an array cannot hold becomes a `wire` value.
+    """
+    if not vector.startswith(b"{"):
+        return vector, False
+    match = _BINARY_VECTOR.fullmatch(vector)
+    floats = _float32_array(match[1]) if match else None
+    if floats is not None:
+        return floats, True
+    if _TYPED_ODD.match(vector) and json_value_end(vector, 0) == len(vector):
+        return _wire(vector), False
+    raise _lossy(vector[:40])
+
+
+def decode_vector(array: bytes) -> bytes:
+    """Return `{"$binary": …}` (big-endian float32) for the JSON text of an array of numbers.
+
+    Exact for every text that `encode_vector` writes: all finite float32 were tried (docs/DESIGN.md).
+    """
+    import numpy
+
+    try:
+        doubles = numpy.array(msgspec.json.decode(array, type=list[float]), dtype="f8")
+    except (msgspec.DecodeError, OverflowError) as error:
+        raise FormatError(f"a vector that is no array of floats: {error}") from error
+    floats = doubles.astype(">f4")
+    # A text next to the middle of two float32 is rounded to the very middle first, and then maybe to the wrong side.
+    for index in numpy.flatnonzero((doubles.view("u8") & 0x1FFFFFFF) == 0x10000000):
+        floats[index] = _nearest_float32(array[1:-1].split(b",")[index].decode())
+    return b'{"$binary":"' + base64.b64encode(floats.tobytes()) + b'"}'
+
+
+def _nearest_float32(number: str) -> Any:
+    """The float32 nearest to a decimal text, rounded once."""
+    import numpy
+
+    guess = numpy.float32(number)
+    nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
+    return min(nearby, key=lambda candidate: abs(Decimal(float(candidate)) - Decimal(number)))
+
+
+def json_value_end(text: bytes, start: int) -> int:
+    """Return the offset just behind the array or object that begins at `start` of a JSON text."""
+    depth = 0
+    for token in _STRUCTURE.finditer(text, start):
+        kind = token[0]
+        if kind in (b"{", b"["):
+            depth += 1
+        elif kind in (b"}", b"]"):
+            depth -= 1
+            if depth == 0:
+                return token.end()
+    raise FormatError("a JSON value without its end")
+
+
+def _vector_span(text: bytes, vector: bytes) -> tuple[int, int]:
+    """Where the value of the top-level `$vector` stands in a compact document."""
+    name = text.find(_VECTOR_NAME)
+    while name > 0 and text[name - 1 : name] not in (b"{", b","):  # a key that ends in an escaped quote
+        name = text.find(_VECTOR_NAME, name + 1)
+    start = name + len(_VECTOR_NAME)
+    if name < 0 or not vector or text[start : start + len(vector)] != vector:
+        raise _lossy(b"$vector")
+    return start, start + len(vector)
+
+
+def _float32_array(base64_text: bytes) -> bytes | None:
+    """The shortest text of each float32; None where an array could not give the same bytes back."""
+    import numpy
+    import orjson
+
+    try:
+        raw = base64.b64decode(base64_text, validate=True)
+    except binascii.Error:
+        return None
+    if len(raw) % 4 or base64.b64encode(raw) != base64_text:
+        return None
+    floats = numpy.frombuffer(raw, dtype=">f4").astype("=f4")
+    if not numpy.isfinite(floats).all():
+        return None
+    return orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
+    """Wrap the typed values of a piece of a document, which holds all of it but the value of `$vector`."""
+    if b'"$' in fragment:
+        _check_names(fragment, parts)
+        fragment = _TYPED.sub(_encode_typed, fragment)
+        if _TYPED_ODD.search(fragment):
+            fragment = _wrap_odd(fragment)
+    if b"\\u0024" in fragment and (match := _ESCAPED_DOLLAR_NAME.search(fragment)):
+        raise _lossy(match[1])
+    if _LONG_NUMBER.search(fragment):
+        fragment = _TOKEN.sub(_encode_number, fragment)
+    return fragment
+
+
+def _check_names(fragment: bytes, parts: DocumentParts) -> None:
+    """Refuse every `$`-name that is not known, or not known where it stands."""
+    for match in _DOLLAR_NAME.finditer(fragment):
+        name, before = match[1], fragment[: match.start()][-1:]
+        if before not in (b"{", b","):  # inside a longer key: "x\"$date":
+            continue
+        if name in _TYPE_NAMES and before == b"{":
+            continue
+        if name == b"$vector" and match.end() == len(fragment):  # its value was cut out
+            continue
+        if (name == b"$vectorize" and parts.vectorize) or (name == b"$lexical" and parts.lexical):
+            continue
+        raise _lossy(name)
+
+
+def _lossy(what: bytes) -> LossyError:
+    return LossyError(
+        f"Refusing to write a lossy backup: {what.decode(errors='replace')!r} is no value type known here.",
+        "A type newer than this tool? Extend `_TYPE_NAMES`, `_encode_typed` and `_decode_wrapped` in astra_backup.py.",
+    )
+
+
+def _encode_typed(match: re.Match[bytes]) -> bytes:
+    kind, value = match[1], match[2]
+    if kind == b"date" and _INTEGER.fullmatch(value):
+        return _encode_date(value)
+    if kind == b"uuid" and _UUID.fullmatch(value):
+        return b'{"$backupType":"uuid","value":' + value + b"}"
+    if kind == b"objectId" and _OBJECT_ID.fullmatch(value):
+        return b'{"$backupType":"objectid","value":' + value + b"}"
+    if kind == b"binary" and _BASE64.fullmatch(value):
+        return b'{"$backupType":"bytes_b64","value":' + value + b"}"
+    return _wire(match[0])
+
+
+def _encode_date(milliseconds: bytes) -> bytes:
+    ms = int(milliseconds) if len(milliseconds) < 20 else _MAX_DATE_MS + 1
+    if not _MIN_DATE_MS <= ms <= _MAX_DATE_MS:
+        return b'{"$backupType":"timestamp_ms","value":' + milliseconds + b"}"
+    moment = (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds")
+    return b'{"$backupType":"datetime","value":"' + moment.encode() + b'"}'
+
+
+def _encode_number(match: re.Match[bytes]) -> bytes:
+    token = match[0]
+    if token.startswith(b'"') or _INTEGER.fullmatch(token) or _survives_float(token.decode()):
+        return token
+    return b'{"$backupType":"decimal","value":"' + token + b'"}'
+
+
+def _survives_float(number: str) -> bool:
+    """Whether a reader that keeps numbers as 64-bit floats gets the same value."""
+    try:
+        return Decimal(number) == Decimal(repr(float(number)))
+    except InvalidOperation:  # an exponent that even Decimal does not hold
+        return False
+
+
+def _wire(json_text: bytes) -> bytes:
+    return b'{"$backupType":"wire","value":' + json.dumps(json_text.decode(), ensure_ascii=False).encode() + b"}"
+
+
+def _wrap_odd(fragment: bytes) -> bytes:
+    """Wrap typed values that are not scalars, as an unindexed field may hold: `{"$date":{"a":1}}`."""
+    pieces, position = [], 0
+    while match := _TYPED_ODD.search(fragment, position):
+        end = json_value_end(fragment, match.start())
+        pieces += [fragment[position : match.start()], _wire(fragment[match.start() : end])]
+        position = end
+    return b"".join([*pieces, fragment[position:]])
+
+
+def _decode_values(fragment: bytes) -> bytes:
+    """Unwrap the values of a piece of a line. Raises FormatError if something wrapped is left."""
+    fragment = _WRAPPED.sub(_decode_wrapped, fragment)
+    while match := _WRAPPED_SET.search(fragment):
+        end = json_value_end(fragment, match.end())
+        fragment = fragment[: match.start()] + fragment[match.end() : end] + fragment[end + 1 :]
+    for match in _DOLLAR_NAME.finditer(fragment):
+        if match[1].startswith(b"$backup") and fragment[match.start() - 1 : match.start()] in (b"{", b","):
+            raise FormatError(f"a wrapped value that cannot be read: {match[1].decode(errors='replace')}")
+    return fragment
+
+
+def _decode_wrapped(match: re.Match[bytes]) -> bytes:
+    kind = match[1].decode()
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        raise FormatError(f"a value of the unknown type {kind!r}: the snapshot was written by a newer tool")
+    try:
+        return decoder(match[2])
+    except (ValueError, OverflowError, TypeError) as error:
+        raise FormatError(f"a {kind} value that cannot be read: {error}") from error
+
+
+def _decode_datetime(value: bytes) -> bytes:
+    moment = datetime.fromisoformat(json.loads(value))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return b'{"$date":%d}' % round((moment - _EPOCH) / _MILLISECOND)
+
+
+def _decode_timestamp(value: bytes) -> bytes:
+    if not _INTEGER.fullmatch(value):
+        raise ValueError("not a whole number of milliseconds")
+    return b'{"$date":' + value + b"}"
+
+
+def _decode_text(name: bytes) -> Callable[[bytes], bytes]:
+    def decode(value: bytes) -> bytes:
+        if not value.startswith(b'"'):
+            raise ValueError("not a string")
+        return b'{"' + name + b'":' + value + b"}"
+
+    return decode
+
+
+def _decode_decimal(value: bytes) -> bytes:
+    text = json.loads(value)
+    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
+        raise ValueError("not a JSON number")
+    return text.encode()
+
+
+def _decode_wire(value: bytes) -> bytes:
+    text: bytes = json.loads(value).encode()
+    if compact_json(text) != text:
+        raise ValueError("not compact JSON")
+    return text
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "datetime": _decode_datetime,
+    "date": _decode_datetime,
+    "timestamp_ms": _decode_timestamp,
+    "uuid": _decode_text(b"$uuid"),
+    "objectid": _decode_text(b"$objectId"),
+    "bytes_b64": _decode_text(b"$binary"),
+    "decimal": _decode_decimal,
+    "wire": _decode_wire,
+}
+
+
+# ======================================================================================================================
+# The contract: names, manifest and data files
+# ======================================================================================================================
+
+_SNAPSHOT_NAME = re.compile(r"(\d{8}_\d{6})(\.INCOMPLETE)?")
+_INPROGRESS_NAME = re.compile(r"\.\d{8}_\d{6}\.inprogress")
+_DIGEST_MODULUS = 1 << 256
+
+CONSISTENCY = (
+    "A scan, not a point in time: documents written while it ran may be old, new or missing;"
+    " each id appears at most once."
+)
+DOCUMENT_FORMAT = {
+    "layout": 'one JSON document a line, as the server holds it, typed values wrapped as {"$backupType", "value"}',
+    "vector_field": "$vector",
+    "special_types": 'datetime, timestamp_ms, uuid, objectid, bytes_b64, decimal, wire; "$backupVector": "binary"',
+}
+SERDES_OPTIONS: dict[str, Any] = {"custom_datatypes_in_reading": False, "unroll_iterables_to_lists": True}
+
+
+class Source(msgspec.Struct):
+    """Where a snapshot came from."""
+
+    api_endpoint: str = ""
+    keyspace: str = ""
+    environment: str = ""
+
+
+class CollectionRecord(msgspec.Struct, omit_defaults=False):
+    """One collection in the manifest. None: not known (older scripts), or not there because the collection failed."""
+
+    name: str
+    status: str = "ok"
+    error: str | None | msgspec.UnsetType = msgspec.UNSET  # absent unless it failed
+    definition: msgspec.Raw = msgspec.Raw(b"{}")
+    data_file: str | None = None
+    compressed: bool | None = None
+    document_count: int = 0
+    estimated_document_count: int | None = None
+    vector_count: int | None = None
+    vector_binary_count: int | None = None
+    vectorize_count: int | None = None
+    lexical_count: int | None = None
+    content_digest: str | None = None
+    data_sha256: str | None = None
+    data_size_bytes: int | None = None
+    started_at_utc: str | None = None
+    finished_at_utc: str | None = None
+    pages: int = 0
+    retries: int = 0
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the collection's data is complete."""
+        return self.status == "ok"
+
+    def options(self) -> dict[str, Any]:
+        """The definition as a dictionary: the server's `options` object."""
+        return msgspec.json.decode(self.definition, type=dict[str, Any])
+
+
+class Totals(msgspec.Struct):
+    """Sums over the collections."""
+
+    collections_ok: int = 0
+    collections_failed: int = 0
+    documents: int = 0
+
+
+class Manifest(msgspec.Struct):
+    """manifest.json. Unknown fields are ignored, missing ones take the values given here."""
+
+    backup_format_version: str
+    status: str = "complete"
+    created_at_utc: str = ""
+    finished_at_utc: str = ""
+    duration_seconds: float = 0.0
+    tool_version: str = ""
+    astrapy_version: str = ""
+    source: Source = msgspec.field(default_factory=Source)
+    serdes_options: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SERDES_OPTIONS))
+    document_format: dict[str, Any] = msgspec.field(default_factory=lambda: dict(DOCUMENT_FORMAT))
+    consistency: str = CONSISTENCY
+    totals: Totals = msgspec.field(default_factory=Totals)
+    collections: list[CollectionRecord] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every collection is in it."""
+        return self.status == "complete" and all(record.is_ok for record in self.collections)
+
+
+@dataclass
+class DataStats:
+    """What a data file holds. Two are equal when file, documents and decoded documents are the same.
+
+    `content_digest` sums the lines' SHA-256 modulo 2^256; `source_digest` does so for the decoded documents, so that
+    the writer's (of what the server sent) and the reader's (of what comes back) prove the round trip.
+    """
+
+    document_count: int = 0
+    vector_count: int = 0
+    vector_binary_count: int = 0
+    vectorize_count: int = 0
+    lexical_count: int = 0
+    both_count: int = 0  # documents with $vector and $vectorize, which no write path takes
+    content_digest: int = 0
+    source_digest: int = 0
+    data_sha256: str = ""
+    data_size_bytes: int = 0
+
+    def add(self, line: bytes, text: bytes, parts: DocumentParts) -> None:
+        """Count a document: its line, its decoded text and its parts."""
+        self.document_count += 1
+        self.vector_count += parts.has_vector
+        self.vector_binary_count += parts.has_binary_vector
+        self.vectorize_count += parts.has_vectorize
+        self.lexical_count += parts.has_lexical
+        self.both_count += bool(parts.vector) and parts.has_vectorize
+        self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
+        self.source_digest = (self.source_digest + line_digest(text)) % _DIGEST_MODULUS
+
+
+def line_digest(line: bytes) -> int:
+    """SHA-256 of a line without its newline, as a number."""
+    return int.from_bytes(hashlib.sha256(line).digest(), "big")
+
+
+def digest_text(digest: int) -> str:
+    """A content digest as 64 hex digits."""
+    return f"{digest:064x}"
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def utc_text(moment: datetime) -> str:
+    """ISO 8601 with an offset, to the millisecond."""
+    return moment.isoformat(timespec="milliseconds")
+
+
+def snapshot_name(moment: datetime) -> str:
+    """The name of a snapshot that starts at `moment` (UTC)."""
+    return moment.strftime("%Y%m%d_%H%M%S")
+
+
+def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
+    """Return (timestamp, is_incomplete) for a name that is exactly ours, None for any other."""
+    match = _SNAPSHOT_NAME.fullmatch(name)
+    return (match[1], match[2] is not None) if match else None
+
+
+def data_file_name(collection: str, *, compressed: bool) -> str:
+    """The data file of a collection. The server allows letters, digits and `_`; anything else is escaped."""
+    return urllib.parse.quote(collection, safe="") + (".jsonl.gz" if compressed else ".jsonl")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The text of manifest.json."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode_manifest(text: bytes) -> Manifest:
+    """Read manifest.json. Raises FormatError for what is none, or has an unknown major version."""
+    try:
+        text.decode()
+        manifest = msgspec.json.decode(text, type=Manifest)
+        for record in manifest.collections:
+            record.options()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
+    major = manifest.backup_format_version.partition(".")[0]
+    if major != FORMAT_VERSION.partition(".")[0]:
+        raise FormatError(
+            f"{MANIFEST_NAME} has format version {manifest.backup_format_version!r}; this tool reads {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+class HashingReader(io.RawIOBase):
+    """A binary stream that hashes and counts what is read through it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end."""
+        chunk = self._stream.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self.sha256.update(chunk)
+        self.size_bytes += len(chunk)
+        return len(chunk)
+
+    def drain(self) -> None:
+        """Read what is left."""
+        while self.read(READ_BYTES):
+            pass
+
+
+def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
+    """Yield the lines of a data file without their newlines. Memory is bound by one line and `READ_BYTES`.
+
+    Raises FormatError for a stream that does not decompress and for a line that no document can be.
+    """
+    from isal import igzip, igzip_lib
+
+    source = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
+    pending = b""
+    try:
+        while chunk := source.read(READ_BYTES):
+            lines = (pending + chunk).split(b"\n")
+            pending = lines.pop()
+            if len(pending) > MAX_LINE_BYTES:
+                raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
+            yield from lines
+    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:
+        raise FormatError(f"the data does not decompress: {error}") from error
+    if pending:
+        yield pending
+
+
+def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, bytes, DocumentParts]]:
+    """Yield (line, decoded text, parts) for each document of a data file. Raises FormatError with the line's number."""
+    number = 0
+    try:
+        for line in iter_lines(stream, compressed=compressed):
+            number += 1
+            text = decode_document(line)
+            parts = document_parts(text)
+            if not bytes(parts.id):
+                raise FormatError("the document has no _id")
+            yield line, text, parts
+    except FormatError as error:
+        raise FormatError(f"line {number}: {error}") from error
+
+
+def check_data(stream: IO[bytes], *, compressed: bool) -> DataStats:
+    """Read a data file to its end, decode every line, and return what it holds. Raises FormatError."""
+    reader = HashingReader(stream)
+    stats = DataStats()
+    for line, text, parts in iter_documents(reader, compressed=compressed):  # type: ignore[arg-type]
+        stats.add(line, text, parts)
+    reader.drain()
+    stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
+    return stats
+
+
+# ======================================================================================================================
+# The Data API
+# ======================================================================================================================
+
+
+@dataclass(frozen=True)
+class Target:
+    """A keyspace of a database, and how to reach it. The token is never printed."""
+
+    api_endpoint: str
+    keyspace: str
+    environment: str
+    token: str = field(repr=False)
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
+    retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+
+
+class Page(msgspec.Struct):
+    """One page of a `find`: each document's own text, and where to go on (None: the end)."""
+
+    documents: list[msgspec.Raw]
+    nextPageState: str | None  # noqa: N815  (the server's name)
+
+
+class Reply(msgspec.Struct):
+    """The envelope of every reply."""
+
+    data: msgspec.Raw = msgspec.Raw(b"")
+    status: msgspec.Raw = msgspec.Raw(b"")
+    errors: list[dict[str, Any]] = []
+
+
+class CollectionInfo(msgspec.Struct):
+    """What `findCollections` says of a collection."""
+
+    name: str
+    options: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class DataApi:
+    """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
+
+    Only the commands in `allowed` leave this process. Thread-safe. `on_retry(message)` is told of every repetition.
+    """
+
+    def __init__(self, target: Target, allowed: frozenset[str], stop: threading.Event | None = None) -> None:
+        import httpx
+
+        self.target = target
+        self.allowed = allowed
+        self.stop = stop or threading.Event()
+        self.was_reached = False
+        self._base_url, headers = _connection_facts(target)
+        self._http = httpx.Client(
+            headers=headers,
+            timeout=httpx.Timeout(target.request_timeout_s, connect=min(CONNECT_TIMEOUT_S, target.request_timeout_s)),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+
+    def list_keyspaces(self) -> list[str]:
+        """Names of the database's keyspaces."""
+        status = self.call("findKeyspaces", b"{}", in_keyspace=False).status
+        return _decode_reply(status, dict[str, list[str]])["keyspaces"]
+
+    def list_collections(self) -> list[CollectionInfo]:
+        """All collections with their definitions, the server's own text."""
+        status = self.call("findCollections", b'{"options":{"explain":true}}').status
+        return _decode_reply(status, dict[str, list[CollectionInfo]])["collections"]
+
+    def estimated_count(self, collection: str) -> int | None:
+        """The server's estimate, a hint for progress only; None when it gives none."""
+        try:
+            status = self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0).status
+            return int(msgspec.json.decode(status)["count"])
+        except (BackupError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+            return None
+
+    def find_page(
+        self,
+        collection: str,
+        page_state: str | None,
+        *,
+        filter_json: bytes = b"{}",
+        on_retry: Callable[[], None] | None = None,
+    ) -> tuple[list[bytes], str | None]:
+        """Return a page's documents, each as its own compact text, and the next page state (None: the end).
+
+        Raises PageStateError when the state no longer works.
+        """
+        options = b"" if page_state is None else b',"options":' + msgspec.json.encode({"pageState": page_state})
+        body = b'{"filter":' + filter_json + b',"projection":{"*":true}' + options + b"}"
+        try:
+            return decode_page(self.call("find", body, collection, on_retry=on_retry).data)
+        except RequestError as error:
+            if page_state is not None and _means_lost_place(error):
+                raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
+            raise
+
+    def call(
+        self,
+        command: str,
+        body: bytes,
+        collection: str | None = None,
+        *,
+        in_keyspace: bool = True,
+        budget_s: float | None = None,
+        on_retry: Callable[[], None] | None = None,
+    ) -> Reply:
+        """Send a command until it succeeds; `body` is the JSON text of its arguments.
+
+        `budget_s` is the patience with a failing service (None: the target's). Raises RequestError.
+        """
+        budget = self.target.retry_budget_s if budget_s is None else budget_s
+        retrying = retrying_requests(self, budget, on_retry)
+        return retrying(self.send, command, body, collection, in_keyspace=in_keyspace)
+
+    def send(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
+        """Send a command once. Raises RequestError, also for a reply with errors and no data or status."""
+        reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
+        if reply.errors:
+            raise _error_in_reply(reply.errors[0], command, collection)
+        return reply
+
+    def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
+        """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
+        import httpx
+
+        if command not in self.allowed:
+            raise BackupError(f"This program must not send the command {command!r}; allowed: {sorted(self.allowed)}.")
+        path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
+        url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
+        try:
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
+        except httpx.HTTPError as error:
+            raise _transport_error(error, self.target) from error
+        self.was_reached = True
+        return _decode_reply(text, Reply)
+
+    def _post(self, url: str, content: bytes) -> bytes:
+        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too."""
+        import httpx
+
+        deadline = time.monotonic() + self.target.request_timeout_s
+        chunks = []
+        with self._http.stream("POST", url, content=content) as response:
+            for chunk in response.iter_bytes():
+                chunks.append(chunk)
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the reply did not end in time")
+                if self.stop.is_set():
+                    raise BackupError("stopped")
+        body = b"".join(chunks)
+        if response.status_code != 200:
+            raise _status_error(response.status_code, response.headers.get("retry-after"), body)
+        return body
+
+
+def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
+    """Cut the `data` of a find reply into documents. Raises RequestError for another shape."""
+    try:
+        page = msgspec.json.decode(compact_json(bytes(data)), type=Page)
+    except (FormatError, msgspec.DecodeError) as error:
+        raise _unexpected_reply(str(error)) from error
+    return [bytes(document) for document in page.documents], page.nextPageState
+
+
+def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
+    """The URL before the keyspace, and the headers: astrapy knows the environments and how each takes its token."""
+    import astrapy
+    from astrapy.api_options import APIOptions, SerdesOptions
+
+    client = astrapy.DataAPIClient(
+        environment=target.environment, api_options=APIOptions(serdes_options=SerdesOptions(**SERDES_OPTIONS))
+    )
+    try:
+        database = client.get_database(target.api_endpoint, token=target.token, keyspace=target.keyspace)
+    except Exception as error:  # astrapy raises a class of its own for each kind of mistake
+        raise BackupError(
+            f"{target.api_endpoint} is no endpoint of the environment {target.environment!r}: {error}",
+            "Check --api-endpoint (ASTRA_DB_API_ENDPOINT) and --environment (ASTRA_DB_ENVIRONMENT).",
+        ) from error
+    options = database.api_options
+    paths = (options.data_api_url_options.api_path, options.data_api_url_options.api_version)
+    base_url = "/".join([database.api_endpoint.rstrip("/"), *(p.strip("/") for p in paths if p and p.strip("/"))])
+    headers = {
+        "Token": options.token.get_token() or "",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": f"{TOOL_NAME}/{TOOL_VERSION} astrapy/{astrapy.__version__}",
+    }
+    return base_url, headers
+
+
+def retrying_requests(api: DataApi, budget_s: float, on_retry: Callable[[], None] | None = None) -> tenacity.Retrying:
+    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s` seconds at most.
+
+    `Retry-After` is obeyed as long as it ends within the budget. The last error is let through.
+    """
+    import tenacity
+
+    backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)
+
+    def should_retry(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, RequestError) or not error.retryable:
+            return False
+        return not error.unexpected or state.attempt_number < UNEXPECTED_ATTEMPTS
+
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after_s if isinstance(error, RequestError) else None
+        return max(asked or 0.0, 0.1 + backoff(state))
+
+    def should_stop(state: tenacity.RetryCallState) -> bool:
+        budget = budget_s if api.was_reached else min(budget_s, FIRST_CONTACT_BUDGET_S)
+        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("%s Trying again in %.1f s.", getattr(error, "message", error), state.upcoming_sleep)
+        if on_retry:
+            on_retry()
+
+    return tenacity.Retrying(
+        retry=should_retry,
+        wait=wait_s,
+        stop=should_stop,
+        before_sleep=tell,
+        sleep=tenacity.sleep_using_event(api.stop),
+        reraise=True,
+    )
+
+
+def _decode_reply(text: bytes | msgspec.Raw, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _unexpected_reply(str(error)) from error
+
+
+def _unexpected_reply(reason: str) -> RequestError:
+    return RequestError(
+        f"The reply is not one of the Data API: {reason}.",
+        "A proxy or a captive portal in between? Check --api-endpoint and --environment.",
+        retryable=True,
+        unexpected=True,
+    )
+
+
+def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
+    reason = str(error) or type(error).__name__
+    is_certificate = "CERTIFICATE_VERIFY_FAILED" in reason
+    return RequestError(
+        f"No reply from {target.api_endpoint}: {reason} ({type(error).__name__}).",
+        "Check the endpoint, the network and any proxy. A database that hibernates wakes within minutes.",
+        retryable=not is_certificate,
+    )
+
+
+def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
+    with contextlib.suppress(msgspec.DecodeError, RequestError):
+        if errors := msgspec.json.decode(body, type=Reply).errors:
+            detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}"
+            return _http_error(status, retry_after, detail)
+    return _http_error(status, retry_after, "")
+
+
+def _http_error(status: int, retry_after: str | None, detail: str) -> RequestError:
+    hints = {
+        401: "The token is missing, wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN.",
+        403: "The token may not do this: check its role and the database's access list.",
+        404: "Nothing answers there: check --api-endpoint, --environment and --keyspace.",
+        413: "A request was too large for the server.",
+    }
+    return RequestError(
+        f"The server answered HTTP {status}{f' ({detail})' if detail else ''}.",
+        hints.get(status, "The service is failing or busy; try again later, or raise --retry-budget."),
+        status=status,
+        retryable=status in (408, 425, 429) or status >= 500,
+        retry_after_s=_retry_after_s(retry_after),
+    )
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Seconds to wait for a Retry-After header, which is a number or a date; None for neither."""
+    from email.utils import parsedate_to_datetime
+
+    if not header:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(header))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(header) - utc_now()).total_seconds())
+    return None
+
+
+def _error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+    code = str(error.get("errorCode") or error.get("title") or "unknown error")
+    hints = {
+        "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
+        "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed; run again for a backup of what is there now.",
+    }
+    where = f" on {collection}" if collection else ""
+    return RequestError(
+        f"{command}{where} failed with {code}: {_first_line(error.get('message'))}",
+        hints.get(code, "") or ("" if code in RETRYABLE_CODES else "The full text is in the server's documentation."),
+        status=200,
+        code=code,
+        retryable=code in RETRYABLE_CODES or code in UNEXPECTED_CODES,
+        unexpected=code in UNEXPECTED_CODES,
+    )
+
+
+def _first_line(message: Any) -> str:
+    return " ".join(str(message or "").split("\n\n")[0].split())[:300]
+
+
+def _means_lost_place(error: RequestError) -> bool:
+    """Whether an error to a request with a page state may mean that the state, not the service, is bad.
+
+    The same request without a state worked, so every complaint but these is about the state.
+    """
+    if error.status != 200 or error.code is None or error.code in RETRYABLE_CODES:
+        return False
+    return error.code not in ("UNKNOWN_COLLECTION_OR_TABLE", "UNKNOWN_KEYSPACE")
+
+
+# ======================================================================================================================
+# Report: logic tells it what happened, the command line decides how that looks
+# ======================================================================================================================
+
+
+class Redactor(logging.Formatter):
+    """Formats log lines and takes every secret out of them, in clear, URL-encoded and base64."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
+        self._secrets: set[str] = set()
+
+    def add(self, secret: str) -> None:
+        """Hide `secret` from now on."""
+        if len(secret) >= 4:
+            encoded = base64.b64encode(secret.encode()).decode()
+            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), encoded, encoded.rstrip("=")}
+
+    def redact(self, text: str) -> str:
+        """Return `text` without secrets."""
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One log line, redacted, tracebacks included."""
+        return self.redact(super().format(record))
+
+
+redactor = Redactor()
+
+
+@dataclass
+class Tally:
+    """How far a collection is."""
+
+    documents: int = 0
+    expected: int | None = None
+    phase: str = "reading"
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def rate(self) -> float:
+        """Documents a second."""
+        return self.documents / max(1e-6, time.monotonic() - self.started)
+
+
+class Report:
+    """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._tallies: dict[str, Tally] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self.is_live = sys.stderr.isatty() and not quiet
+        self.warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        if self.is_live:
+            self._start_bars()
+        else:
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._bars:
+            self._bars.stop()
+
+    def start(self, name: str, expected: int | None = None, phase: str = "reading") -> None:
+        """A collection begins, or begins anew."""
+        with self._lock:
+            self._tallies[name] = Tally(expected=expected or None, phase=phase)
+            if self._bars:
+                if name in self._tasks:
+                    self._bars.remove_task(self._tasks[name])
+                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase)
+
+    def advance(self, name: str, documents: int) -> None:
+        """More documents of a collection are done."""
+        with self._lock:
+            self._tallies[name].documents += documents
+            if self._bars:
+                self._bars.advance(self._tasks[name], documents)
+
+    def finish(self, name: str) -> None:
+        """A collection is done, well or not."""
+        with self._lock:
+            tally = self._tallies.pop(name, None)
+            if self._bars and tally:
+                self._bars.update(self._tasks[name], total=tally.documents, phase="done")
+
+    def warn(self, message: str) -> None:
+        """Something a person should know, though nothing failed."""
+        self.warnings.append(redactor.redact(message))
+        log.warning("%s", message)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            with self._lock:
+                parts = [
+                    f"{name} {t.phase} {t.documents:,} documents, {t.rate:,.0f}/s" for name, t in self._tallies.items()
+                ]
+            log.info("At work: %s.", "; ".join(parts) or "waiting")
+
+    def _start_bars(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[phase]}"),
+            BarColumn(),
+            TaskProgressColumn(show_speed=True),
+            TextColumn("{task.completed:,.0f} documents"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._bars.start()
+
+
+def start_logging(*, verbose: bool, quiet: bool) -> None:
+    """Send our log, and nobody else's, to stderr. May be called twice."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(redactor)
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+
+# ======================================================================================================================
+# Backup
+# ======================================================================================================================
+
+
+@dataclass(frozen=True)
+class BackupPlan:
+    """What a run is to do."""
+
+    target: Target
+    output_dir: Path
+    collections: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    compressed: bool = True
+    workers: int = DEFAULT_WORKERS
+
+
+@dataclass
+class BackupResult:
+    """What a run left behind."""
+
+    exit_code: Exit
+    snapshot_dir: Path
+    manifest: Manifest
+    warnings: list[str]
+
+
+class OutputDir:
+    """The directory of snapshots, held by one run at a time. A context manager; the lock ends with the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(
+                f"Another run holds {self.path}.", "Wait for it, or give this run another --output-dir."
+            ) from error
+        except OSError as error:
+            raise BackupError(
+                f"Cannot write to {self.path}: {error.strerror or error}.",
+                "Check that --output-dir (BACKUP_OUTPUT_DIR) exists and is writable.",
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock_fd)
+
+    def sweep(self) -> None:
+        """Remove what dead runs left. Only we hold the lock, so no run is alive in there."""
+        for path in self.path.iterdir():
+            if _INPROGRESS_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                log.info("Removing %s, left by a run that died.", path)
+                shutil.rmtree(path, ignore_errors=True)
+
+    def new_snapshot(self, stop: threading.Event) -> tuple[Path, datetime]:
+        """Make the directory of a new run, named after this second, or after the next one that is free."""
+        while True:
+            moment = utc_now()
+            name = snapshot_name(moment)
+            taken = (name, name + INCOMPLETE_SUFFIX, f".{name}.inprogress")
+            if not any(os.path.lexists(self.path / other) for other in taken):
+                break
+            stop.wait(0.1)
+        directory = self.path / f".{name}.inprogress"
+        directory.mkdir(mode=0o700)
+        return directory, moment
+
+
+class DataFileWriter:
+    """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk."""
+
+    def __init__(self, path: Path, *, compressed: bool) -> None:
+        from isal import isal_zlib
+
+        self.stats = DataStats()
+        self._sha256 = hashlib.sha256()
+        self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
+
+    def write(self, documents: Iterable[bytes]) -> None:
+        """Append documents, given as the server's compact text."""
+        lines = []
+        for text in documents:
+            line, parts = encode_document(text)
+            self.stats.add(line, text, parts)
+            lines.append(line)
+        if lines:
+            lines.append(b"")
+            self._write_bytes(b"\n".join(lines))
+
+    def close(self) -> DataStats:
+        """Finish the file, fsync it, and return what it holds."""
+        if self._compressor:
+            self._append(self._compressor.flush())
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.stats.data_sha256 = self._sha256.hexdigest()
+        return self.stats
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write_bytes(self, text: bytes) -> None:
+        self._append(self._compressor.compress(text) if self._compressor else text)
+
+    def _append(self, chunk: bytes) -> None:
+        self._sha256.update(chunk)
+        self.stats.data_size_bytes += len(chunk)
+        view = memoryview(chunk)
+        while view:  # an unbuffered file may take less than all
+            view = view[self._file.write(view) :]
+
+
+class CollectionBackup:
+    """Backs up one collection: reads it, writes it, reads it back."""
+
+    def __init__(self, api: DataApi, info: CollectionInfo, directory: Path, plan: BackupPlan, report: Report) -> None:
+        self._api = api
+        self._report = report
+        self._compressed = plan.compressed
+        self._path = directory / data_file_name(info.name, compressed=plan.compressed)
+        self.record = CollectionRecord(
+            name=info.name, definition=info.options, compressed=plan.compressed, started_at_utc=utc_text(utc_now())
+        )
+
+    def run(self) -> CollectionRecord:
+        """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
+        record = self.record
+        try:
+            stats = self._scan_until_whole()
+            self._check_vectors(stats)
+            self._read_back(stats)
+            self._fill_in(stats)
+            log.info(
+                "%s: %s documents, %s vectors, read back.",
+                record.name,
+                f"{stats.document_count:,}",
+                f"{stats.vector_count:,}",
+            )
+        except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
+            self._fail(error)
+        record.finished_at_utc = utc_text(utc_now())
+        self._report.finish(record.name)
+        return record
+
+    def _scan_until_whole(self) -> DataStats:
+        """Scan the collection; start over when the place in the scan is lost."""
+        self.record.estimated_document_count = self._api.estimated_count(self.record.name)
+        for attempt in range(1, MAX_SCANS + 1):
+            try:
+                return self._scan()
+            except PageStateError as error:
+                if attempt == MAX_SCANS:
+                    raise
+                self.record.retries += 1
+                log.warning("%s: %s Starting the collection over.", self.record.name, error.message)
+        raise AssertionError("unreachable")
+
+    def _scan(self) -> DataStats:
+        """Read all pages; each is encoded and compressed while the next one is on its way."""
+        self._report.start(self.record.name, self.record.estimated_document_count)
+        self.record.pages = 0
+        writer = DataFileWriter(self._path, compressed=self._compressed)
+        pool = ThreadPoolExecutor(1)
+        try:
+            written: Future[None] | None = None
+            for documents in self._pages():
+                if written:
+                    written.result()
+                written = pool.submit(writer.write, documents)
+                self._report.advance(self.record.name, len(documents))
+            if written:
+                written.result()
+            return writer.close()
+        finally:
+            pool.shutdown(wait=False)
+            writer.abandon()
+
+    def _pages(self) -> Iterator[list[bytes]]:
+        """Yield each page's documents. The end is a page state of null and nothing else."""
+        state: str | None = None
+        last: list[bytes] = []
+        while True:
+            documents, next_state = self._api.find_page(self.record.name, state, on_retry=self._count_retry)
+            self.record.pages += 1
+            if next_state is not None and next_state == state:
+                raise PageStateError("the server gave the same page state twice.")
+            if documents and documents == last:
+                raise PageStateError("the server gave the same page twice.")
+            yield documents
+            if next_state is None:
+                return
+            state, last = next_state, documents
+
+    def _count_retry(self) -> None:
+        self.record.retries += 1
+
+    def _check_vectors(self, stats: DataStats) -> None:
+        """The vector guard: a vector collection whose documents carry no vector is a failed backup."""
+        vector = self.record.options().get("vector")
+        if not vector or not stats.document_count or stats.vector_count:
+            return
+        message = f"{self.record.name}: the collection declares vectors, but none of its documents carries one."
+        if not vector.get("service"):
+            raise BackupError(
+                message, "If that is so in the database, back the collection up on its own with --exclude."
+            )
+        self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
+        self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
+
+    def _read_back(self, stats: DataStats) -> None:
+        """Decode the file as it is on the disk and compare with what was sent by the server."""
+        with self._path.open("rb") as stream:
+            found = check_data(stream, compressed=self._compressed)
+        if found != stats:
+            raise BackupError(
+                f"{self.record.name}: the file does not read back as it was written.",
+                "The disk or the memory is failing: do not trust this machine, run the backup on another.",
+            )
+
+    def _fill_in(self, stats: DataStats) -> None:
+        record = self.record
+        record.data_file = self._path.name
+        record.document_count = stats.document_count
+        record.vector_count = stats.vector_count
+        record.vector_binary_count = stats.vector_binary_count
+        record.vectorize_count = stats.vectorize_count
+        record.lexical_count = stats.lexical_count
+        record.content_digest = digest_text(stats.content_digest)
+        record.data_sha256 = stats.data_sha256
+        record.data_size_bytes = stats.data_size_bytes
+
+    def _fail(self, error: Exception) -> None:
+        """Record the failure; the file goes, also to give a full disk its space back."""
+        self._path.unlink(missing_ok=True)
+        self.record.status = "failed"
+        self.record.error = redactor.redact(_describe(error))
+        log.error("%s failed: %s", self.record.name, _describe(error))
+        log.debug("%s", "".join(traceback.format_exception(error)))
+
+
+def _describe(error: BaseException) -> str:
+    """One line for an error: what failed, why and what to do."""
+    if isinstance(error, BackupError):
+        return f"{error.message} {error.hint}".strip()
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+
+
+def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
+    """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written."""
+    api = DataApi(plan.target, READ_COMMANDS, stop)
+    with OutputDir(plan.output_dir) as output:
+        try:
+            output.sweep()
+            selected = select_collections(list_collections(api), plan, report)
+            directory, started = output.new_snapshot(stop)
+            records = _run_collections(api, selected, directory, plan, report)
+            manifest = _make_manifest(plan, records, started)
+            return _finish_snapshot(directory, manifest, report)
+        except OSError as error:
+            raise BackupError(
+                f"Cannot write the snapshot: {_describe(error)}.", "Free some space, or choose another --output-dir."
+            ) from error
+
+
+def list_collections(api: DataApi) -> list[CollectionInfo]:
+    """The keyspace's collections; the first contact with the database, so its errors name what is there."""
+    try:
+        return api.list_collections()
+    except RequestError as error:
+        if error.code == "UNKNOWN_KEYSPACE":
+            with contextlib.suppress(BackupError):
+                names = ", ".join(name for name in sorted(api.list_keyspaces()) if not name.startswith("system"))
+                error.hint = f"Check --keyspace (ASTRA_DB_KEYSPACE). The database has: {names}."
+        raise
+
+
+def select_collections(found: list[CollectionInfo], plan: BackupPlan, report: Report) -> list[CollectionInfo]:
+    """The collections to back up. Raises BackupError for a name that is not there."""
+    names = {info.name for info in found}
+    if missing := [name for name in plan.collections if name not in names]:
+        raise BackupError(
+            f"No such collection: {', '.join(missing)}.",
+            f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}.",
+        )
+    for name in plan.exclude:
+        if name not in names:
+            report.warn(f"--exclude {name}: there is no such collection.")
+    selected = [
+        info
+        for info in found
+        if info.name not in plan.exclude and (not plan.collections or info.name in plan.collections)
+    ]
+    if found and not selected:
+        raise BackupError("Nothing is left to back up.", "Check --collection and --exclude.")
+    if not found:
+        report.warn(f"The keyspace {plan.target.keyspace} has no collections; the snapshot is empty.")
+    return selected
+
+
+def _run_collections(
+    api: DataApi, selected: list[CollectionInfo], directory: Path, plan: BackupPlan, report: Report
+) -> list[CollectionRecord]:
+    """Back up several collections at once; the records come in the server's order."""
+    pool = ThreadPoolExecutor(max(1, min(plan.workers, len(selected) or 1)))
+    try:
+        jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
+        pending = {pool.submit(job.run) for job in jobs}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+        return [job.record for job in jobs]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime) -> Manifest:
+    import astrapy
+
+    finished = utc_now()
+    failed = sum(not record.is_ok for record in records)
+    target = plan.target
+    return Manifest(
+        backup_format_version=FORMAT_VERSION,
+        status="incomplete" if failed else "complete",
+        created_at_utc=utc_text(started),
+        finished_at_utc=utc_text(finished),
+        duration_seconds=round((finished - started).total_seconds(), 3),
+        tool_version=TOOL_VERSION,
+        astrapy_version=astrapy.__version__,
+        source=Source(target.api_endpoint, target.keyspace, target.environment),
+        totals=Totals(len(records) - failed, failed, sum(record.document_count for record in records)),
+        collections=records,
+    )
+
+
+def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
+    """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
+    text = encode_manifest(manifest)
+    _write_file(directory / MANIFEST_NAME, text)
+    sums = [(record.data_sha256, record.data_file) for record in manifest.collections if record.data_file]
+    sums.append((hashlib.sha256(text).hexdigest(), MANIFEST_NAME))
+    _write_file(directory / CHECKSUMS_NAME, "".join(f"{digest}  {name}\n" for digest, name in sums).encode())
+    _fsync_directory(directory)
+    name = directory.name.removeprefix(".").removesuffix(".inprogress")
+    final = directory.with_name(name if manifest.is_complete else name + INCOMPLETE_SUFFIX)
+    directory.replace(final)
+    _fsync_directory(final.parent)
+    code = Exit.OK if manifest.is_complete else Exit.INCOMPLETE
+    return BackupResult(code, final, manifest, report.warnings)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ======================================================================================================================
+# Command line
+# ======================================================================================================================
+
+ENVIRONMENTS = ("prod", "dev", "test", "hcd", "dse", "cassandra", "other")
+BOX_VARIABLES = ("BOX_CLIENT_ID", "BOX_CLIENT_SECRET", "BOX_ENTERPRISE_ID or BOX_USER_ID", "BOX_FOLDER_ID")
+
+
+def read_secret(name: str) -> str:
+    """A secret from the variable `name`, or from the file that `name`_FILE names; "" when there is neither."""
+    value = os.environ.get(name, "").strip()
+    file_name = os.environ.get(f"{name}_FILE", "").strip()
+    if not value and file_name:
+        try:
+            value = Path(file_name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BackupError(f"Cannot read the file that {name}_FILE names: {error}.") from error
+    redactor.add(value)
+    return value
+
+
+def make_target(options: dict[str, Any]) -> Target:
+    """Check the connection's options (those of `connection_options`). Raises BackupError that names what is missing."""
+    api_endpoint = options["api_endpoint"]
+    token = read_secret("ASTRA_DB_APPLICATION_TOKEN")
+    if not api_endpoint:
+        raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
+    parts = urllib.parse.urlsplit(api_endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BackupError(
+            f"--api-endpoint {api_endpoint!r} is no http(s) URL.", "Copy it from the database's page in Astra."
+        )
+    if not token:
+        raise BackupError(
+            "No token.", "Set ASTRA_DB_APPLICATION_TOKEN, or ASTRA_DB_APPLICATION_TOKEN_FILE to a file that holds it."
+        )
+    if not token.isascii() or not token.isprintable():
+        raise BackupError("The token holds characters that no token has.", "Copy it again, without line breaks.")
+    return Target(
+        api_endpoint.rstrip("/"),
+        options["keyspace"],
+        options["environment"],
+        token,
+        options["request_timeout_ms"] / 1000,
+        options["retry_budget"],
+    )
+
+
+def _option(name: str, variable: str, text: str, **settings: Any) -> Callable[[_F], _F]:
+    """An option that a variable can set too."""
+    if "default" in settings:
+        settings["show_default"] = True
+    return click.option(name, envvar=variable, show_envvar=True, help=text, **settings)
+
+
+def connection_options(function: _F) -> _F:
+    """Options that name a database, for both scripts."""
+    options = [
+        _option("--api-endpoint", "ASTRA_DB_API_ENDPOINT", "The database's Data API endpoint.", metavar="URL"),
+        _option("--keyspace", "ASTRA_DB_KEYSPACE", "The keyspace.", metavar="NAME", default=DEFAULT_KEYSPACE),
+        _option(
+            "--environment",
+            "ASTRA_DB_ENVIRONMENT",
+            "What kind of database it is, by astrapy's names.",
+            type=click.Choice(ENVIRONMENTS),
+            default="prod",
+        ),
+        _option(
+            "--workers",
+            "BACKUP_WORKERS",
+            "Backup: collections read at once. Restore: batches in flight.",
+            metavar="N",
+            type=click.IntRange(1, 64),
+            default=DEFAULT_WORKERS,
+        ),
+        _option(
+            "--request-timeout-ms",
+            "BACKUP_REQUEST_TIMEOUT_MS",
+            "For one request, its reply included.",
+            metavar="MS",
+            type=click.IntRange(1),
+            default=DEFAULT_REQUEST_TIMEOUT_MS,
+        ),
+        _option(
+            "--retry-budget",
+            "BACKUP_RETRY_BUDGET",
+            "Patience for one collection with a failing service.",
+            metavar="SECONDS",
+            type=click.FloatRange(0),
+            default=DEFAULT_RETRY_BUDGET_S,
+        ),
+        _option(
+            "--output-dir",
+            "BACKUP_OUTPUT_DIR",
+            "Where the snapshots are.",
+            metavar="DIR",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=DEFAULT_OUTPUT_DIR,
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
+        click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@connection_options
+@click.option(
+    "--collection", "collections", metavar="NAME", multiple=True, help="Back up this collection only. Repeatable."
+)
+@click.option("--exclude", metavar="NAME", multiple=True, help="Leave this collection out. Repeatable.")
+@click.option("--compress/--no-compress", default=True, show_default=True, help="Whether data files are gzipped.")
+@click.option("--box/--no-box", "to_box", default=True, show_default=True, help="Whether the snapshot goes to Box.")
+@click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
+@click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
+def main(
+    collections: tuple[str, ...], exclude: tuple[str, ...], compress: bool, to_box: bool, check: bool, **options: Any
+) -> int:
+    r"""Back up every collection of one keyspace, vectors and ids included, and put the snapshot into Box.
+
+    The token comes from ASTRA_DB_APPLICATION_TOKEN or from the file that ASTRA_DB_APPLICATION_TOKEN_FILE names.
+    A file .env in the working directory is read; real variables win.
+
+    \b
+    Examples:
+      python astra_backup.py --no-box                    every collection, kept on this machine
+      python astra_backup.py --check                     test everything, write nothing
+      python astra_backup.py --no-box --collection docs  one collection
+    """
+    if to_box:
+        _require_box()
+    target = make_target(options)
+    plan = BackupPlan(target, options["output_dir"], collections, exclude, compress, options["workers"])
+    if check:
+        return run_check(plan, as_json=options["as_json"])
+    started = time.monotonic()
+    with Report(quiet=options["quiet"]) as report:
+        result = run_backup(plan, report, stop_event)
+    _print_result(result, time.monotonic() - started, as_json=options["as_json"])
+    return result.exit_code
+
+
+def _require_box() -> None:
+    """Refuse a run that is to end in Box and cannot."""
+    missing = [
+        name
+        for name in BOX_VARIABLES
+        if not any(os.environ.get(n) or os.environ.get(n + "_FILE") for n in name.split(" or "))
+    ]
+    if missing:
+        raise BackupError(f"Box is not configured: {', '.join(missing)} not set.", "Set them, or give --no-box.")
+    raise BackupError("Box is not supported by this version.", "Give --no-box.")
+
+
+def run_check(plan: BackupPlan, *, as_json: bool) -> int:
+    """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
+    rows: list[tuple[str, bool, str]] = []
+    try:
+        api = DataApi(plan.target, READ_COMMANDS, stop_event)
+        found = list_collections(api)
+        rows.append(("database", True, f"{plan.target.api_endpoint}, keyspace {plan.target.keyspace}"))
+        for info in found:
+            count = api.estimated_count(info.name)
+            rows.append(
+                (f"collection {info.name}", True, "count unknown" if count is None else f"about {count:,} documents")
+            )
+        select_collections(found, plan, Report(quiet=True))
+    except BackupError as error:
+        rows.append(("database", False, _describe(error)))
+    rows.append(_check_output_dir(plan.output_dir))
+    if as_json:
+        print_result(
+            json.dumps(
+                {
+                    "ok": all(ok for _, ok, _ in rows),
+                    "checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in rows],
+                }
+            )
+        )
+    else:
+        for name, ok, detail in rows:
+            print_result(f"{'✓' if ok else '✗'} {name}: {detail}")
+    return Exit.OK if all(ok for _, ok, _ in rows) else Exit.FAILED
+
+
+def _check_output_dir(path: Path) -> tuple[str, bool, str]:
+    """Whether the output directory, or the one in which it would be made, can be written, and its free space."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return "output directory", False, f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)"
+    return "output directory", True, f"{path}, {size_text(free)} free"
+
+
+def size_text(size_bytes: float) -> str:
+    """A size for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> None:
+    manifest = result.manifest
+    if as_json:
+        fields = (
+            "name",
+            "status",
+            "error",
+            "document_count",
+            "vector_count",
+            "data_size_bytes",
+            "content_digest",
+            "pages",
+            "retries",
+        )
+        print_result(
+            json.dumps(
+                {
+                    "status": manifest.status,
+                    "exit_code": int(result.exit_code),
+                    "snapshot": str(result.snapshot_dir),
+                    "documents": manifest.totals.documents,
+                    "collections": [
+                        {name: getattr(record, name) for name in fields} for record in manifest.collections
+                    ],
+                    "upload": None,
+                    "warnings": result.warnings,
+                    "duration_seconds": round(duration_s, 3),
+                }
+            )
+        )
+        return
+    totals = manifest.totals
+    size = size_text(sum(record.data_size_bytes or 0 for record in manifest.collections))
+    failed = [record.name for record in manifest.collections if not record.is_ok]
+    verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
+    print_result(
+        f"{result.snapshot_dir}: {verdict}; {totals.collections_ok} collections,"
+        f" {totals.documents:,} documents, {size}, {duration_s:.1f} s"
+    )
+
+
+def print_result(text: str) -> None:
+    """Print to stdout, which carries the result and nothing else."""
+    sys.stdout.write(redactor.redact(text) + "\n")
+    sys.stdout.flush()
+
+
+stop_event = threading.Event()
+
+
+def _stop(signal_number: int, _frame: object) -> NoReturn:
+    """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
+    if stop_event.is_set():
+        os._exit(128 + signal_number)
+    stop_event.set()
+    watchdog = threading.Timer(STOP_GRACE_S, os._exit, [128 + signal_number])
+    watchdog.daemon = True
+    watchdog.start()
+    raise SystemExit(128 + signal_number)
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command line and end the process: the one place where errors become exit codes."""
+    from dotenv import load_dotenv
+
+    load_dotenv(Path.cwd() / ".env", override=False)
+    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
+    start_logging(
+        verbose={"-v", "--verbose"} & set(sys.argv) != set(), quiet={"-q", "--quiet"} & set(sys.argv) != set()
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    code = _run_guarded(command)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # worker threads may hang in a request; they must not keep the process
+
+
+def read_secret_quietly(*names: str) -> None:
+    """Make secrets known to the redactor before anything can be printed."""
+    for name in names:
+        with contextlib.suppress(BackupError):
+            read_secret(name)
+
+
+def _run_guarded(command: click.Command) -> int:
+    try:
+        return int(command.main(standalone_mode=False) or 0)
+    except BackupError as error:
+        return _show_error(error.message, error.hint, error.exit_code)
+    except click.ClickException as error:
+        return _show_error(error.format_message(), "Run it with --help for the options.", Exit.FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+        if code > 128:
+            log.error("Stopped by signal %d; nothing half-done keeps a final name.", code - 128)  # noqa: TRY400
+        return code
+    except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
+        return _show_error(
+            f"{type(error).__name__}: {error}", "This is a bug: run it with -v and report it.", Exit.FAILED
+        )
+
+
+def _show_error(message: str, hint: str, code: int) -> int:
+    if log.isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
+        log.debug("%s", traceback.format_exc())
+    log.error("%s%s", message, f"\n  {hint}" if hint else "")
+    if "--json" in sys.argv:
+        print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
+    return int(code)
+
+
+if __name__ == "__main__":
+    run_command(main)
