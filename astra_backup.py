@@ -83,6 +83,7 @@ CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_BUDGET_S = 30.0  # how long a host that was never reached is tried
 MAX_BACKOFF_S = 30.0
 UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON
+MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
@@ -359,7 +360,11 @@ def _nearest_float32(number: str) -> Any:
     import numpy
 
     guess = numpy.float32(number)
-    nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
+    nearby = [
+        guess,
+        numpy.nextafter(guess, numpy.float32("inf")),
+        numpy.nextafter(guess, numpy.float32("-inf")),
+    ]
     return min(nearby, key=lambda candidate: abs(Decimal(float(candidate)) - Decimal(number)))
 
 
@@ -595,7 +600,7 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
 
     name: str
     status: str = "ok"
-    error: str | None | msgspec.UnsetType = msgspec.UNSET  # absent unless it failed
+    error: str | msgspec.UnsetType | None = msgspec.UNSET  # absent unless it failed
     definition: msgspec.Raw = msgspec.Raw(b"{}")
     data_file: str | None = None
     compressed: bool | None = None
@@ -786,7 +791,7 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
             if len(pending) > MAX_LINE_BYTES:
                 raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
             yield from lines
-    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:
+    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
     if pending:
         yield pending
@@ -857,6 +862,12 @@ class CollectionInfo(msgspec.Struct):
     options: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class CollectionsStatus(msgspec.Struct):
+    """The `status` of a findCollections reply."""
+
+    collections: list[CollectionInfo]
+
+
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
@@ -879,20 +890,20 @@ class DataApi:
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        status = self.call("findKeyspaces", b"{}", in_keyspace=False).status
-        return _decode_reply(status, dict[str, list[str]])["keyspaces"]
+        read = _read_status(dict[str, list[str]])
+        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=read).get("keyspaces", [])
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
-        status = self.call("findCollections", b'{"options":{"explain":true}}').status
-        return _decode_reply(status, dict[str, list[CollectionInfo]])["collections"]
+        read = _read_status(CollectionsStatus)
+        return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
 
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            status = self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0).status
-            return int(msgspec.json.decode(status)["count"])
-        except (BackupError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+            read = _read_status(dict[str, int])
+            return self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0, read=read).get("count")
+        except RequestError:
             return None
 
     def find_page(
@@ -910,7 +921,7 @@ class DataApi:
         options = b"" if page_state is None else b',"options":' + msgspec.json.encode({"pageState": page_state})
         body = b'{"filter":' + filter_json + b',"projection":{"*":true}' + options + b"}"
         try:
-            return decode_page(self.call("find", body, collection, on_retry=on_retry).data)
+            return self.call("find", body, collection, on_retry=on_retry, read=lambda reply: decode_page(reply.data))
         except RequestError as error:
             if page_state is not None and _means_lost_place(error):
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
@@ -922,24 +933,25 @@ class DataApi:
         body: bytes,
         collection: str | None = None,
         *,
+        read: Callable[[Reply], _T],
         in_keyspace: bool = True,
         budget_s: float | None = None,
         on_retry: Callable[[], None] | None = None,
-    ) -> Reply:
-        """Send a command until it succeeds; `body` is the JSON text of its arguments.
+    ) -> _T:
+        """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `budget_s` is the patience with a failing service (None: the target's). Raises RequestError.
+        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (None: the
+        target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
         """
-        budget = self.target.retry_budget_s if budget_s is None else budget_s
-        retrying = retrying_requests(self, budget, on_retry)
-        return retrying(self.send, command, body, collection, in_keyspace=in_keyspace)
 
-    def send(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
-        """Send a command once. Raises RequestError, also for a reply with errors and no data or status."""
-        reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
-        if reply.errors:
-            raise _error_in_reply(reply.errors[0], command, collection)
-        return reply
+        def send() -> _T:
+            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
+            if reply.errors and not reply.status:
+                raise _error_in_reply(reply.errors[0], command, collection)
+            return read(reply)
+
+        budget = self.target.retry_budget_s if budget_s is None else budget_s
+        return retrying_requests(self, budget, on_retry)(send)
 
     def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1056,6 +1068,11 @@ def _decode_reply(text: bytes | msgspec.Raw, kind: type[_T]) -> _T:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _unexpected_reply(str(error)) from error
+
+
+def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
+    """A reader of a reply's `status`."""
+    return lambda reply: _decode_reply(reply.status, kind)
 
 
 def _unexpected_reply(reason: str) -> RequestError:
@@ -1410,7 +1427,10 @@ class CollectionBackup:
         self._compressed = plan.compressed
         self._path = directory / data_file_name(info.name, compressed=plan.compressed)
         self.record = CollectionRecord(
-            name=info.name, definition=info.options, compressed=plan.compressed, started_at_utc=utc_text(utc_now())
+            name=info.name,
+            definition=info.options,
+            compressed=plan.compressed,
+            started_at_utc=utc_text(utc_now()),
         )
 
     def run(self) -> CollectionRecord:
@@ -1467,20 +1487,28 @@ class CollectionBackup:
             writer.abandon()
 
     def _pages(self) -> Iterator[list[bytes]]:
-        """Yield each page's documents. The end is a page state of null and nothing else."""
+        """Yield each page's documents. The end is a page state of null and nothing else.
+
+        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us.
+        """
         state: str | None = None
         last: list[bytes] = []
+        stalled = 0
         while True:
             documents, next_state = self._api.find_page(self.record.name, state, on_retry=self._count_retry)
             self.record.pages += 1
-            if next_state is not None and next_state == state:
-                raise PageStateError("the server gave the same page state twice.")
-            if documents and documents == last:
-                raise PageStateError("the server gave the same page twice.")
-            yield documents
+            is_repeated = bool(documents) and documents == last
+            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
+            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
+                raise PageStateError("the server does not move on from a page.")
+            if is_repeated:
+                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name)
+                self._count_retry()
+            else:
+                yield documents
             if next_state is None:
                 return
-            state, last = next_state, documents
+            state, last = next_state, documents or last
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -1551,7 +1579,8 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise BackupError(
-                f"Cannot write the snapshot: {_describe(error)}.", "Free some space, or choose another --output-dir."
+                f"Cannot write the snapshot: {_describe(error)}.",
+                "Free some space, or choose another --output-dir.",
             ) from error
 
 
@@ -1688,11 +1717,13 @@ def make_target(options: dict[str, Any]) -> Target:
     parts = urllib.parse.urlsplit(api_endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BackupError(
-            f"--api-endpoint {api_endpoint!r} is no http(s) URL.", "Copy it from the database's page in Astra."
+            f"--api-endpoint {api_endpoint!r} is no http(s) URL.",
+            "Copy it from the database's page in Astra.",
         )
     if not token:
         raise BackupError(
-            "No token.", "Set ASTRA_DB_APPLICATION_TOKEN, or ASTRA_DB_APPLICATION_TOKEN_FILE to a file that holds it."
+            "No token.",
+            "Set ASTRA_DB_APPLICATION_TOKEN, or ASTRA_DB_APPLICATION_TOKEN_FILE to a file that holds it.",
         )
     if not token.isascii() or not token.isprintable():
         raise BackupError("The token holds characters that no token has.", "Copy it again, without line breaks.")
@@ -1769,7 +1800,11 @@ def connection_options(function: _F) -> _F:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @connection_options
 @click.option(
-    "--collection", "collections", metavar="NAME", multiple=True, help="Back up this collection only. Repeatable."
+    "--collection",
+    "collections",
+    metavar="NAME",
+    multiple=True,
+    help="Back up this collection only. Repeatable.",
 )
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this collection out. Repeatable.")
 @click.option("--compress/--no-compress", default=True, show_default=True, help="Whether data files are gzipped.")
@@ -1777,7 +1812,12 @@ def connection_options(function: _F) -> _F:
 @click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
 @click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
 def main(
-    collections: tuple[str, ...], exclude: tuple[str, ...], compress: bool, to_box: bool, check: bool, **options: Any
+    collections: tuple[str, ...],
+    exclude: tuple[str, ...],
+    compress: bool,
+    to_box: bool,
+    check: bool,
+    **options: Any,
 ) -> int:
     r"""Back up every collection of one keyspace, vectors and ids included, and put the snapshot into Box.
 
@@ -1825,7 +1865,11 @@ def run_check(plan: BackupPlan, *, as_json: bool) -> int:
         for info in found:
             count = api.estimated_count(info.name)
             rows.append(
-                (f"collection {info.name}", True, "count unknown" if count is None else f"about {count:,} documents")
+                (
+                    f"collection {info.name}",
+                    True,
+                    "count unknown" if count is None else f"about {count:,} documents",
+                )
             )
         select_collections(found, plan, Report(quiet=True))
     except BackupError as error:
@@ -1853,7 +1897,11 @@ def _check_output_dir(path: Path) -> tuple[str, bool, str]:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return "output directory", False, f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)"
+        return (
+            "output directory",
+            False,
+            f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)",
+        )
     return "output directory", True, f"{path}, {size_text(free)} free"
 
 
@@ -1869,17 +1917,6 @@ def size_text(size_bytes: float) -> str:
 def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> None:
     manifest = result.manifest
     if as_json:
-        fields = (
-            "name",
-            "status",
-            "error",
-            "document_count",
-            "vector_count",
-            "data_size_bytes",
-            "content_digest",
-            "pages",
-            "retries",
-        )
         print_result(
             json.dumps(
                 {
@@ -1887,9 +1924,7 @@ def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> 
                     "exit_code": int(result.exit_code),
                     "snapshot": str(result.snapshot_dir),
                     "documents": manifest.totals.documents,
-                    "collections": [
-                        {name: getattr(record, name) for name in fields} for record in manifest.collections
-                    ],
+                    "collections": [_record_row(record) for record in manifest.collections],
                     "upload": None,
                     "warnings": result.warnings,
                     "duration_seconds": round(duration_s, 3),
@@ -1905,6 +1940,13 @@ def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> 
         f"{result.snapshot_dir}: {verdict}; {totals.collections_ok} collections,"
         f" {totals.documents:,} documents, {size}, {duration_s:.1f} s"
     )
+
+
+def _record_row(record: CollectionRecord) -> dict[str, Any]:
+    """A collection in the JSON result: the manifest's record without its definition."""
+    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
+    del row["definition"]
+    return row
 
 
 def print_result(text: str) -> None:

@@ -63,7 +63,6 @@ from astra_backup import (
     make_target,
     parse_snapshot_name,
     print_result,
-    retrying_requests,
     run_command,
     size_text,
     stop_event,
@@ -98,8 +97,14 @@ class RestoreExit(IntEnum):
     OK = 0, "restored, and the result was compared with the snapshot"
     FAILED = 1, "configuration, usage or connection: nothing was written"
     INCOMPLETE = 2, "a collection failed to restore; the rest is there; running again carries on"
-    SNAPSHOT_REFUSED = 3, "the snapshot is refused (damaged, incomplete, unknown version, unsafe): nothing was written"
-    TARGET_REFUSED = 4, "the target is refused (not empty, other definition, a choice missing): nothing was written"
+    SNAPSHOT_REFUSED = (
+        3,
+        "the snapshot is refused (damaged, incomplete, unknown version, unsafe): nothing was written",
+    )
+    TARGET_REFUSED = (
+        4,
+        "the target is refused (not empty, other definition, a choice missing): nothing was written",
+    )
     DIFFERENT = 5, "restored, but the comparison found a difference"
     INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
     TERMINATED = 143, "stopped by SIGTERM"
@@ -226,7 +231,8 @@ def find_snapshot(wanted: str, output_dir: Path) -> Path:
         if complete:
             return complete[0]
         raise BackupError(
-            f"There is no complete snapshot in {output_dir}.", "Check --output-dir; --list shows what is there."
+            f"There is no complete snapshot in {output_dir}.",
+            "Check --output-dir; --list shows what is there.",
         )
     choices = (
         Path(wanted),
@@ -559,7 +565,7 @@ def create_collections(api: DataApi, plan: list[PlannedCollection]) -> None:
 
 def _create(api: DataApi, planned: PlannedCollection) -> None:
     body = {"name": planned.target_name, "options": planned.options}
-    api.call("createCollection", msgspec.json.encode(body))
+    api.call("createCollection", msgspec.json.encode(body), read=_ignore_reply)
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while True:
         found = [info for info in api.list_collections() if info.name == planned.target_name]
@@ -574,10 +580,14 @@ def _create(api: DataApi, planned: PlannedCollection) -> None:
         )
 
 
+def _ignore_reply(_reply: Reply) -> None:
+    """For commands of which it is enough that they succeed."""
+
+
 def _drop(api: DataApi, names: list[str]) -> None:
     for name in names:
         with contextlib.suppress(BackupError):
-            api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0)
+            api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0, read=_ignore_reply)
 
 
 class Rejects:
@@ -663,23 +673,13 @@ class CollectionWriter:
     def _insert(self, batch: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Insert once, patiently; return the documents to send again and those whose id is there already."""
         body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
-        retrying = retrying_requests(self._api, self._api.target.retry_budget_s)
         try:
-            reply = retrying(self._insert_once, body, len(batch))
+            errors = self._api.call("insertMany", body, self._name, read=lambda reply: reply_errors(reply, len(batch)))
         except RequestError as error:
             if error.retryable or error.status not in (200, 413):
                 raise
             return self._divide(batch, error)
-        return self._sort_out(batch, reply)
-
-    def _insert_once(self, body: bytes, count: int) -> list[dict[str, Any] | None]:
-        """One request; for each document None, or its error. A failure of the request as a whole is raised."""
-        reply = self._api.exchange("insertMany", body, self._name)
-        errors = reply_errors(reply, count)
-        retryable = [e for e in errors if e and e.get("errorCode") in RETRYABLE_CODES]
-        if retryable and len(retryable) == count:
-            raise RequestError(f"insertMany on {self._name}: {retryable[0]['errorCode']}", retryable=True, status=200)
-        return errors
+        return self._sort_out(batch, errors)
 
     def _divide(self, batch: list[bytes], error: RequestError) -> tuple[list[bytes], list[bytes]]:
         """The server refused a request as a whole: halve it until the bad document is alone."""
@@ -728,34 +728,39 @@ def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
+class InsertStatus(msgspec.Struct):
+    """The `status` of an insertMany reply."""
+
+    documentResponses: list[dict[str, Any]]  # noqa: N815  (the server's name)
+
+
 def reply_errors(reply: Reply, count: int) -> list[dict[str, Any] | None]:
-    """For each document of an insertMany None or its error. Raises RequestError when the request failed as a whole."""
-    status = msgspec.json.decode(reply.status) if reply.status else {}
-    responses = status.get("documentResponses") if isinstance(status, dict) else None
-    if responses is None:
-        error = reply.errors[0] if reply.errors else {"errorCode": None, "message": "no documentResponses in the reply"}
-        code = error.get("errorCode")
-        raise RequestError(
-            f"insertMany failed with {code}: {error.get('message')}",
-            status=200,
-            code=code,
-            retryable=code in RETRYABLE_CODES or code is None,
-            unexpected=code is None,
-        )
+    """For each document of an insertMany None or its error. Raises RequestError where all of them may pass later."""
+    try:
+        responses = msgspec.json.decode(reply.status, type=InsertStatus).documentResponses
+    except msgspec.DecodeError as error:
+        raise _unclear(str(error)) from error
     if len(responses) != count:
-        raise RequestError(
-            "The reply to insertMany is about other documents.", status=200, retryable=True, unexpected=True
-        )
-    return [
-        None if response.get("status") == "OK" else _response_error(response, reply.errors) for response in responses
-    ]
+        raise _unclear(f"{len(responses)} results for {count} documents")
+    errors = [None if row.get("status") == "OK" else _response_error(row, reply.errors) for row in responses]
+    codes = [str(error.get("errorCode")) if error else "" for error in errors]
+    if all(code in RETRYABLE_CODES for code in codes):
+        raise RequestError(f"insertMany failed with {codes[0]} for each document.", retryable=True, status=200)
+    return errors
+
+
+def _unclear(reason: str) -> RequestError:
+    return RequestError(f"The reply to insertMany is not clear: {reason}.", retryable=True, unexpected=True, status=200)
 
 
 def _response_error(response: dict[str, Any], errors: list[dict[str, Any]]) -> dict[str, Any]:
     index = response.get("errorsIdx")
     if isinstance(index, int) and 0 <= index < len(errors):
         return errors[index]
-    return {"errorCode": "FAILED_WRITE_REQUEST", "message": "skipped by the server"}  # retryable: it was not tried
+    return {
+        "errorCode": "FAILED_WRITE_REQUEST",
+        "message": "skipped by the server",
+    }  # retryable: it was not tried
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
@@ -850,7 +855,11 @@ def compare_collection(planned: PlannedCollection, snapshot: Snapshot, api: Data
 
 
 def _compare(
-    planned: PlannedCollection, snapshot: Snapshot, api: DataApi, report: Report, digest: Callable[[bytes], bytes]
+    planned: PlannedCollection,
+    snapshot: Snapshot,
+    api: DataApi,
+    report: Report,
+    digest: Callable[[bytes], bytes],
 ) -> Comparison:
     name, record = planned.target_name, planned.record
     report.start(name, record.document_count, "comparing")
@@ -911,7 +920,12 @@ def _plain_number(text: str) -> list[str]:
     sign, digits, exponent = Decimal(text).as_tuple()
     stripped = "".join(map(str, digits)).lstrip("0").rstrip("0")
     zeros = len("".join(map(str, digits)).lstrip("0")) - len(stripped)
-    return ["number", "-" if sign and stripped else "", stripped, str(int(exponent) + zeros) if stripped else "0"]
+    return [
+        "number",
+        "-" if sign and stripped else "",
+        stripped,
+        str(int(exponent) + zeros) if stripped else "0",
+    ]
 
 
 # ======================================================================================================================
@@ -974,7 +988,11 @@ def exit_code(outcomes: list[Outcome]) -> RestoreExit:
 @click.option("--verify-only", is_flag=True, help="Check the snapshot and stop; needs no credentials.")
 @click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
 @click.option(
-    "--collection", "collections", metavar="NAME", multiple=True, help="Restore this collection only. Repeatable."
+    "--collection",
+    "collections",
+    metavar="NAME",
+    multiple=True,
+    help="Restore this collection only. Repeatable.",
 )
 @click.option(
     "--on-existing",
@@ -1019,7 +1037,10 @@ def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **opt
             options["workers"],
         )
         verified = verify_snapshot(
-            open_snapshot(path), force_incomplete=options["force_incomplete"], workers=choices.workers, report=report
+            open_snapshot(path),
+            force_incomplete=options["force_incomplete"],
+            workers=choices.workers,
+            report=report,
         )
         select_records(verified, choices)
         if target is None:
@@ -1034,13 +1055,19 @@ def run_restore(
     started = time.monotonic()
     plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices)
     rows = [f"{planned.target_name}: {planned.action}" for planned in plan]
-    log.info("Plan for keyspace %s of %s:\n  %s", target.keyspace, target.api_endpoint, "\n  ".join(rows) or "nothing")
+    log.info(
+        "Plan for keyspace %s of %s:\n  %s",
+        target.keyspace,
+        target.api_endpoint,
+        "\n  ".join(rows) or "nothing",
+    )
     if dry_run:
         print_result(json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows}) if as_json else "\n".join(rows))
         return RestoreExit.OK
     outcomes = restore(verified, plan, DataApi(target, WRITE_COMMANDS, stop_event), choices, report)
     code = exit_code(outcomes)
-    _print_outcomes(verified, target, outcomes, code, report, time.monotonic() - started, as_json=as_json)
+    duration_s = time.monotonic() - started
+    _print_outcomes(verified, target, outcomes, code, warnings=report.warnings, duration_s=duration_s, as_json=as_json)
     return code
 
 
@@ -1084,7 +1111,12 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
     if as_json:
-        fields = {"status": "verified", "exit_code": 0, "snapshot": str(verified.snapshot.path), "documents": documents}
+        fields = {
+            "status": "verified",
+            "exit_code": 0,
+            "snapshot": str(verified.snapshot.path),
+            "documents": documents,
+        }
         print_result(json.dumps({**fields, "vectors": vectors, "size_bytes": size, "warnings": verified.warnings}))
     else:
         print_result(
@@ -1099,9 +1131,9 @@ def _print_outcomes(
     target: Target,
     outcomes: list[Outcome],
     code: RestoreExit,
-    report: Report,
-    duration_s: float,
     *,
+    warnings: list[str],
+    duration_s: float,
     as_json: bool,
 ) -> None:
     rows = [_outcome_row(outcome) for outcome in outcomes]
@@ -1114,7 +1146,7 @@ def _print_outcomes(
                     "snapshot": str(verified.snapshot.path),
                     "keyspace": target.keyspace,
                     "collections": rows,
-                    "warnings": report.warnings,
+                    "warnings": warnings,
                     "duration_seconds": round(duration_s, 3),
                 }
             )

@@ -1,0 +1,130 @@
+"""Documents a second, side by side in one run: the plain way, the bare page loop, and this product.
+
+    python -m bench.speed [--catalog DIR] [--rounds 3]
+
+The server is the emulator in a process of its own, at zero latency, with the real `assets` collection. Whole processes
+are timed, start-up included, in turns; the table has medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.measure import ROOT, Usage, environment, run, script
+
+FULL_CATALOG = ROOT.parent / "shared" / "data_api" / "catalog"
+CUT_CATALOG = ROOT / "tests" / "data" / "catalog"
+
+
+def plain(url: str, path: str) -> None:
+    """The plain way: astrapy's cursor, json.dumps with a default, gzip.open."""
+    from astrapy import DataAPIClient
+
+    database = DataAPIClient(environment="hcd").get_database(url, token="AstraCS:bench", keyspace="default_keyspace")
+    with gzip.open(path, "wt") as file:
+        for document in database.get_collection("assets").find({}, projection={"*": True}):
+            file.write(json.dumps(document, default=str) + "\n")
+
+
+def bare(url: str, path: str) -> None:
+    """The limit: ask for page after page and throw them away."""
+    import httpx
+
+    del path
+    state, body = None, {"find": {"filter": {}, "projection": {"*": True}}}
+    with httpx.Client(headers={"Token": "AstraCS:bench"}) as client:
+        while True:
+            options = {"options": {"pageState": state}} if state else {}
+            reply = client.post(f"{url}/v1/default_keyspace/assets", json={"find": body["find"] | options})
+            marker = reply.content.rindex(b'"nextPageState":')
+            state = json.loads(b"{" + reply.content[marker:].rstrip(b"}") + b"}")["nextPageState"]
+            if state is None:
+                return
+
+
+WAYS: dict[str, Callable[[str, str], None]] = {"plain": plain, "bare": bare}
+
+
+def commands(url: str, cwd: Path) -> dict[str, list[str]]:
+    """What is compared, as command lines."""
+    here = [sys.executable, "-m", "bench.speed", "--way"]
+    return {
+        "plain way (astrapy cursor, json.dumps, gzip.open)": [*here, "plain", url, str(cwd / "plain.gz")],
+        "bare page loop (httpx, nothing kept)": [*here, "bare", url, ""],
+        "astra_backup.py --no-box": script("astra_backup.py", "--no-box", "--collection", "assets"),
+    }
+
+
+def measure(catalog: Path, rounds: int) -> None:
+    """Run all in turns and print the table."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--load", str(catalog)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout
+        url = server.stdout.readline().split()[-1]
+        with tempfile.TemporaryDirectory() as name:
+            cwd = Path(name)
+            found: dict[str, list[Usage]] = {way: [] for way in commands(url, cwd)}
+            for _ in range(rounds):
+                for way, command in commands(url, cwd).items():
+                    found[way].append(run(command, cwd, environment(url)))
+            count, sizes = results(cwd)
+    finally:
+        server.terminate()
+        server.wait()
+    print_table(found, count, sizes)
+
+
+def results(cwd: Path) -> tuple[int, dict[str, int]]:
+    """How many documents there were, and the bytes that each way wrote."""
+    with gzip.open(cwd / "plain.gz", "rb") as file:
+        count = sum(1 for _ in file)
+    written = sorted((cwd / "backups").glob("2*/assets.jsonl.gz"))[-1].stat().st_size
+    return count, {"plain": (cwd / "plain.gz").stat().st_size, "astra": written}
+
+
+def print_table(found: dict[str, list[Usage]], count: int, sizes: dict[str, int]) -> None:
+    """Medians, and the ratio to the plain way."""
+    base = statistics.median(usage.wall_s for usage in next(iter(found.values())))
+    print(f"{count:,} documents of 384 floats, zero latency, medians of {len(next(iter(found.values())))} rounds\n")
+    print("| way | documents/s | × the plain way | CPU s per 1,000 | peak RSS MiB | MB written |")
+    print("|---|---|---|---|---|---|")
+    for way, usages in found.items():
+        wall_s = statistics.median(usage.wall_s for usage in usages)
+        cpu_s = statistics.median(usage.cpu_s for usage in usages)
+        rss = max(usage.peak_rss_mib for usage in usages)
+        size = next((f"{size / 1e6:.1f}" for key, size in sizes.items() if way.startswith(key)), "–")
+        print(
+            f"| {way} | {count / wall_s:,.0f} | {base / wall_s:.1f} | {cpu_s / count * 1000:.3f} | {rss:.0f} | {size} |"
+        )
+
+
+def main() -> int:
+    """Compare, or be one of the compared ways."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalog", type=Path, default=FULL_CATALOG if FULL_CATALOG.is_dir() else CUT_CATALOG)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--way", nargs=3, metavar=("WAY", "URL", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        way, url, path = options.way
+        WAYS[way](url, path)
+    else:
+        measure(options.catalog, options.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

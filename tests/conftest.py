@@ -1,0 +1,154 @@
+"""Fixtures: emulators, a clean environment, and a network that ends at this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulators.data_api import DataApiEmulator
+
+ROOT = Path(__file__).resolve().parent.parent
+CATALOG = ROOT / "tests" / "data" / "catalog"
+TOKEN = "AstraCS:tests-only:0123456789abcdef/+=&"
+KEYSPACE = "default_keyspace"
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection but loopback raises: a test that forgets its emulator must not reach a real service."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to connect to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def source() -> Iterator[DataApiEmulator]:
+    """A Data API emulator with nothing in it but the keyspace."""
+    with DataApiEmulator(token=TOKEN) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def target() -> Iterator[DataApiEmulator]:
+    """A second, empty Data API emulator."""
+    with DataApiEmulator(token=TOKEN) as emulator:
+        yield emulator
+
+
+@dataclass
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as JSON."""
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs the two scripts as a user would: another process, a directory of its own, a clean environment."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "ASTRA_DB_APPLICATION_TOKEN": TOKEN,
+            "ASTRA_DB_ENVIRONMENT": "hcd",
+            "BACKUP_RETRY_BUDGET": "5",
+        }
+
+    @property
+    def backups(self) -> Path:
+        """Where snapshots go by default."""
+        return self.directory / "backups"
+
+    def snapshots(self) -> list[Path]:
+        """What is in the output directory under a name that is not hidden, by name."""
+        return sorted(path for path in self.backups.iterdir() if not path.name.startswith("."))
+
+    def command(self, script: str, *arguments: object) -> list[str]:
+        """The command line."""
+        return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+    def run(self, script: str, *arguments: object, timeout_s: float = 60, **environ: str) -> Result:
+        """Run to the end; a secret in what it says is a failure of every test."""
+        done = subprocess.run(
+            self.command(script, *arguments),
+            cwd=self.directory,
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+        assert_no_secret(done.stdout + done.stderr)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def start(self, script: str, *arguments: object, **environ: str) -> subprocess.Popen[str]:
+        """Start without waiting."""
+        return subprocess.Popen(
+            self.command(script, *arguments),
+            cwd=self.directory,
+            env=self.environ | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def backup(self, emulator: DataApiEmulator, *arguments: object, **environ: str) -> Result:
+        """astra_backup.py against an emulator, without Box."""
+        return self.run("astra_backup.py", "--no-box", "--api-endpoint", emulator.url, *arguments, **environ)
+
+    def restore(self, emulator: DataApiEmulator, *arguments: object, **environ: str) -> Result:
+        """restore.py into an emulator."""
+        return self.run("restore.py", "--api-endpoint", emulator.url, *arguments, **environ)
+
+
+def secret_forms(secret: str) -> list[str]:
+    """The ways in which a secret could leak."""
+    import base64
+    import urllib.parse
+
+    return [secret, urllib.parse.quote(secret, safe=""), base64.b64encode(secret.encode()).decode()]
+
+
+def assert_no_secret(text: str) -> None:
+    """Fail if the token stands in a text."""
+    for form in secret_forms(TOKEN):
+        assert form not in text, "a secret leaked"
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """The two scripts; afterwards no file they wrote may hold the token."""
+    runner = Cli(tmp_path)
+    yield runner
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.stat().st_size < 50_000_000:
+            content = path.read_bytes()
+            assert not any(form.encode() in content for form in secret_forms(TOKEN)), f"a secret leaked into {path}"
+
+
+def load_catalog(emulator: DataApiEmulator) -> None:
+    """Fill an emulator with the real collections of tests/data/catalog."""
+    emulator.load(CATALOG)
