@@ -210,7 +210,7 @@ _TYPED = re.compile(rb'\{"\$(date|uuid|objectId|binary)":' + _SCALAR + rb"\}", r
 _TYPED_ODD = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
 _WRAPPED = re.compile(rb'\{"\$backupType":"([A-Za-z0-9_]+)","value":' + _SCALAR + rb"\}", re.DOTALL)
 _WRAPPED_SET = re.compile(rb'\{"\$backupType":"set","value":(?=\[)')
-_DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)":', re.DOTALL)
+_DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)
 _ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re.DOTALL)
 _TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
@@ -220,7 +220,7 @@ _INTEGER = re.compile(rb"0|-?[1-9]\d*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
-_BINARY_VECTOR = re.compile(rb'\{"\$binary":"([A-Za-z0-9+/=]*)"\}')
+_BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
 _VECTOR_NAME = b'"$vector":'
 _BINARY_MARK = b',"$backupVector":"binary"}'
 
@@ -232,12 +232,13 @@ _MAX_DATE_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 
 
 class DocumentParts(msgspec.Struct, frozen=True, gc=False):
-    """The four top-level fields that need care, as their JSON text; b"" means that the field is absent."""
+    """The top-level fields of a document or a line that need care, as JSON text; b"" means that the field is absent."""
 
     id: msgspec.Raw = msgspec.field(name="_id", default=msgspec.Raw(b""))
     vector: msgspec.Raw = msgspec.field(name="$vector", default=msgspec.Raw(b""))
     vectorize: msgspec.Raw = msgspec.field(name="$vectorize", default=msgspec.Raw(b""))
     lexical: msgspec.Raw = msgspec.field(name="$lexical", default=msgspec.Raw(b""))
+    vector_form: msgspec.Raw = msgspec.field(name="$backupVector", default=msgspec.Raw(b""))  # in a line only
 
     @property
     def has_vector(self) -> bool:
@@ -246,8 +247,8 @@ class DocumentParts(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_binary_vector(self) -> bool:
-        """Whether the vector is stored as `{"$binary": …}`."""
-        return bytes(self.vector).startswith(b"{")
+        """Whether the server holds the vector as `{"$binary": …}`."""
+        return bool(self.vector_form) or bytes(self.vector).startswith(b"{")
 
     @property
     def has_vectorize(self) -> bool:
@@ -302,23 +303,47 @@ def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
         return _encode_values(text, parts), parts
     start, end = _vector_span(text, bytes(parts.vector))
     vector, is_binary = encode_vector(text[start:end])
-    line = _encode_values(text[:start], parts) + vector + _encode_values(text[end:], parts)
+    name = start - len(_VECTOR_NAME)
+    line = _encode_values(text[:name], parts) + _VECTOR_NAME + vector + _encode_values(text[end:], parts)
     return (line[:-1] + _BINARY_MARK if is_binary else line), parts
 
 
 def decode_document(line: bytes) -> bytes:
     """Return the document's JSON text, as the server held it, for a line; the inverse of `encode_document`.
 
-    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError.
+    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form, white space between tokens. Raises
+    FormatError for a wrapped value that cannot be read; whether the rest is JSON is for `document_parts` to say.
     """
-    text = compact_json(line)
-    if b'"$backup' not in text:
-        return text
+    if b'"$backup' not in line:
+        return line
+    text = _unwrap(line)
+    if text is None:
+        text = _unwrap(compact_json(line), is_compact=True)
+    return text or b""
+
+
+def _unwrap(text: bytes, *, is_compact: bool = False) -> bytes | None:
+    """Unwrap a line. None if something wrapped is left that white space may have hidden; FormatError if it cannot."""
+    head, vector, tail = text, b"", b""
     if text.endswith(_BINARY_MARK):
         text = text[: -len(_BINARY_MARK)] + b"}"
         start, end = _vector_span(text, bytes(document_parts(text).vector))
-        return _decode_values(text[:start]) + decode_vector(text[start:end]) + _decode_values(text[end:])
-    return _decode_values(text)
+        head, vector, tail = text[:start], decode_vector(text[start:end]), text[end:]
+    head, tail = _decode_values(head), _decode_values(tail)
+    name = _find_name(head, b"$backup") or _find_name(tail, b"$backup")
+    if name and is_compact:
+        raise FormatError(f"a wrapped value that cannot be read: {name.decode(errors='replace')}")
+    return None if name else head + vector + tail
+
+
+def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
+    """The first field name that begins with `prefix`."""
+    if b'"' + prefix not in fragment:
+        return None
+    for match in _DOLLAR_NAME.finditer(fragment):
+        if match[1].startswith(prefix) and fragment[: match.start()].rstrip()[-1:] in (b"{", b","):
+            return match[1]
+    return None
 
 
 def encode_vector(vector: bytes) -> tuple[bytes, bool]:
@@ -328,8 +353,8 @@ def encode_vector(vector: bytes) -> tuple[bytes, bool]:
     """
     if not vector.startswith(b"{"):
         return vector, False
-    match = _BINARY_VECTOR.fullmatch(vector)
-    floats = _float32_array(match[1]) if match else None
+    is_plain = vector.startswith(_BINARY_BEGIN) and vector.endswith(_BINARY_END)
+    floats = _float32_array(vector[len(_BINARY_BEGIN) : -len(_BINARY_END)]) if is_plain else None
     if floats is not None:
         return floats, True
     if _TYPED_ODD.match(vector) and json_value_end(vector, 0) == len(vector):
@@ -343,16 +368,21 @@ def decode_vector(array: bytes) -> bytes:
     Exact for every text that `encode_vector` writes: all finite float32 were tried (docs/DESIGN.md).
     """
     import numpy
+    import orjson
 
     try:
-        doubles = numpy.array(msgspec.json.decode(array, type=list[float]), dtype="f8")
-    except (msgspec.DecodeError, OverflowError) as error:
+        doubles = numpy.array(orjson.loads(array), dtype="f8")
+    except (ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
+    if doubles.ndim != 1:
+        raise FormatError("a vector that is no array of floats")
     floats = doubles.astype(">f4")
     # A text next to the middle of two float32 is rounded to the very middle first, and then maybe to the wrong side.
-    for index in numpy.flatnonzero((doubles.view("u8") & 0x1FFFFFFF) == 0x10000000):
-        floats[index] = _nearest_float32(array[1:-1].split(b",")[index].decode())
-    return b'{"$binary":"' + base64.b64encode(floats.tobytes()) + b'"}'
+    middles = (doubles.view("u8") & 0x1FFFFFFF) == 0x10000000
+    if middles.any():
+        for index in numpy.flatnonzero(middles):
+            floats[index] = _nearest_float32(array[1:-1].split(b",")[index].decode())
+    return _BINARY_BEGIN + base64.b64encode(floats.tobytes()) + _BINARY_END
 
 
 def _nearest_float32(number: str) -> Any:
@@ -383,13 +413,13 @@ def json_value_end(text: bytes, start: int) -> int:
 
 
 def _vector_span(text: bytes, vector: bytes) -> tuple[int, int]:
-    """Where the value of the top-level `$vector` stands in a compact document."""
+    """Where the value of the top-level `$vector` stands in a compact document. Raises FormatError."""
     name = text.find(_VECTOR_NAME)
     while name > 0 and text[name - 1 : name] not in (b"{", b","):  # a key that ends in an escaped quote
         name = text.find(_VECTOR_NAME, name + 1)
     start = name + len(_VECTOR_NAME)
     if name < 0 or not vector or text[start : start + len(vector)] != vector:
-        raise _lossy(b"$vector")
+        raise FormatError("its $vector cannot be found at the top level")
     return start, start + len(vector)
 
 
@@ -399,10 +429,10 @@ def _float32_array(base64_text: bytes) -> bytes | None:
     import orjson
 
     try:
-        raw = base64.b64decode(base64_text, validate=True)
-    except binascii.Error:
+        raw = binascii.a2b_base64(base64_text, strict_mode=True)
+    except ValueError:
         return None
-    if len(raw) % 4 or base64.b64encode(raw) != base64_text:
+    if len(raw) % 4 or (len(raw) % 3 and base64.b64encode(raw) != base64_text):  # stray bits before the padding
         return None
     floats = numpy.frombuffer(raw, dtype=">f4").astype("=f4")
     if not numpy.isfinite(floats).all():
@@ -425,14 +455,12 @@ def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
 
 
 def _check_names(fragment: bytes, parts: DocumentParts) -> None:
-    """Refuse every `$`-name that is not known, or not known where it stands."""
+    """Refuse every `$`-name that is not known, or not known where it stands. `$vector` was cut out."""
     for match in _DOLLAR_NAME.finditer(fragment):
         name, before = match[1], fragment[: match.start()][-1:]
         if before not in (b"{", b","):  # inside a longer key: "x\"$date":
             continue
         if name in _TYPE_NAMES and before == b"{":
-            continue
-        if name == b"$vector" and match.end() == len(fragment):  # its value was cut out
             continue
         if (name == b"$vectorize" and parts.vectorize) or (name == b"$lexical" and parts.lexical):
             continue
@@ -497,14 +525,13 @@ def _wrap_odd(fragment: bytes) -> bytes:
 
 
 def _decode_values(fragment: bytes) -> bytes:
-    """Unwrap the values of a piece of a line. Raises FormatError if something wrapped is left."""
+    """Unwrap the values of a piece of a line; what cannot be recognised stays."""
+    if b'"$backupType"' not in fragment:
+        return fragment
     fragment = _WRAPPED.sub(_decode_wrapped, fragment)
     while match := _WRAPPED_SET.search(fragment):
         end = json_value_end(fragment, match.end())
         fragment = fragment[: match.start()] + fragment[match.end() : end] + fragment[end + 1 :]
-    for match in _DOLLAR_NAME.finditer(fragment):
-        if match[1].startswith(b"$backup") and fragment[match.start() - 1 : match.start()] in (b"{", b","):
-            raise FormatError(f"a wrapped value that cannot be read: {match[1].decode(errors='replace')}")
     return fragment
 
 
@@ -662,10 +689,9 @@ class Manifest(msgspec.Struct):
 
 @dataclass
 class DataStats:
-    """What a data file holds. Two are equal when file, documents and decoded documents are the same.
+    """What a data file holds. Two are equal when the files and the documents are.
 
-    `content_digest` sums the lines' SHA-256 modulo 2^256; `source_digest` does so for the decoded documents, so that
-    the writer's (of what the server sent) and the reader's (of what comes back) prove the round trip.
+    `content_digest` sums the lines' SHA-256 modulo 2^256.
     """
 
     document_count: int = 0
@@ -675,12 +701,11 @@ class DataStats:
     lexical_count: int = 0
     both_count: int = 0  # documents with $vector and $vectorize, which no write path takes
     content_digest: int = 0
-    source_digest: int = 0
     data_sha256: str = ""
     data_size_bytes: int = 0
 
-    def add(self, line: bytes, text: bytes, parts: DocumentParts) -> None:
-        """Count a document: its line, its decoded text and its parts."""
+    def add(self, line: bytes, parts: DocumentParts) -> None:
+        """Count a document by its line and its parts."""
         self.document_count += 1
         self.vector_count += parts.has_vector
         self.vector_binary_count += parts.has_binary_vector
@@ -688,7 +713,6 @@ class DataStats:
         self.lexical_count += parts.has_lexical
         self.both_count += bool(parts.vector) and parts.has_vectorize
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
-        self.source_digest = (self.source_digest + line_digest(text)) % _DIGEST_MODULUS
 
 
 def line_digest(line: bytes) -> int:
@@ -797,27 +821,39 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
         yield pending
 
 
-def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, bytes, DocumentParts]]:
-    """Yield (line, decoded text, parts) for each document of a data file. Raises FormatError with the line's number."""
+def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts]]:
+    """Yield (line, its parts) for each line of a data file; each is JSON with an `_id`.
+
+    Raises FormatError with the line's number.
+    """
     number = 0
     try:
         for line in iter_lines(stream, compressed=compressed):
             number += 1
-            text = decode_document(line)
-            parts = document_parts(text)
+            if not line.isascii():
+                line.decode()
+            parts = document_parts(line)
             if not bytes(parts.id):
                 raise FormatError("the document has no _id")
-            yield line, text, parts
-    except FormatError as error:
+            yield line, parts
+    except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
 
 
-def check_data(stream: IO[bytes], *, compressed: bool) -> DataStats:
-    """Read a data file to its end, decode every line, and return what it holds. Raises FormatError."""
+def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStats:
+    """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
+
+    `decode` also decodes every document. The backup need not: it did so when it wrote the line.
+    """
     reader = HashingReader(stream)
     stats = DataStats()
-    for line, text, parts in iter_documents(reader, compressed=compressed):  # type: ignore[arg-type]
-        stats.add(line, text, parts)
+    for line, parts in iter_documents(reader, compressed=compressed):  # type: ignore[arg-type]
+        if decode:
+            try:
+                decode_document(line)
+            except FormatError as error:
+                raise FormatError(f"line {stats.document_count + 1}: {error}") from error
+        stats.add(line, parts)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
@@ -1383,11 +1419,13 @@ class DataFileWriter:
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
 
     def write(self, documents: Iterable[bytes]) -> None:
-        """Append documents, given as the server's compact text."""
+        """Append documents, given as the server's compact text; each line is decoded again and compared with it."""
         lines = []
         for text in documents:
             line, parts = encode_document(text)
-            self.stats.add(line, text, parts)
+            if decode_document(line) != text:
+                raise _lossy(bytes(parts.id))
+            self.stats.add(line, parts)
             lines.append(line)
         if lines:
             lines.append(b"")
@@ -1529,7 +1567,7 @@ class CollectionBackup:
     def _read_back(self, stats: DataStats) -> None:
         """Decode the file as it is on the disk and compare with what was sent by the server."""
         with self._path.open("rb") as stream:
-            found = check_data(stream, compressed=self._compressed)
+            found = check_data(stream, compressed=self._compressed, decode=False)
         if found != stats:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written.",

@@ -53,6 +53,7 @@ from astra_backup import (
     Target,
     check_data,
     connection_options,
+    decode_document,
     decode_manifest,
     digest_text,
     document_parts,
@@ -371,7 +372,7 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
-            stats = check_data(stream, compressed=is_compressed(record))
+            stats = check_data(stream, compressed=is_compressed(record), decode=True)
     except (FormatError, zipfile.BadZipFile, OSError) as error:
         raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
     report.finish(record.name)
@@ -643,8 +644,8 @@ class CollectionWriter:
         self._report.finish(self._name)
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
-        for _, text, _ in iter_documents(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
-            yield text
+        for line, _ in iter_documents(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
+            yield decode_document(line)
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -867,7 +868,8 @@ def _compare(
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
         wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
         with snapshot.open(record.data_file or "") as stream:
-            for _, text, _ in iter_documents(stream, compressed=is_compressed(record)):
+            for line, _ in iter_documents(stream, compressed=is_compressed(record)):
+                text = decode_document(line)
                 wanted.add(id_key(text), digest(text))
         for text in scan(api, name, report):
             comparison.documents += 1

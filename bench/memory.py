@@ -6,47 +6,67 @@ python -m bench.memory            prints a table and fails if memory is not flat
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import random
+import struct
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.measure import Usage, environment, run, script
-from tests.emulators.data_api import DataApiEmulator
+from bench.measure import ROOT, Usage, environment, run, script
 
-KEYSPACE = "default_keyspace"
 SIZES = (20_000, 200_000)
+PAGE_DOCUMENTS = 50
 LIMITS_MIB = {"backup": 150, "verify": 150, "restore": 200}
 MAX_GROWTH_MIB = 20
 
 
-def fill(emulator: DataApiEmulator, count: int) -> None:
-    """Documents of 384 random floats in binary form, with some text."""
+def write_catalog(directory: Path, count: int) -> None:
+    """Page files of one collection: documents of 384 random floats in binary form, with some text."""
+    options = {"vector": {"dimension": 384, "metric": "cosine"}, "lexical": {"enabled": False}}
+    definition = {"name": "docs", "options": options | {"rerank": {"enabled": False}}}
+    (directory / "findCollections.json").write_text(json.dumps({"status": {"collections": [definition]}}))
     noise = random.Random(count)
-    emulator.create(KEYSPACE, "docs", {"vector": {"dimension": 384, "metric": "cosine"}})
-    import struct
+    with (directory / "docs.pages.jsonl").open("w") as file:
+        for start in range(0, count, PAGE_DOCUMENTS):
+            page = ",".join(document(number, noise) for number in range(start, start + PAGE_DOCUMENTS))
+            file.write(f'{{"data":{{"documents":[{page}],"nextPageState":null}}}}\n')
 
-    for number in range(count):
-        floats = [noise.uniform(-0.2, 0.2) for _ in range(8)] * 48
-        vector = base64.b64encode(struct.pack(">384f", *floats)).decode()
-        text = f"a title of document number {number} and some words {noise.random()}"
-        emulator.put(KEYSPACE, "docs", f'{{"_id":"d{number}","title":"{text}","$vector":{{"$binary":"{vector}"}}}}')
+
+def document(number: int, noise: random.Random) -> str:
+    """A document's JSON text."""
+    floats = [noise.uniform(-0.2, 0.2) for _ in range(48)] * 8
+    vector = base64.b64encode(struct.pack(">384f", *floats)).decode()
+    text = f"a title of document number {number} and some words {noise.random()}"
+    return f'{{"_id":"d{number}","title":"{text}","$vector":{{"$binary":"{vector}"}}}}'
+
+
+@contextlib.contextmanager
+def emulator(*arguments: str) -> Iterator[str]:
+    """A Data API in a process of its own; yields its URL. Our own memory must stay small: a child begins with it."""
+    command = [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--quiet", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
 
 
 def measure(count: int) -> dict[str, Usage]:
     """Back up, verify and restore a collection of that size."""
-    with (
-        DataApiEmulator(keep_bodies=False) as source,
-        DataApiEmulator(keep_bodies=False) as target,
-        tempfile.TemporaryDirectory() as name,
-    ):
-        fill(source, count)
+    with tempfile.TemporaryDirectory() as name:
         cwd = Path(name)
-        return {
-            "backup": run(script("astra_backup.py", "--no-box"), cwd, environment(source.url)),
-            "verify": run(script("restore.py", "--verify-only"), cwd, environment(source.url)),
-            "restore": run(script("restore.py"), cwd, environment(target.url)),
-        }
+        write_catalog(cwd, count)
+        with emulator("--load", str(cwd)) as source, emulator() as target:
+            return {
+                "backup": run(script("astra_backup.py", "--no-box"), cwd, environment(source)),
+                "verify": run(script("restore.py", "--verify-only"), cwd, environment(source)),
+                "restore": run(script("restore.py"), cwd, environment(target)),
+            }
 
 
 def main() -> int:

@@ -27,8 +27,11 @@ CUT_CATALOG = ROOT / "tests" / "data" / "catalog"
 def plain(url: str, path: str) -> None:
     """The plain way: astrapy's cursor, json.dumps with a default, gzip.open."""
     from astrapy import DataAPIClient
+    from astrapy.api_options import APIOptions, SerdesOptions
 
-    database = DataAPIClient(environment="hcd").get_database(url, token="AstraCS:bench", keyspace="default_keyspace")
+    plain_types = APIOptions(serdes_options=SerdesOptions(custom_datatypes_in_reading=False))
+    client = DataAPIClient(environment="hcd", api_options=plain_types)
+    database = client.get_database(url, token="AstraCS:bench", keyspace="default_keyspace")
     with gzip.open(path, "wt") as file:
         for document in database.get_collection("assets").find({}, projection={"*": True}):
             file.write(json.dumps(document, default=str) + "\n")
@@ -66,7 +69,7 @@ def commands(url: str, cwd: Path) -> dict[str, list[str]]:
 def measure(catalog: Path, rounds: int) -> None:
     """Run all in turns and print the table."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--load", str(catalog)],
+        [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--quiet", "--load", str(catalog)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

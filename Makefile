@@ -1,0 +1,65 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv, at the versions and hashes pinned in
+# requirements.txt and requirements-dev.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DOCS := README.md docs/FORMAT.md
+PINS := requirements.txt requirements-dev.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format docs bench memory audit upgrade clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv with the pinned packages; made anew when the pins change
+
+$(INSTALLED): $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.13 test")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: $(INSTALLED)  ## back up an emulated database, check the snapshot, restore it, compare; needs no account
+	@$(BIN)/python -m tests.demo
+
+test: lint  ## install, lint, check types, run all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## bring the code into its one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## renew the generated parts of the documentation
+	$(BIN)/cog -P -r -I . $(DOCS)
+
+bench: $(INSTALLED)  ## measure speed
+	$(BIN)/python bench/speed.py
+
+memory: $(INSTALLED)  ## measure memory
+	$(BIN)/python bench/memory.py
+
+audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt
+
+# Universal: one file for every Python from 3.11 on and every platform.
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header
+
+upgrade: $(INSTALLED)  ## pin the newest versions that fit requirements.in and requirements-dev.in
+	for name in requirements requirements-dev; do \
+		$(COMPILE) $$name.in --output-file $$name.new && \
+		{ echo "# Exact pins of $$name.in, with hashes. Not edited by hand: make upgrade renews them."; cat $$name.new; } > $$name.txt && \
+		rm $$name.new || exit 1; \
+	done
+
+clean:  ## remove .venv, caches and the demo's snapshots
+	rm -rf $(VENV) demo-backups .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
