@@ -70,12 +70,13 @@ DEFAULT_KEYSPACE = "default_keyspace"
 DEFAULT_OUTPUT_DIR = Path("backups")
 DEFAULT_WORKERS = 4
 DEFAULT_REQUEST_TIMEOUT_MS = 60_000
-DEFAULT_RETRY_BUDGET_S = 300.0
+DEFAULT_RETRY_BUDGET_S = 300
 
 # A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024
+HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
@@ -291,21 +292,31 @@ def is_blank(vectorize: bytes) -> bool:
     return vectorize[:1] == b'"' and not json.loads(vectorize).strip()
 
 
-def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
-    """Return the line (without a newline) for a document's compact JSON text, and its parts.
+def encode_documents(texts: list[bytes]) -> list[tuple[bytes, DocumentParts]]:
+    """Return the line (without a newline) and the parts of each document, given as compact JSON text.
 
-    Raises LossyError where writing it would lose something, FormatError for what is not a document.
+    Whatever is changed is changed back and compared before it is returned. Raises LossyError where a line would lose
+    something, FormatError for what is not a document. Many at once are faster than one: their vectors share calls.
     """
-    parts = document_parts(text)
-    if not bytes(parts.id):
-        raise FormatError("the document has no _id")
+    parts = [document_parts(text) for text in texts]
+    if not all(bytes(part.id) for part in parts):
+        raise FormatError("a document has no _id")
+    vectors = encode_vectors([bytes(part.vector) for part in parts])
+    return [(_make_line(text, part, *vector), part) for text, part, vector in zip(texts, parts, vectors, strict=True)]
+
+
+def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
+    """`encode_documents` for one."""
+    return encode_documents([text])[0]
+
+
+def _make_line(text: bytes, parts: DocumentParts, vector: bytes, is_binary: bool) -> bytes:
     if not parts.vector:
-        return _encode_values(text, parts), parts
+        return _encode_values(text, parts)
     start, end = _vector_span(text, bytes(parts.vector))
-    vector, is_binary = encode_vector(text[start:end])
     name = start - len(_VECTOR_NAME)
     line = _encode_values(text[:name], parts) + _VECTOR_NAME + vector + _encode_values(text[end:], parts)
-    return (line[:-1] + _BINARY_MARK if is_binary else line), parts
+    return line[:-1] + _BINARY_MARK if is_binary else line
 
 
 def decode_document(line: bytes) -> bytes:
@@ -346,43 +357,86 @@ def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
     return None
 
 
-def encode_vector(vector: bytes) -> tuple[bytes, bool]:
-    """Return the line's text of `$vector`, and whether it was binary and is an array of floats now.
+def encode_vectors(vectors: list[bytes]) -> list[tuple[bytes, bool]]:
+    """Return each line's text of `$vector`, and whether it was binary and is an array of floats now.
 
     Arrays keep their digits. A binary vector that an array cannot hold becomes a `wire` value.
     """
-    if not vector.startswith(b"{"):
-        return vector, False
-    is_plain = vector.startswith(_BINARY_BEGIN) and vector.endswith(_BINARY_END)
-    floats = _float32_array(vector[len(_BINARY_BEGIN) : -len(_BINARY_END)]) if is_plain else None
-    if floats is not None:
-        return floats, True
-    if _TYPED_ODD.match(vector) and json_value_end(vector, 0) == len(vector):
-        return _wire(vector), False
-    raise _lossy(vector[:40])
+    encoded = [(vector, False) for vector in vectors]
+    raw_by_size: dict[int, dict[int, bytes]] = {}
+    for index, vector in enumerate(vectors):
+        raw = _binary_floats(vector)
+        if raw is not None:
+            raw_by_size.setdefault(len(raw), {})[index] = raw
+    for raws in raw_by_size.values():
+        for index, text in zip(raws, _float32_texts(list(raws.values())), strict=True):
+            if text is not None:
+                encoded[index] = (text, True)
+    return [(_wire_vector(text), False) if text.startswith(b"{") else (text, is_binary) for text, is_binary in encoded]
 
 
 def decode_vector(array: bytes) -> bytes:
     """Return `{"$binary": …}` (big-endian float32) for the JSON text of an array of numbers.
 
-    Exact for every text that `encode_vector` writes: all finite float32 were tried (docs/DESIGN.md).
+    Exact for every text that `encode_vectors` writes: all finite float32 were tried (docs/DESIGN.md).
     """
+    return _BINARY_BEGIN + base64.b64encode(_parse_float32(array)) + _BINARY_END
+
+
+def _wire_vector(vector: bytes) -> bytes:
+    if not _TYPED_ODD.match(vector) or json_value_end(vector, 0) != len(vector):
+        raise _lossy(vector[:40])
+    return _wire(vector)
+
+
+def _binary_floats(vector: bytes) -> bytes | None:
+    """The bytes of a binary vector; None if it is none, or if the same base64 would not come back."""
+    if not vector.startswith(_BINARY_BEGIN) or not vector.endswith(_BINARY_END):
+        return None
+    base64_text = vector[len(_BINARY_BEGIN) : -len(_BINARY_END)]
+    try:
+        raw = binascii.a2b_base64(base64_text, strict_mode=True)
+    except ValueError:
+        return None
+    if len(raw) % 4 or (len(raw) % 3 and base64.b64encode(raw) != base64_text):  # stray bits before the padding
+        return None
+    return raw
+
+
+def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
+    """The shortest text of each float32 of vectors of one size; None for a vector with NaN or infinity."""
+    import numpy
+    import orjson
+
+    floats = numpy.frombuffer(b"".join(raws), dtype=">f4").reshape(len(raws), -1)
+    finite = numpy.isfinite(floats).all(axis=1)
+    if not raws[0] or not finite.any():
+        return [None if raw else b"[]" for raw in raws]
+    floats = floats[finite]
+    text = orjson.dumps(floats.astype("=f4"), option=orjson.OPT_SERIALIZE_NUMPY)
+    if _parse_float32(text) != floats.tobytes():
+        raise _lossy(b"$vector")
+    rows = iter(text[2:-2].split(b"],["))
+    return [b"[" + next(rows) + b"]" if is_finite else None for is_finite in finite]
+
+
+def _parse_float32(text: bytes) -> bytes:
+    """Big-endian float32 for the JSON text of an array of numbers, or of an array of such arrays. Raises FormatError."""
     import numpy
     import orjson
 
     try:
-        doubles = numpy.array(orjson.loads(array), dtype="f8")
+        doubles = numpy.array(orjson.loads(text), dtype="f8")
     except (ValueError, TypeError, OverflowError) as error:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
-    if doubles.ndim != 1:
-        raise FormatError("a vector that is no array of floats")
-    floats = doubles.astype(">f4")
+    floats = doubles.astype(">f4").ravel()
     # A text next to the middle of two float32 is rounded to the very middle first, and then maybe to the wrong side.
-    middles = (doubles.view("u8") & 0x1FFFFFFF) == 0x10000000
+    middles = (doubles.view("u8").ravel() & 0x1FFFFFFF) == 0x10000000
     if middles.any():
+        numbers = text.translate(None, b"[]").split(b",")
         for index in numpy.flatnonzero(middles):
-            floats[index] = _nearest_float32(array[1:-1].split(b",")[index].decode())
-    return _BINARY_BEGIN + base64.b64encode(floats.tobytes()) + _BINARY_END
+            floats[index] = _nearest_float32(numbers[index].decode())
+    return floats.tobytes()
 
 
 def _nearest_float32(number: str) -> Any:
@@ -423,35 +477,21 @@ def _vector_span(text: bytes, vector: bytes) -> tuple[int, int]:
     return start, start + len(vector)
 
 
-def _float32_array(base64_text: bytes) -> bytes | None:
-    """The shortest text of each float32; None where an array could not give the same bytes back."""
-    import numpy
-    import orjson
-
-    try:
-        raw = binascii.a2b_base64(base64_text, strict_mode=True)
-    except ValueError:
-        return None
-    if len(raw) % 4 or (len(raw) % 3 and base64.b64encode(raw) != base64_text):  # stray bits before the padding
-        return None
-    floats = numpy.frombuffer(raw, dtype=">f4").astype("=f4")
-    if not numpy.isfinite(floats).all():
-        return None
-    return orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
-    """Wrap the typed values of a piece of a document, which holds all of it but the value of `$vector`."""
-    if b'"$' in fragment:
-        _check_names(fragment, parts)
-        fragment = _TYPED.sub(_encode_typed, fragment)
-        if _TYPED_ODD.search(fragment):
-            fragment = _wrap_odd(fragment)
-    if b"\\u0024" in fragment and (match := _ESCAPED_DOLLAR_NAME.search(fragment)):
+    """Wrap the typed values of a piece of a document, which holds all of it but `$vector`; prove that they unwrap."""
+    encoded = fragment
+    if b'"$' in encoded:
+        _check_names(encoded, parts)
+        encoded = _TYPED.sub(_encode_typed, encoded)
+        if _TYPED_ODD.search(encoded):
+            encoded = _wrap_odd(encoded)
+    if b"\\u0024" in encoded and (match := _ESCAPED_DOLLAR_NAME.search(encoded)):
         raise _lossy(match[1])
-    if _LONG_NUMBER.search(fragment):
-        fragment = _TOKEN.sub(_encode_number, fragment)
-    return fragment
+    if _LONG_NUMBER.search(encoded):
+        encoded = _TOKEN.sub(_encode_number, encoded)
+    if encoded is not fragment and _decode_values(encoded) != fragment:
+        raise _lossy(bytes(parts.id))
+    return encoded
 
 
 def _check_names(fragment: bytes, parts: DocumentParts) -> None:
@@ -622,6 +662,13 @@ class Source(msgspec.Struct):
     environment: str = ""
 
 
+class Selection(msgspec.Struct):
+    """What was asked for when it was not everything: --collection and --exclude."""
+
+    collections: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
 class CollectionRecord(msgspec.Struct, omit_defaults=False):
     """One collection in the manifest. None: not known (older scripts), or not there because the collection failed."""
 
@@ -675,6 +722,7 @@ class Manifest(msgspec.Struct):
     tool_version: str = ""
     astrapy_version: str = ""
     source: Source = msgspec.field(default_factory=Source)
+    selection: Selection | msgspec.UnsetType = msgspec.UNSET  # absent when all collections were asked for
     serdes_options: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SERDES_OPTIONS))
     document_format: dict[str, Any] = msgspec.field(default_factory=lambda: dict(DOCUMENT_FORMAT))
     consistency: str = CONSISTENCY
@@ -717,7 +765,10 @@ class DataStats:
 
 def line_digest(line: bytes) -> int:
     """SHA-256 of a line without its newline, as a number."""
-    return int.from_bytes(hashlib.sha256(line).digest(), "big")
+    sha256 = hashlib.sha256()
+    for start in range(0, len(line), HASH_BYTES):
+        sha256.update(line[start : start + HASH_BYTES])
+    return int.from_bytes(sha256.digest(), "big")
 
 
 def digest_text(digest: int) -> str:
@@ -1378,7 +1429,7 @@ class OutputDir:
         except OSError as error:
             raise BackupError(
                 f"Cannot write to {self.path}: {error.strerror or error}.",
-                "Check that --output-dir (BACKUP_OUTPUT_DIR) exists and is writable.",
+                "Choose another --output-dir (BACKUP_OUTPUT_DIR); it is made if it is not there.",
             ) from error
         return self
 
@@ -1419,12 +1470,9 @@ class DataFileWriter:
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
 
     def write(self, documents: Iterable[bytes]) -> None:
-        """Append documents, given as the server's compact text; each line is decoded again and compared with it."""
+        """Append documents, given as the server's compact text."""
         lines = []
-        for text in documents:
-            line, parts = encode_document(text)
-            if decode_document(line) != text:
-                raise _lossy(bytes(parts.id))
+        for line, parts in encode_documents(list(documents)):
             self.stats.add(line, parts)
             lines.append(line)
         if lines:
@@ -1612,6 +1660,12 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             output.sweep()
             selected = select_collections(list_collections(api), plan, report)
             directory, started = output.new_snapshot(stop)
+            log.info(
+                "Backing up %s of keyspace %s at %s.",
+                plural(len(selected), "collection"),
+                plan.target.keyspace,
+                plan.target.api_endpoint,
+            )
             records = _run_collections(api, selected, directory, plan, report)
             manifest = _make_manifest(plan, records, started)
             return _finish_snapshot(directory, manifest, report)
@@ -1689,6 +1743,9 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
         source=Source(target.api_endpoint, target.keyspace, target.environment),
+        selection=msgspec.UNSET
+        if not plan.collections and not plan.exclude
+        else Selection(plan.collections, plan.exclude),
         totals=Totals(len(records) - failed, failed, sum(record.document_count for record in records)),
         collections=records,
     )
@@ -1741,7 +1798,10 @@ def read_secret(name: str) -> str:
         try:
             value = Path(file_name).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise BackupError(f"Cannot read the file that {name}_FILE names: {error}.") from error
+            raise BackupError(
+                f"Cannot read {file_name}, which {name}_FILE names: {_describe(error)}.",
+                "Check the path and its rights.",
+            ) from error
     redactor.add(value)
     return value
 
@@ -1763,6 +1823,8 @@ def make_target(options: dict[str, Any]) -> Target:
             "No token.",
             "Set ASTRA_DB_APPLICATION_TOKEN, or ASTRA_DB_APPLICATION_TOKEN_FILE to a file that holds it.",
         )
+    if not options["keyspace"]:
+        raise BackupError("--keyspace is empty.", f"Leave it out for {DEFAULT_KEYSPACE}.")
     if not token.isascii() or not token.isprintable():
         raise BackupError("The token holds characters that no token has.", "Copy it again, without line breaks.")
     return Target(
@@ -1797,7 +1859,7 @@ def connection_options(function: _F) -> _F:
         _option(
             "--workers",
             "BACKUP_WORKERS",
-            "Backup: collections read at once. Restore: batches in flight.",
+            "How many collections are read, or batches written, at once.",
             metavar="N",
             type=click.IntRange(1, 64),
             default=DEFAULT_WORKERS,
@@ -1805,7 +1867,7 @@ def connection_options(function: _F) -> _F:
         _option(
             "--request-timeout-ms",
             "BACKUP_REQUEST_TIMEOUT_MS",
-            "For one request, its reply included.",
+            "Time for one request, its reply included.",
             metavar="MS",
             type=click.IntRange(1),
             default=DEFAULT_REQUEST_TIMEOUT_MS,
@@ -1857,7 +1919,7 @@ def main(
     check: bool,
     **options: Any,
 ) -> int:
-    r"""Back up every collection of one keyspace, vectors and ids included, and put the snapshot into Box.
+    """Back up every collection of one keyspace, vectors and ids included, and put the snapshot into Box.
 
     The token comes from ASTRA_DB_APPLICATION_TOKEN or from the file that ASTRA_DB_APPLICATION_TOKEN_FILE names.
     A file .env in the working directory is read; real variables win.
@@ -1867,7 +1929,7 @@ def main(
       python astra_backup.py --no-box                    every collection, kept on this machine
       python astra_backup.py --check                     test everything, write nothing
       python astra_backup.py --no-box --collection docs  one collection
-    """
+    """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     if to_box:
         _require_box()
     target = make_target(options)
@@ -1900,16 +1962,7 @@ def run_check(plan: BackupPlan, *, as_json: bool) -> int:
         api = DataApi(plan.target, READ_COMMANDS, stop_event)
         found = list_collections(api)
         rows.append(("database", True, f"{plan.target.api_endpoint}, keyspace {plan.target.keyspace}"))
-        for info in found:
-            count = api.estimated_count(info.name)
-            rows.append(
-                (
-                    f"collection {info.name}",
-                    True,
-                    "count unknown" if count is None else f"about {count:,} documents",
-                )
-            )
-        select_collections(found, plan, Report(quiet=True))
+        rows += _check_collections(api, found, plan)
     except BackupError as error:
         rows.append(("database", False, _describe(error)))
     rows.append(_check_output_dir(plan.output_dir))
@@ -1928,6 +1981,18 @@ def run_check(plan: BackupPlan, *, as_json: bool) -> int:
     return Exit.OK if all(ok for _, ok, _ in rows) else Exit.FAILED
 
 
+def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[tuple[str, bool, str]]:
+    rows = []
+    try:
+        for info in select_collections(found, plan, Report(quiet=True)):
+            count = api.estimated_count(info.name)
+            detail = "count unknown" if count is None else f"about {count:,} documents"
+            rows.append((f"collection {info.name}", True, detail))
+    except BackupError as error:
+        rows.append(("collections", False, _describe(error)))
+    return rows
+
+
 def _check_output_dir(path: Path) -> tuple[str, bool, str]:
     """Whether the output directory, or the one in which it would be made, can be written, and its free space."""
     existing = path.absolute()
@@ -1941,6 +2006,11 @@ def _check_output_dir(path: Path) -> tuple[str, bool, str]:
             f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)",
         )
     return "output directory", True, f"{path}, {size_text(free)} free"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size_text(size_bytes: float) -> str:
@@ -1971,12 +2041,12 @@ def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> 
         )
         return
     totals = manifest.totals
-    size = size_text(sum(record.data_size_bytes or 0 for record in manifest.collections))
+    size = size_text(sum(path.stat().st_size for path in result.snapshot_dir.iterdir()))
     failed = [record.name for record in manifest.collections if not record.is_ok]
     verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
     print_result(
-        f"{result.snapshot_dir}: {verdict}; {totals.collections_ok} collections,"
-        f" {totals.documents:,} documents, {size}, {duration_s:.1f} s"
+        f"{result.snapshot_dir}: {verdict}; {plural(totals.collections_ok, 'collection')},"
+        f" {plural(totals.documents, 'document')}, {size}, {duration_s:.1f} s"
     )
 
 
@@ -1989,8 +2059,11 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
-    sys.stdout.write(redactor.redact(text) + "\n")
-    sys.stdout.flush()
+    text = redactor.redact(text)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        sys.stdout.flush()
 
 
 stop_event = threading.Event()
@@ -2044,7 +2117,7 @@ def _run_guarded(command: click.Command) -> int:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
         if code > 128:
-            log.error("Stopped by signal %d; nothing half-done keeps a final name.", code - 128)  # noqa: TRY400
+            log.error("Stopped by signal %d.", code - 128)  # noqa: TRY400
         return code
     except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
         return _show_error(

@@ -57,12 +57,12 @@ from astra_backup import (
     decode_manifest,
     digest_text,
     document_parts,
-    encode_document,
     iter_documents,
     list_collections,
     log,
     make_target,
     parse_snapshot_name,
+    plural,
     print_result,
     run_command,
     size_text,
@@ -217,6 +217,8 @@ def open_snapshot(path: Path) -> Snapshot:
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
     if not path.is_dir():
         return ZipSnapshot(path)
+    if not os.path.lexists(path / MANIFEST_NAME):
+        raise SnapshotRefused(f"{path} has no {MANIFEST_NAME}: a run that died, or no snapshot.")
     sizes = {}
     for entry in os.scandir(path):
         if not entry.is_file(follow_symlinks=False):
@@ -290,8 +292,11 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     manifest = read_manifest(snapshot)
     warnings = _check_status(snapshot, manifest, force_incomplete=force_incomplete)
     good = [record for record in manifest.collections if record.is_ok]
-    is_old = CHECKSUMS_NAME not in snapshot.sizes and not any(record.content_digest for record in good)
-    if is_old and good:
+    has_digests = any(record.content_digest for record in good) or not good
+    is_old = CHECKSUMS_NAME not in snapshot.sizes and not has_digests
+    if manifest.selection:
+        warnings.append("holds only what was asked for when it was made, not the whole keyspace")
+    if is_old:
         warnings.append(
             "written by an older script: no SHA256SUMS, no content digests; what can be checked was checked"
         )
@@ -332,9 +337,14 @@ def _check_files(snapshot: Snapshot, good: list[CollectionRecord], *, is_old: bo
             raise SnapshotRefused(f"{snapshot.path}: {record.name} has the unsafe data file {record.data_file!r}.")
         expected.add(record.data_file)
     if missing := sorted(expected - set(snapshot.sizes)):
-        raise SnapshotRefused(f"{snapshot.path}: missing: {', '.join(missing)}.")
+        raise SnapshotRefused(
+            f"{snapshot.path}: missing: {', '.join(missing)}.", "Fetch the snapshot again, or use another one."
+        )
     if extra := sorted(set(snapshot.sizes) - expected):
-        raise SnapshotRefused(f"{snapshot.path}: not in the manifest: {', '.join(extra)}.")
+        raise SnapshotRefused(
+            f"{snapshot.path}: not in the manifest: {', '.join(extra)}.",
+            "If somebody put it there, move it away; otherwise fetch the snapshot again.",
+        )
 
 
 def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
@@ -642,6 +652,12 @@ class CollectionWriter:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         self._report.finish(self._name)
+        log.info(
+            "%s: %s inserted, %d there already.",
+            self._name,
+            plural(self._outcome.inserted, "document"),
+            self._outcome.already_there,
+        )
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
         for line, _ in iter_documents(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
@@ -907,8 +923,8 @@ def same_document(one: bytes, other: bytes) -> bool:
 
 
 def text_digest(text: bytes) -> bytes:
-    """A digest of a document's line."""
-    return hashlib.sha256(encode_document(text)[0]).digest()
+    """A digest of a document's text."""
+    return hashlib.sha256(text).digest()
 
 
 def value_digest(text: bytes) -> bytes:
@@ -1013,7 +1029,7 @@ def exit_code(outcomes: list[Outcome]) -> RestoreExit:
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
 @click.version_option(TOOL_VERSION, prog_name="restore.py")
 def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **options: Any) -> int:
-    r"""Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
+    """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
     All of the snapshot is verified and the plan is checked against the target before anything is written. At the end
     the target is compared with the snapshot.
@@ -1024,7 +1040,7 @@ def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **opt
       python restore.py --verify-only                 is the latest whole?
       python restore.py --dry-run --keyspace scratch  what would happen
       python restore.py 20260616_085246               restore that one
-    """
+    """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     as_json, output_dir = options["as_json"], options["output_dir"]
     if show_list:
         return list_snapshots(output_dir, as_json=as_json)
@@ -1074,13 +1090,16 @@ def run_restore(
 
 
 def list_snapshots(output_dir: Path, *, as_json: bool) -> int:
-    """Print the local snapshots, newest first."""
+    """Print the local snapshots, newest first. Raises BackupError if the directory is not there."""
+    if not output_dir.is_dir():
+        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
     rows = [describe_snapshot(path, incomplete=incomplete) for path, (_, incomplete) in local_snapshots(output_dir)]
     if as_json:
         print_result(json.dumps(rows))
     for row in [] if as_json else rows:
         size = size_text(row["size_bytes"])
-        print_result(f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}")
+        mark = "  some collections only" if row["is_selection"] else ""
+        print_result(f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}{mark}")
     if not rows:
         log.warning("There are no snapshots in %s.", output_dir)
     return RestoreExit.OK
@@ -1094,6 +1113,7 @@ def describe_snapshot(path: Path, *, incomplete: bool) -> dict[str, Any]:
         "documents": 0,
         "size_bytes": 0,
         "status": "unreadable",
+        "is_selection": False,
     }
     with contextlib.suppress(SnapshotRefused, OSError):
         snapshot = open_snapshot(path)
@@ -1104,6 +1124,7 @@ def describe_snapshot(path: Path, *, incomplete: bool) -> dict[str, Any]:
             "documents": sum(record.document_count for record in manifest.collections),
             "size_bytes": sum(snapshot.sizes.values()),
             "status": "complete" if is_complete else "incomplete",
+            "is_selection": manifest.selection is not msgspec.UNSET,
         }
     return row
 
