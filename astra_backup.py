@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import IntEnum
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
@@ -208,7 +209,7 @@ _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _SCALAR = rb"(" + _STRING + rb'|[^"{}\[\],:]+)'
 _STRUCTURE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
 _TYPED = re.compile(rb'\{"\$(date|uuid|objectId|binary)":' + _SCALAR + rb"\}", re.DOTALL)
-_TYPED_ODD = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
+_TYPED_BEGIN = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
 _WRAPPED = re.compile(rb'\{"\$backupType":"([A-Za-z0-9_]+)","value":' + _SCALAR + rb"\}", re.DOTALL)
 _WRAPPED_SET = re.compile(rb'\{"\$backupType":"set","value":(?=\[)')
 _DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)
@@ -216,7 +217,7 @@ _ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re
 _TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
 _LONG_NUMBER = re.compile(rb"[:,\[]-?(?:[\d.]{16}|[\d.]+[eE][+-]?\d{3})")
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(rb"0|-?[1-9]\d*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
@@ -313,7 +314,10 @@ def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
 def _make_line(text: bytes, parts: DocumentParts, vector: bytes, is_binary: bool) -> bytes:
     if not parts.vector:
         return _encode_values(text, parts)
-    start, end = _vector_span(text, bytes(parts.vector))
+    try:
+        start, end = _vector_span(text, bytes(parts.vector))
+    except FormatError as error:  # its name is spelt with an escape
+        raise _lossy(b"$vector") from error
     name = start - len(_VECTOR_NAME)
     line = _encode_values(text[:name], parts) + _VECTOR_NAME + vector + _encode_values(text[end:], parts)
     return line[:-1] + _BINARY_MARK if is_binary else line
@@ -338,7 +342,12 @@ def _unwrap(text: bytes, *, is_compact: bool = False) -> bytes | None:
     head, vector, tail = text, b"", b""
     if text.endswith(_BINARY_MARK):
         text = text[: -len(_BINARY_MARK)] + b"}"
-        start, end = _vector_span(text, bytes(document_parts(text).vector))
+        try:
+            start, end = _vector_span(text, bytes(document_parts(text).vector))
+        except FormatError:
+            if is_compact:
+                raise
+            return None
         head, vector, tail = text[:start], decode_vector(text[start:end]), text[end:]
     head, tail = _decode_values(head), _decode_values(tail)
     name = _find_name(head, b"$backup") or _find_name(tail, b"$backup")
@@ -352,7 +361,10 @@ def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
     if b'"' + prefix not in fragment:
         return None
     for match in _DOLLAR_NAME.finditer(fragment):
-        if match[1].startswith(prefix) and fragment[: match.start()].rstrip()[-1:] in (b"{", b","):
+        if match[1].startswith(prefix) and fragment[max(0, match.start() - 64) : match.start()].rstrip()[-1:] in (
+            b"{",
+            b",",
+        ):
             return match[1]
     return None
 
@@ -380,11 +392,15 @@ def decode_vector(array: bytes) -> bytes:
 
     Exact for every text that `encode_vectors` writes: all finite float32 were tried (docs/DESIGN.md).
     """
-    return _BINARY_BEGIN + base64.b64encode(_parse_float32(array)) + _BINARY_END
+    try:
+        doubles = msgspec.json.decode(array, type=list[float])
+    except msgspec.DecodeError as error:
+        raise FormatError(f"a vector that is no array of floats: {error}") from error
+    return _BINARY_BEGIN + base64.b64encode(_round_to_float32(doubles, array)) + _BINARY_END
 
 
 def _wire_vector(vector: bytes) -> bytes:
-    if not _TYPED_ODD.match(vector) or json_value_end(vector, 0) != len(vector):
+    if not _TYPED_BEGIN.match(vector) or json_value_end(vector, 0) != len(vector):
         raise _lossy(vector[:40])
     return _wire(vector)
 
@@ -414,42 +430,44 @@ def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
         return [None if raw else b"[]" for raw in raws]
     floats = floats[finite]
     text = orjson.dumps(floats.astype("=f4"), option=orjson.OPT_SERIALIZE_NUMPY)
-    if _parse_float32(text) != floats.tobytes():
+    if _round_to_float32(orjson.loads(text), text) != floats.tobytes():
         raise _lossy(b"$vector")
     rows = iter(text[2:-2].split(b"],["))
     return [b"[" + next(rows) + b"]" if is_finite else None for is_finite in finite]
 
 
-def _parse_float32(text: bytes) -> bytes:
-    """Big-endian float32 for the JSON text of an array of numbers, or of an array of such arrays. Raises FormatError."""
-    import numpy
-    import orjson
+def _round_to_float32(numbers: list[float] | list[list[float]], text: bytes) -> bytes:
+    """Big-endian float32 for numbers and the JSON text that they were read from. Raises FormatError for an infinity.
 
-    try:
-        doubles = numpy.array(orjson.loads(text), dtype="f8")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise FormatError(f"a vector that is no array of floats: {error}") from error
-    floats = doubles.astype(">f4").ravel()
-    # A text next to the middle of two float32 is rounded to the very middle first, and then maybe to the wrong side.
-    middles = (doubles.view("u8").ravel() & 0x1FFFFFFF) == 0x10000000
+    A text next to the middle of two float32 was rounded to the very middle when it was read as a 64-bit float, and
+    would then be rounded to the even neighbour: those few are rounded again, from the text.
+    """
+    import numpy
+
+    doubles = numpy.array(numbers, dtype="f8").ravel()
+    with numpy.errstate(over="ignore"):
+        floats = doubles.astype("f4")
+        upwards = numpy.where(doubles > floats, numpy.float32("inf"), numpy.float32("-inf"))
+        neighbours = numpy.nextafter(floats, upwards)
+    if not numpy.isfinite(floats).all():
+        raise FormatError("a vector with a number beyond float32")
+    middles = (doubles - floats == neighbours - doubles) & (doubles != floats)
     if middles.any():
-        numbers = text.translate(None, b"[]").split(b",")
+        decimals = text.translate(None, b"[]").split(b",")
         for index in numpy.flatnonzero(middles):
-            floats[index] = _nearest_float32(numbers[index].decode())
-    return floats.tobytes()
+            floats[index] = _nearest_float32(decimals[index].decode())
+    return floats.astype(">f4").tobytes()
 
 
 def _nearest_float32(number: str) -> Any:
     """The float32 nearest to a decimal text, rounded once."""
     import numpy
 
+    exact = Fraction(number)
     guess = numpy.float32(number)
-    nearby = [
-        guess,
-        numpy.nextafter(guess, numpy.float32("inf")),
-        numpy.nextafter(guess, numpy.float32("-inf")),
-    ]
-    return min(nearby, key=lambda candidate: abs(Decimal(float(candidate)) - Decimal(number)))
+    with numpy.errstate(over="ignore"):
+        nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
+    return min(filter(numpy.isfinite, nearby), key=lambda candidate: abs(Fraction(float(candidate)) - exact))
 
 
 def json_value_end(text: bytes, start: int) -> int:
@@ -482,9 +500,7 @@ def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
     encoded = fragment
     if b'"$' in encoded:
         _check_names(encoded, parts)
-        encoded = _TYPED.sub(_encode_typed, encoded)
-        if _TYPED_ODD.search(encoded):
-            encoded = _wrap_odd(encoded)
+        encoded = _wrap_typed(encoded)
     if b"\\u0024" in encoded and (match := _ESCAPED_DOLLAR_NAME.search(encoded)):
         raise _lossy(match[1])
     if _LONG_NUMBER.search(encoded):
@@ -497,7 +513,7 @@ def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
 def _check_names(fragment: bytes, parts: DocumentParts) -> None:
     """Refuse every `$`-name that is not known, or not known where it stands. `$vector` was cut out."""
     for match in _DOLLAR_NAME.finditer(fragment):
-        name, before = match[1], fragment[: match.start()][-1:]
+        name, before = match[1], fragment[match.start() - 1 : match.start()]
         if before not in (b"{", b","):  # inside a longer key: "x\"$date":
             continue
         if name in _TYPE_NAMES and before == b"{":
@@ -509,7 +525,7 @@ def _check_names(fragment: bytes, parts: DocumentParts) -> None:
 
 def _lossy(what: bytes) -> LossyError:
     return LossyError(
-        f"Refusing to write a lossy backup: {what.decode(errors='replace')!r} is no value type known here.",
+        f"Refusing to write a lossy backup: {what.decode(errors='replace')!r} is nothing that is known here.",
         "A type newer than this tool? Extend `_TYPE_NAMES`, `_encode_typed` and `_decode_wrapped` in astra_backup.py.",
     )
 
@@ -554,12 +570,14 @@ def _wire(json_text: bytes) -> bytes:
     return b'{"$backupType":"wire","value":' + json.dumps(json_text.decode(), ensure_ascii=False).encode() + b"}"
 
 
-def _wrap_odd(fragment: bytes) -> bytes:
-    """Wrap typed values that are not scalars, as an unindexed field may hold: `{"$date":{"a":1}}`."""
+def _wrap_typed(fragment: bytes) -> bytes:
+    """Wrap typed values; one that is not a scalar, as an unindexed field may hold, goes whole: `{"$date":{"a":1}}`."""
     pieces, position = [], 0
-    while match := _TYPED_ODD.search(fragment, position):
-        end = json_value_end(fragment, match.start())
-        pieces += [fragment[position : match.start()], _wire(fragment[match.start() : end])]
+    while begin := _TYPED_BEGIN.search(fragment, position):
+        start = begin.start()
+        match = _TYPED.match(fragment, start)
+        end = match.end() if match else json_value_end(fragment, start)
+        pieces += [fragment[position:start], _encode_typed(match) if match else _wire(fragment[start:end])]
         position = end
     return b"".join([*pieces, fragment[position:]])
 
@@ -569,10 +587,21 @@ def _decode_values(fragment: bytes) -> bytes:
     if b'"$backupType"' not in fragment:
         return fragment
     fragment = _WRAPPED.sub(_decode_wrapped, fragment)
-    while match := _WRAPPED_SET.search(fragment):
+    return _unwrap_sets(fragment) if _WRAPPED_SET.search(fragment) else fragment
+
+
+def _unwrap_sets(fragment: bytes) -> bytes:
+    """Leave of each `{"$backupType":"set","value":[…]}` the array; one that is not closed right behind it stays."""
+    cuts: list[tuple[int, int]] = []
+    for match in _WRAPPED_SET.finditer(fragment):
         end = json_value_end(fragment, match.end())
-        fragment = fragment[: match.start()] + fragment[match.end() : end] + fragment[end + 1 :]
-    return fragment
+        if fragment[end : end + 1] == b"}":
+            cuts += [match.span(), (end, end + 1)]
+    pieces, position = [], 0
+    for start, end in sorted(cuts):
+        pieces.append(fragment[position:start])
+        position = end
+    return b"".join([*pieces, fragment[position:]])
 
 
 def _decode_wrapped(match: re.Match[bytes]) -> bytes:
@@ -616,8 +645,9 @@ def _decode_decimal(value: bytes) -> bytes:
 
 
 def _decode_wire(value: bytes) -> bytes:
-    text: bytes = json.loads(value).encode()
-    if compact_json(text) != text:
+    decoded = json.loads(value)
+    text = decoded.encode() if isinstance(decoded, str) else b""
+    if not text or compact_json(text) != text:
         raise ValueError("not compact JSON")
     return text
 
@@ -638,8 +668,8 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 # The contract: names, manifest and data files
 # ======================================================================================================================
 
-_SNAPSHOT_NAME = re.compile(r"(\d{8}_\d{6})(\.INCOMPLETE)?")
-_INPROGRESS_NAME = re.compile(r"\.\d{8}_\d{6}\.inprogress")
+_SNAPSHOT_NAME = re.compile(r"([0-9]{8}_[0-9]{6})(\.INCOMPLETE)?")
+_INPROGRESS_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}\.inprogress")
 _DIGEST_MODULUS = 1 << 256
 
 CONSISTENCY = (
@@ -700,7 +730,10 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
 
     def options(self) -> dict[str, Any]:
         """The definition as a dictionary: the server's `options` object."""
-        return msgspec.json.decode(self.definition, type=dict[str, Any])
+        definition = json.loads(bytes(self.definition))
+        if not isinstance(definition, dict):
+            raise FormatError(f"the definition of {self.name} is no object")
+        return definition
 
 
 class Totals(msgspec.Struct):
@@ -794,7 +827,10 @@ def snapshot_name(moment: datetime) -> str:
 def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
     """Return (timestamp, is_incomplete) for a name that is exactly ours, None for any other."""
     match = _SNAPSHOT_NAME.fullmatch(name)
-    return (match[1], match[2] is not None) if match else None
+    with contextlib.suppress(ValueError):
+        if match and snapshot_name(datetime.strptime(match[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)) == match[1]:
+            return match[1], match[2] is not None
+    return None
 
 
 def data_file_name(collection: str, *, compressed: bool) -> str:
@@ -814,7 +850,7 @@ def decode_manifest(text: bytes) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest)
         for record in manifest.collections:
             record.options()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     major = manifest.backup_format_version.partition(".")[0]
     if major != FORMAT_VERSION.partition(".")[0]:
@@ -858,18 +894,23 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
     from isal import igzip, igzip_lib
 
     source = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
-    pending = b""
+    pending: list[bytes] = []
+    pending_bytes = 0
     try:
         while chunk := source.read(READ_BYTES):
-            lines = (pending + chunk).split(b"\n")
-            pending = lines.pop()
-            if len(pending) > MAX_LINE_BYTES:
+            first, *others = chunk.split(b"\n")
+            pending.append(first)
+            pending_bytes += len(first)
+            if pending_bytes > MAX_LINE_BYTES:
                 raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
-            yield from lines
+            if others:
+                yield b"".join(pending)
+                yield from others[:-1]
+                pending, pending_bytes = [others[-1]], len(others[-1])
     except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
-    if pending:
-        yield pending
+    if pending_bytes:
+        yield b"".join(pending)
 
 
 def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts]]:
@@ -901,7 +942,7 @@ def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStat
     for line, parts in iter_documents(reader, compressed=compressed):  # type: ignore[arg-type]
         if decode:
             try:
-                decode_document(line)
+                document_parts(decode_document(line))
             except FormatError as error:
                 raise FormatError(f"line {stats.document_count + 1}: {error}") from error
         stats.add(line, parts)

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import IO, Any, Self
@@ -930,20 +930,27 @@ def text_digest(text: bytes) -> bytes:
 def value_digest(text: bytes) -> bytes:
     """A digest of a document's value: `1E+2` and `100.0` are the same number; keys may come in any order."""
     value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    return hashlib.sha256(repr(_sorted_value(value)).encode()).digest()
 
 
-def _plain_number(text: str) -> list[str]:
-    """A number as its digits without trailing zeros and its exponent, in a list as no JSON string could be it."""
-    sign, digits, exponent = Decimal(text).as_tuple()
-    stripped = "".join(map(str, digits)).lstrip("0").rstrip("0")
-    zeros = len("".join(map(str, digits)).lstrip("0")) - len(stripped)
-    return [
-        "number",
-        "-" if sign and stripped else "",
-        stripped,
-        str(int(exponent) + zeros) if stripped else "0",
-    ]
+def _sorted_value(value: Any) -> Any:
+    """The value with its keys in order; numbers are tuples already, which nothing else becomes."""
+    if isinstance(value, dict):
+        return {key: _sorted_value(value[key]) for key in sorted(value)}
+    return [_sorted_value(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain_number(text: str) -> tuple[str, ...]:
+    """A number as its sign, its digits without zeros at the ends, and its exponent."""
+    try:
+        sign, digits, exponent = Decimal(text).as_tuple()
+    except InvalidOperation:  # an exponent beyond what Decimal holds
+        return (text,)
+    significant = "".join(map(str, digits)).lstrip("0")
+    stripped = significant.rstrip("0")
+    if not stripped:
+        return ("", "", "0")
+    return ("-" if sign else "", stripped, str(int(exponent) + len(significant) - len(stripped)))
 
 
 # ======================================================================================================================

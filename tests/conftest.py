@@ -89,7 +89,7 @@ class Cli:
         """The command line."""
         return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
-    def run(self, script: str, *arguments: object, timeout_s: float = 60, **environ: str) -> Result:
+    def run(self, script: str, *arguments: object, **environ: str) -> Result:
         """Run to the end; a secret in what it says is a failure of every test."""
         done = subprocess.run(
             self.command(script, *arguments),
@@ -97,7 +97,7 @@ class Cli:
             env=self.environ | environ,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=120,
             stdin=subprocess.DEVNULL,
         )
         assert_no_secret(done.stdout + done.stderr)

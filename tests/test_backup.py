@@ -345,7 +345,7 @@ def test_a_passing_fault_costs_nothing_but_time(source: DataApiEmulator, cli: Cl
     """After a fault in the middle of a collection every document is there exactly once."""
     fill(source, "docs", 230)
     source.faults = [{"command": "find", "skip": 2, **fault}]
-    result = cli.backup(source, BACKUP_RETRY_BUDGET="30", timeout_s=90)
+    result = cli.backup(source, BACKUP_RETRY_BUDGET="30")
     assert result.code == 0, result.err
     (snapshot,) = cli.snapshots()
     assert sorted(map(str, ids_of(snapshot, "docs"))) == [f"d{number:05}" for number in range(230)]
@@ -388,7 +388,7 @@ def test_a_page_state_that_never_works_gives_up(source: DataApiEmulator, cli: Cl
     """The collection starts over a few times and then fails; no half collection survives."""
     fill(source, "docs", 120)
     source.faults = [{"command": "find", "action": "bad_page_state", "contains": "pageState", "times": None}]
-    result = cli.backup(source, BACKUP_RETRY_BUDGET="60", timeout_s=90)
+    result = cli.backup(source, BACKUP_RETRY_BUDGET="60")
     assert result.code == Exit.INCOMPLETE
     assert not list(cli.snapshots()[0].glob("*.jsonl*"))
 

@@ -323,9 +323,7 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "same"), [(*p, True) for p in SAME] + [(*p, False) for p in DIFFERENT]
-)
+@pytest.mark.parametrize(("first", "second", "same"), [(*p, True) for p in SAME] + [(*p, False) for p in DIFFERENT])
 def test_which_ids_are_one_key(first: str, second: str, same: bool, api: Api) -> None:
     """Two `_id`s are one key if their type tag and text agree, whatever form they were written in."""
     api.create("c")
@@ -345,9 +343,7 @@ def test_generated_ids(kind: str, api: Api) -> None:
     assert len({json.dumps(each) for each in made}) == 2
     for each in made:
         text = each if kind == "" else each["$objectId" if kind == "objectId" else "$uuid"]
-        pattern = (
-            "[0-9a-f]{24}" if kind == "objectId" else rf"[0-9a-f]{{8}}-[0-9a-f]{{4}}-[{kind[5:] or 4}].*"
-        )
+        pattern = "[0-9a-f]{24}" if kind == "objectId" else rf"[0-9a-f]{{8}}-[0-9a-f]{{4}}-[{kind[5:] or 4}].*"
         assert re.fullmatch(pattern, text)
 
 
@@ -515,9 +511,7 @@ def test_nearest(metric: str, expected: list[float], api: Api) -> None:
     api.insert("c", {"_id": "far", "$vector": [-1, 0]}, {"_id": "none"}, {"_id": "side", "$vector": [0, 1]})
     api.insert("c", {"_id": "near", "$vector": {"$binary": "P4AAAAAAAAA="}})
     for vector in ([1, 0], {"$binary": "P4AAAAAAAAA="}):
-        found = api({"find": {"sort": {"$vector": vector}, "options": {"includeSimilarity": True}}}, "c")[
-            "data"
-        ]
+        found = api({"find": {"sort": {"$vector": vector}, "options": {"includeSimilarity": True}}}, "c")["data"]
         assert [each["_id"] for each in found["documents"]] == ["near", "side", "far"]
         assert [each["$similarity"] for each in found["documents"]] == pytest.approx(expected)
 
@@ -567,9 +561,7 @@ def test_planted_documents_are_given_back_as_they_are(api: Api) -> None:
 
 def test_replacing(filled: Api) -> None:
     """The command findOneAndReplace keeps exact numbers, reports what it did, and refuses another `_id`."""
-    replace = (
-        '{{"findOneAndReplace":{{"filter":{{"_id":"d1"}},"replacement":{},"options":{{"upsert":true}}}}}}'
-    )
+    replace = '{{"findOneAndReplace":{{"filter":{{"_id":"d1"}},"replacement":{},"options":{{"upsert":true}}}}}}'
     answer = filled(replace.format('{"_id":"d1","n":1.00000000000000000001}'), "c")
     assert answer["data"]["document"] == {"_id": "d1", "n": 1}
     assert answer["status"] == {"matchedCount": 1, "modifiedCount": 1}
@@ -669,9 +661,7 @@ def test_requests_refused_before_their_body() -> None:
         assert httpx.post(url, json={"findCollections": {}}, headers=token).status_code == 200
         assert httpx.get(url, headers=token).status_code == 405
         assert httpx.post(running.url + "/v2/x", json={}, headers=token).status_code == 404
-        assert (
-            httpx.post(url, content="x", headers={**token, "Content-Type": "text/plain"}).status_code == 415
-        )
+        assert httpx.post(url, content="x", headers={**token, "Content-Type": "text/plain"}).status_code == 415
         assert [each.token_ok for each in running.requests][:2] == [False, True]
 
 
@@ -687,9 +677,7 @@ def test_chunked_bodies_and_records(api: Api) -> None:
     assert record.status == 200
 
 
-@pytest.mark.parametrize(
-    ("environment", "prefix"), [(Environment.HCD, "/v1"), (Environment.PROD, "/api/json/v1")]
-)
+@pytest.mark.parametrize(("environment", "prefix"), [(Environment.HCD, "/v1"), (Environment.PROD, "/api/json/v1")])
 def test_the_real_client_goes_round(environment: str, prefix: str, emulator: DataApiEmulator) -> None:
     """The client astrapy creates, fills, counts, finds, replaces, deletes and drops, in both environments."""
     database = DataAPIClient(environment=environment).get_database(

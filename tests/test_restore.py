@@ -311,8 +311,19 @@ def make_zip(snapshot: Path, path: Path, extra: list[tuple[str, bytes]] = [], mo
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     "name",
-    ["../evil", "/etc/evil", "{name}/../evil", "{name}/sub/evil", "other/evil", "evil", "{name}/a\\b", "{name}/MANIFEST.json", "{name}/manifest.json", "C:evil"],
-)  # fmt: skip
+    [
+        "../evil",
+        "/etc/evil",
+        "{name}/../evil",
+        "{name}/sub/evil",
+        "other/evil",
+        "evil",
+        "{name}/a\\b",
+        "{name}/MANIFEST.json",
+        "{name}/manifest.json",
+        "C:evil",
+    ],
+)
 def test_a_zip_that_could_reach_out_is_refused(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, name: str
 ) -> None:

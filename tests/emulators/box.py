@@ -1576,7 +1576,7 @@ def fault_list_json(box: BoxEmulator, call: Call, fault: Fault, act: Act) -> Rep
 
 
 def fault_expire_token(box: BoxEmulator, call: Call, fault: Fault, act: Act) -> Reply:
-    """This token and all others become invalid."""
+    """The token and all others become invalid."""
     box.expire_tokens()
     return act()
 

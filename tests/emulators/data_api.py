@@ -318,9 +318,7 @@ def error_object(code: str, message: str, **overrides: str) -> dict[str, Json]:
 
 
 def invalid_field(name: str, value: Json, why: str) -> RequestRefusal:
-    message = (
-        f"Command field '{name}' value {shorten(value)} not valid: {why}.\n\nResend command with valid value."
-    )
+    message = f"Command field '{name}' value {shorten(value)} not valid: {why}.\n\nResend command with valid value."
     return RequestRefusal("COMMAND_FIELD_VALUE_INVALID", message)
 
 
@@ -405,9 +403,7 @@ def java_uuid(text: Json) -> str:
     if type(text) is not str or len(text) > 36 or not UUID_TEXT.fullmatch(text):
         raise ValueError(text)
     widths = (8, 4, 4, 4, 12)
-    return "-".join(
-        part.lower().zfill(width)[-width:] for part, width in zip(text.split("-"), widths, strict=True)
-    )
+    return "-".join(part.lower().zfill(width)[-width:] for part, width in zip(text.split("-"), widths, strict=True))
 
 
 def object_id(text: Json) -> str:
@@ -769,18 +765,14 @@ def resolve_vector(database: Database, value: Json) -> Json:
     if dimension is None and service is not None:
         dimension = DEFAULT_DIMENSIONS.get(service.get("modelName", ""), 1024)
     if not isinstance(dimension, int) or not 1 <= dimension <= MAX_DIMENSION:
-        raise invalid_field(
-            "command.options.vector.dimension", dimension, f"must be between 1 and {MAX_DIMENSION}"
-        )
+        raise invalid_field("command.options.vector.dimension", dimension, f"must be between 1 and {MAX_DIMENSION}")
     made = {"dimension": dimension, "metric": metric, "sourceModel": value.get("sourceModel", "other")}
     return made if service is None else {**made, "service": service}
 
 
 def resolve_indexing(database: Database, value: Json) -> Json:
     if value is not None and (len(value) != 1 or not isinstance(next(iter(value.values())), list)):
-        raise RequestRefusal(
-            "INVALID_INDEXING_DEFINITION", "`allow` and `deny` cannot be used together or be empty."
-        )
+        raise RequestRefusal("INVALID_INDEXING_DEFINITION", "`allow` and `deny` cannot be used together or be empty.")
     return value
 
 
@@ -847,9 +839,7 @@ class Checker:
 
     def value(self, value: Json, path: str, depth: int) -> None:
         if len(path) > MAX_PATH_CHARS:
-            raise limit_violation(
-                f"field path length ({len(path)}) exceeds maximum allowed ({MAX_PATH_CHARS})"
-            )
+            raise limit_violation(f"field path length ({len(path)}) exceeds maximum allowed ({MAX_PATH_CHARS})")
         indexed = self.collection.indexing.covers(path)
         if type(value) is dict:
             self.object(value, path, depth, indexed)
@@ -899,9 +889,7 @@ def check_name(name: str) -> None:
     if not name:
         raise Refusal("SHRED_BAD_FIELD_NAME", "Document field name not valid: field name '' is empty.")
     if name.startswith("$"):
-        raise Refusal(
-            "SHRED_BAD_FIELD_NAME", f"Document field name not valid: field name '{name}' starts with '$'."
-        )
+        raise Refusal("SHRED_BAD_FIELD_NAME", f"Document field name not valid: field name '{name}' starts with '$'.")
 
 
 def check_string(value: str, path: str) -> None:
@@ -917,9 +905,7 @@ def check_extension(name: str, value: Json, path: str) -> None:
     try:
         EXTENSIONS[name](value)
     except ValueError:
-        message = (
-            f"Bad EJSON value: invalid value ({dump(value)}) for extended JSON type '{name}' (path '{path}')."
-        )
+        message = f"Bad EJSON value: invalid value ({dump(value)}) for extended JSON type '{name}' (path '{path}')."
         raise Refusal("SHRED_BAD_EJSON_VALUE", message) from None
 
 
@@ -946,9 +932,7 @@ def vector_length(value: Json) -> int:
         except (binascii.Error, TypeError, ValueError):
             size = 1
         if size % 4 or not size:
-            raise Refusal(
-                "SHRED_BAD_BINARY_VECTOR_VALUE", "The $binary value of $vector does not decode to floats."
-            )
+            raise Refusal("SHRED_BAD_BINARY_VECTOR_VALUE", "The $binary value of $vector does not decode to floats.")
         return size // 4
     if value == []:
         raise Refusal("SHRED_BAD_VECTOR_SIZE", "$vector value can't be empty.")
@@ -1179,9 +1163,7 @@ def find_collections(call: Call) -> Answer:
     collections = sorted(call.database.keyspace(call.keyspace).items())
     if call.options.get("explain") is not True:
         return {"status": {"collections": [name for name, _ in collections]}}
-    return {
-        "status": {"collections": [{"name": name, "options": each.options} for name, each in collections]}
-    }
+    return {"status": {"collections": [{"name": name, "options": each.options} for name, each in collections]}}
 
 
 def create_collection(call: Call) -> Answer:
@@ -1218,8 +1200,7 @@ def check_room(database: Database) -> None:
     if limit is not None and have >= limit:
         raise RequestRefusal(
             "TOO_MANY_COLLECTIONS",
-            f"Too many collections: number of collections in database cannot exceed {limit}, "
-            f"already have {have}.",
+            f"Too many collections: number of collections in database cannot exceed {limit}, already have {have}.",
         )
 
 
@@ -1363,11 +1344,7 @@ def find_nearest(call: Call, field_name: str, value: Json) -> Answer:
         rows = [(0, b"", with_similarity(projected(row[2]), score)) for row, score in hits]
         call = replace(call, arguments={**call.arguments, "projection": {"*": True}})
     answer = found(call, rows, None)
-    return (
-        {**answer, "status": {"sortVector": vector}}
-        if call.options.get("includeSortVector") is True
-        else answer
-    )
+    return {**answer, "status": {"sortVector": vector}} if call.options.get("includeSortVector") is True else answer
 
 
 def with_similarity(text: bytes, score: float) -> bytes:
@@ -1451,9 +1428,7 @@ def store_each(call: Call, prepared: Sequence[Prepared], *, ordered: bool) -> li
     return outcomes
 
 
-def inserted(
-    prepared: Sequence[Prepared], outcomes: Sequence[Refusal | None], with_responses: bool
-) -> Answer:
+def inserted(prepared: Sequence[Prepared], outcomes: Sequence[Refusal | None], with_responses: bool) -> Answer:
     errors: list[Json] = []
     responses: list[Json] = []
     for at, each in enumerate(prepared):
@@ -1929,9 +1904,7 @@ def act_insert(exchange: Exchange, options: Options) -> Reply:
     target = exchange.target(options)
     for document in options["documents"]:
         text = (
-            document
-            if isinstance(document, str)
-            else json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+            document if isinstance(document, str) else json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         )
         exchange.emulator.put(target.keyspace, target.name, text)
     return exchange.act()
@@ -2002,10 +1975,7 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             while (request := self.read_request()) is not None:
                 reply = self.server.emulator.reply_to(request)
-                if (
-                    not DELIVERIES[reply.delivery](self, reply)
-                    or request.headers.get("connection") == "close"
-                ):
+                if not DELIVERIES[reply.delivery](self, reply) or request.headers.get("connection") == "close":
                     break
         except (OSError, ValueError):
             pass  # the client went away, or does not speak HTTP
@@ -2067,9 +2037,7 @@ class Connection(socketserver.StreamRequestHandler):
         stopping = self.server.emulator.stopping
         end = time.monotonic() + seconds
         while not stopping.is_set():
-            readable, _, _ = select.select(
-                [self.connection], [], [], max(0.0, min(0.1, end - time.monotonic()))
-            )
+            readable, _, _ = select.select([self.connection], [], [], max(0.0, min(0.1, end - time.monotonic())))
             if readable and not self.connection.recv(1, socket.MSG_PEEK):
                 return False
             if time.monotonic() >= end:
@@ -2289,9 +2257,7 @@ class DataApiEmulator:
         """Make a collection, defaults filled in; or exactly as given if `lexical` and `rerank` are given."""
         with self.database.lock:
             given = json.loads(json.dumps(options or {}))
-            resolved = (
-                given if "lexical" in given and "rerank" in given else resolve_options(self.database, given)
-            )
+            resolved = given if "lexical" in given and "rerank" in given else resolve_options(self.database, given)
             return self.database.add(keyspace, name, resolved)
 
     def put(self, keyspace: str, collection: str, document_text: str | bytes) -> None:
@@ -2327,9 +2293,7 @@ class DataApiEmulator:
     def load(self, directory: str | os.PathLike[str], keyspace: str | None = None) -> None:
         """Make the collections of `findCollections.json` and fill them from `NAME.pages.jsonl[.gz]`."""
         folder = Path(directory)
-        definitions = json.loads((folder / "findCollections.json").read_text("utf-8"))["status"][
-            "collections"
-        ]
+        definitions = json.loads((folder / "findCollections.json").read_text("utf-8"))["status"]["collections"]
         for definition in definitions:
             made = self.database.add(keyspace or self.keyspace, definition["name"], definition["options"])
             for line in read_pages(folder, definition["name"]):
@@ -2363,16 +2327,12 @@ class DataApiEmulator:
         exchange = Exchange(self, level, command, Call(self.database, keyspace, collection, arguments), body)
         fault = self.next_fault(exchange) if self._faults else None
         try:
-            return command, exchange.act() if fault is None else ACTIONS[fault.action](
-                exchange, fault.options
-            )
+            return command, exchange.act() if fault is None else ACTIONS[fault.action](exchange, fault.options)
         except Refusal as refusal:
             return command, error_reply(refusal)
         except Exception as error:  # as the server does; and aloud, for it is a bug of this file or of a rule
             traceback.print_exc()
-            return command, error_reply(
-                Refusal("UNEXPECTED_SERVER_ERROR", f"{type(error).__name__}: {error}")
-            )
+            return command, error_reply(Refusal("UNEXPECTED_SERVER_ERROR", f"{type(error).__name__}: {error}"))
 
     def next_fault(self, exchange: Exchange) -> Fault | None:
         """The first rule whose turn has come; every rule that meets the request counts it as seen."""
@@ -2476,9 +2436,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--keyspace", default="default_keyspace")
     parser.add_argument("--token", help="the only one accepted; else any that is not empty")
-    parser.add_argument(
-        "--astra", action="store_true", help="lexical and rerank are on unless a definition says no"
-    )
+    parser.add_argument("--astra", action="store_true", help="lexical and rerank are on unless a definition says no")
     parser.add_argument("--vectorize", action="store_true", help="embedding providers are available")
     parser.add_argument("--max-collections", type=int)
     parser.add_argument("--faults", metavar="FILE", help="a JSON list of fault rules")
