@@ -9,10 +9,10 @@ DOCS := README.md docs/FORMAT.md
 PINS := requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench memory audit upgrade clean
+.PHONY: help install demo test lint format docs bench memory float32 audit upgrade clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; made anew when the pins change
 
@@ -41,10 +41,13 @@ docs: $(INSTALLED)  ## renew the generated parts of the documentation
 	$(BIN)/cog -P -r -I . $(DOCS)
 
 bench: $(INSTALLED)  ## measure speed
-	$(BIN)/python bench/speed.py
+	$(BIN)/python -m bench.speed
 
 memory: $(INSTALLED)  ## measure memory
-	$(BIN)/python bench/memory.py
+	$(BIN)/python -m bench.memory
+
+float32: $(INSTALLED)  ## print and read back every float32 there is; some ten minutes
+	$(BIN)/python -m bench.float32
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt

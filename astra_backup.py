@@ -37,7 +37,7 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -216,7 +216,7 @@ _DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)
 _ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re.DOTALL)
 _TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
-_LONG_NUMBER = re.compile(rb"[:,\[]-?(?:[\d.]{16}|[\d.]+[eE][+-]?\d{3})")
+_LONG_NUMBER = re.compile(rb"[:,[][-0-9](?:[0-9.]{15}|[0-9.]*[eE][+-]?[0-9]{3})")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(rb"0|-?[1-9]\d*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
@@ -296,8 +296,9 @@ def is_blank(vectorize: bytes) -> bool:
 def encode_documents(texts: list[bytes]) -> list[tuple[bytes, DocumentParts]]:
     """Return the line (without a newline) and the parts of each document, given as compact JSON text.
 
-    Whatever is changed is changed back and compared before it is returned. Raises LossyError where a line would lose
-    something, FormatError for what is not a document. Many at once are faster than one: their vectors share calls.
+    What is wrapped is unwrapped again and compared; for the text of floats `make float32` has tried each there is.
+    Raises LossyError where a line would lose something, FormatError for what is not a document. Many at once are
+    faster than one: their vectors share calls.
     """
     parts = [document_parts(text) for text in texts]
     if not all(bytes(part.id) for part in parts):
@@ -430,13 +431,11 @@ def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
         return [None if raw else b"[]" for raw in raws]
     floats = floats[finite]
     text = orjson.dumps(floats.astype("=f4"), option=orjson.OPT_SERIALIZE_NUMPY)
-    if _round_to_float32(orjson.loads(text), text) != floats.tobytes():
-        raise _lossy(b"$vector")
     rows = iter(text[2:-2].split(b"],["))
     return [b"[" + next(rows) + b"]" if is_finite else None for is_finite in finite]
 
 
-def _round_to_float32(numbers: list[float] | list[list[float]], text: bytes) -> bytes:
+def _round_to_float32(numbers: list[float], text: bytes) -> bytes:
     """Big-endian float32 for numbers and the JSON text that they were read from. Raises FormatError for an infinity.
 
     A text next to the middle of two float32 was rounded to the very middle when it was read as a 64-bit float, and
@@ -444,7 +443,7 @@ def _round_to_float32(numbers: list[float] | list[list[float]], text: bytes) -> 
     """
     import numpy
 
-    doubles = numpy.array(numbers, dtype="f8").ravel()
+    doubles = numpy.fromiter(numbers, dtype="f8", count=len(numbers))
     with numpy.errstate(over="ignore"):
         floats = doubles.astype("f4")
         upwards = numpy.where(doubles > floats, numpy.float32("inf"), numpy.float32("-inf"))
@@ -891,9 +890,10 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
 
     Raises FormatError for a stream that does not decompress and for a line that no document can be.
     """
-    from isal import igzip, igzip_lib
+    from isal import igzip_lib, igzip_threaded
 
-    source = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
+    # Decompressed by a thread of its own, outside the interpreter lock.
+    source = igzip_threaded.open(stream, "rb", block_size=READ_BYTES) if compressed else stream  # type: ignore[no-untyped-call]
     pending: list[bytes] = []
     pending_bytes = 0
     try:
@@ -909,6 +909,9 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
                 pending, pending_bytes = [others[-1]], len(others[-1])
     except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
+    finally:
+        if compressed:
+            source.close()
     if pending_bytes:
         yield b"".join(pending)
 
@@ -1499,7 +1502,10 @@ class OutputDir:
 
 
 class DataFileWriter:
-    """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk."""
+    """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
+
+    A thread compresses and writes what was encoded while the next documents are being encoded.
+    """
 
     def __init__(self, path: Path, *, compressed: bool) -> None:
         from isal import isal_zlib
@@ -1509,32 +1515,38 @@ class DataFileWriter:
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
 
-    def write(self, documents: Iterable[bytes]) -> None:
-        """Append documents, given as the server's compact text."""
+    def write(self, documents: list[bytes]) -> None:
+        """Append documents, given as the server's compact text. Raises what an earlier call could not write."""
         lines = []
-        for line, parts in encode_documents(list(documents)):
+        for line, parts in encode_documents(documents):
             self.stats.add(line, parts)
             lines.append(line)
+        if self._last:
+            self._last.result()
         if lines:
-            lines.append(b"")
-            self._write_bytes(b"\n".join(lines))
+            self._last = self._pool.submit(self._compress, b"\n".join([*lines, b""]))
 
     def close(self) -> DataStats:
         """Finish the file, fsync it, and return what it holds."""
+        if self._last:
+            self._last.result()
         if self._compressor:
             self._append(self._compressor.flush())
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.abandon()
         self.stats.data_sha256 = self._sha256.hexdigest()
         return self.stats
 
     def abandon(self) -> None:
-        """Close the file as it is."""
+        """Close the file as it is. May be called twice."""
+        self._pool.shutdown()
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _write_bytes(self, text: bytes) -> None:
+    def _compress(self, text: bytes) -> None:
         self._append(self._compressor.compress(text) if self._compressor else text)
 
     def _append(self, chunk: bytes) -> None:

@@ -1,0 +1,111 @@
+"""CPU per 1,000 documents of reading pages: astrapy's `Collection.command` with an observer, and our sender.
+
+    python -m bench.transport
+
+1,000 documents of 1,536 floats, as binary and as arrays, from the emulator in a process of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.memory import emulator
+
+COUNT = 1000
+
+
+def write_catalog(directory: Path) -> None:
+    """Two collections, the same vectors in both forms."""
+    noise = random.Random(1)
+    collections = []
+    for form in ("binary", "array"):
+        options = {"vector": {"dimension": 1536, "metric": "cosine"}, "lexical": {"enabled": False}}
+        collections.append({"name": form, "options": options | {"rerank": {"enabled": False}}})
+        with (directory / f"{form}.pages.jsonl").open("w") as file:
+            for start in range(0, COUNT, 50):
+                page = []
+                for number in range(start, start + 50):
+                    floats = [noise.gauss(0, 0.03) for _ in range(1536)]
+                    raw = base64.b64encode(struct.pack(">1536f", *floats)).decode()
+                    vector = f'{{"$binary":"{raw}"}}' if form == "binary" else json.dumps(floats)
+                    page.append(f'{{"_id":"{number}","$vector":{vector}}}')
+                file.write(f'{{"data":{{"documents":[{",".join(page)}],"nextPageState":null}}}}\n')
+    (directory / "findCollections.json").write_text(json.dumps({"status": {"collections": collections}}))
+
+
+def by_astrapy(url: str, name: str) -> int:
+    """Page loop over `Collection.command`; an observer gets the text, from which documents are cut."""
+    from astrapy import DataAPIClient
+    from astrapy.api_options import APIOptions
+    from astrapy.event_observers import Observer
+
+    import astra_backup
+
+    bodies: list[str] = []
+
+    class Keep(Observer):
+        """Keeps the body of each reply."""
+
+        enabled = True
+
+        def receive(self, event: object, *_: object, **__: object) -> None:
+            """Take an event."""
+            body = getattr(event, "body", None)
+            if type(event).__name__ == "ObservableResponse" and body:
+                bodies.append(body)
+
+    client = DataAPIClient(environment="hcd", api_options=APIOptions(event_observers={"keep": Keep()}))
+    collection = client.get_database(url, token="AstraCS:bench", keyspace="default_keyspace").get_collection(name)
+    state: str | None = None
+    count = 0
+    while True:
+        options: dict[str, object] = {"options": {"pageState": state}} if state else {}
+        collection.command({"find": {"filter": {}, "projection": {"*": True}} | options})
+        reply = astra_backup._decode_reply(bodies.pop().encode(), astra_backup.Reply)
+        documents, state = astra_backup.decode_page(reply.data)
+        count += len(documents)
+        if state is None:
+            return count
+
+
+def by_ours(url: str, name: str) -> int:
+    """The product's own page loop."""
+    import astra_backup
+
+    target = astra_backup.Target(url, "default_keyspace", "hcd", "AstraCS:bench")
+    api = astra_backup.DataApi(target, astra_backup.READ_COMMANDS)
+    state, count = None, 0
+    while True:
+        documents, state = api.find_page(name, state)
+        count += len(documents)
+        if state is None:
+            return count
+
+
+def main() -> int:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_catalog(Path(directory))
+        with emulator("--load", directory) as url:
+            print("| vectors | astrapy's command, CPU s per 1,000 | our sender | ratio |\n|---|---|---|---|")
+            for form in ("binary", "array"):
+                best: dict[object, float] = {}
+                for way in (by_astrapy, by_ours) * 3:
+                    way(url, form)
+                    started = time.process_time()
+                    assert way(url, form) == COUNT
+                    best[way] = min(best.get(way, 1e9), time.process_time() - started)
+                ratio = best[by_astrapy] / best[by_ours]
+                print(f"| {form} | {best[by_astrapy]:.3f} | {best[by_ours]:.3f} | {ratio:.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
