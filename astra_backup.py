@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import dataclasses
 import fcntl
 import gzip
 import hashlib
@@ -32,6 +33,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import sys
 import threading
 import time
@@ -113,6 +115,20 @@ log = logging.getLogger("astra_backup")
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size_text(size_bytes: float) -> str:
+    """A size for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
 
 
 # ======================================================================================================================
@@ -1081,8 +1097,12 @@ class DataApi:
                 raise _error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
-        budget = self.target.retry_budget_s if budget_s is None else budget_s
-        return retrying_requests(self, budget, on_retry)(send)
+        patience_s = self.target.retry_budget_s if budget_s is None else budget_s
+
+        def budget() -> float:
+            return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
+
+        return retrying_requests(budget, self.stop, on_retry)(send)
 
     def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1154,8 +1174,10 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     return base_url, headers
 
 
-def retrying_requests(api: DataApi, budget_s: float, on_retry: Callable[[], None] | None = None) -> tenacity.Retrying:
-    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s` seconds at most.
+def retrying_requests(
+    budget_s: Callable[[], float], stop: threading.Event, on_retry: Callable[[], None] | None = None
+) -> tenacity.Retrying:
+    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
 
     `Retry-After` is obeyed as long as it ends within the budget. The last error is let through.
     """
@@ -1175,8 +1197,7 @@ def retrying_requests(api: DataApi, budget_s: float, on_retry: Callable[[], None
         return max(asked or 0.0, 0.1 + backoff(state))
 
     def should_stop(state: tenacity.RetryCallState) -> bool:
-        budget = budget_s if api.was_reached else min(budget_s, FIRST_CONTACT_BUDGET_S)
-        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget
+        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -1189,7 +1210,7 @@ def retrying_requests(api: DataApi, budget_s: float, on_retry: Callable[[], None
         wait=wait_s,
         stop=should_stop,
         before_sleep=tell,
-        sleep=tenacity.sleep_using_event(api.stop),
+        sleep=tenacity.sleep_using_event(stop),
         reraise=True,
     )
 
@@ -1330,15 +1351,16 @@ redactor = Redactor()
 class Tally:
     """How far a collection is."""
 
-    documents: int = 0
+    done: float = 0
     expected: int | None = None
     phase: str = "reading"
+    unit: str = "documents"
     started: float = field(default_factory=time.monotonic)
 
     @property
     def rate(self) -> float:
-        """Documents a second."""
-        return self.documents / max(1e-6, time.monotonic() - self.started)
+        """Units a second."""
+        return self.done / max(1e-6, time.monotonic() - self.started)
 
 
 class Report:
@@ -1365,28 +1387,28 @@ class Report:
         if self._bars:
             self._bars.stop()
 
-    def start(self, name: str, expected: int | None = None, phase: str = "reading") -> None:
-        """A collection begins, or begins anew."""
+    def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
+        """A collection or a transfer begins, or begins anew."""
         with self._lock:
-            self._tallies[name] = Tally(expected=expected or None, phase=phase)
+            self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
             if self._bars:
                 if name in self._tasks:
                     self._bars.remove_task(self._tasks[name])
-                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase)
+                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
 
-    def advance(self, name: str, documents: int) -> None:
-        """More documents of a collection are done."""
+    def advance(self, name: str, done: float) -> None:
+        """More documents of a collection are done, or more of a transfer."""
         with self._lock:
-            self._tallies[name].documents += documents
+            self._tallies[name].done += done
             if self._bars:
-                self._bars.advance(self._tasks[name], documents)
+                self._bars.advance(self._tasks[name], done)
 
     def finish(self, name: str) -> None:
         """A collection is done, well or not."""
         with self._lock:
             tally = self._tallies.pop(name, None)
             if self._bars and tally:
-                self._bars.update(self._tasks[name], total=tally.documents, phase="done")
+                self._bars.update(self._tasks[name], total=tally.done, phase="done")
 
     def warn(self, message: str) -> None:
         """Something a person should know, though nothing failed."""
@@ -1397,7 +1419,8 @@ class Report:
         while not self._ended.wait(HEARTBEAT_S):
             with self._lock:
                 parts = [
-                    f"{name} {t.phase} {t.documents:,} documents, {t.rate:,.0f}/s" for name, t in self._tallies.items()
+                    f"{name} {tally.phase} {tally.done:,.0f} {tally.unit}, {tally.rate:,.0f}/s"
+                    for name, tally in self._tallies.items()
                 ]
             log.info("At work: %s.", "; ".join(parts) or "waiting")
 
@@ -1411,7 +1434,7 @@ class Report:
             TextColumn("{task.fields[phase]}"),
             BarColumn(),
             TaskProgressColumn(show_speed=True),
-            TextColumn("{task.completed:,.0f} documents"),
+            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
             TimeRemainingColumn(),
             console=console,
         )
@@ -1425,6 +1448,705 @@ def start_logging(*, verbose: bool, quiet: bool) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+
+# ======================================================================================================================
+# Box. BOX.md has the facts; each repetition first looks whether the lost request did its work.
+# ======================================================================================================================
+
+BOX_MIN_SESSION_BYTES = 20_000_000  # below, Box refuses sessions
+BOX_MAX_WHOLE_BYTES = 50_000_000  # above, Box refuses single requests
+BOX_PARALLEL_PARTS = 3
+BOX_MAX_SESSIONS = 3  # how many sessions may vanish under one upload
+BOX_PAGE_ITEMS = 1000
+BOX_TOKEN_AGE = 0.75  # of its life; from then on a token is renewed before a request
+DOWNLOAD_BYTES = 1024 * 1024
+
+BOX_HINTS = {
+    "invalid_client": "BOX_CLIENT_ID or BOX_CLIENT_SECRET is wrong: copy both from the app's configuration page again.",
+    "unauthorized_client": "A Box admin has to authorise the app: Admin Console, Integrations, Platform Apps Manager.",
+    "invalid_grant": "Check BOX_ENTERPRISE_ID (or BOX_USER_ID), and that an admin authorised the app since it changed.",
+    "insufficient_scope": "Give the app the scope to read and write all files, and have an admin authorise it again.",
+    "not_found": "Check BOX_FOLDER_ID, and invite the app's service account (--check prints its login) to that folder.",
+    "access_denied_insufficient_permissions": "Make the service account Editor of that folder (see --check).",
+    "storage_limit_exceeded": "Box is full (its trash counts too): empty the trash, or get more room.",
+    "file_size_limit_exceeded": "The account takes no file of that size: split the backup with --collection.",
+}
+BOX_TEMPORARY_CODES = frozenset({"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded"})
+
+
+@dataclass(frozen=True)
+class BoxConfig:
+    """Whose Box, and which folder of it."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    enterprise_id: str | None
+    user_id: str | None
+    folder_id: str
+    base_url: str | None = None
+    upload_url: str | None = None
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
+    retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """A file in Box."""
+
+    id: str
+    name: str
+    size_bytes: int
+    sha1: str
+    etag: str | None = None
+
+
+@dataclass(frozen=True)
+class BoxSession:
+    """An upload session, and the version that it is to replace (None: a new file)."""
+
+    part_bytes: int
+    upload_part_url: str
+    list_parts_url: str
+    commit_url: str
+    abort_url: str
+    replaces: BoxFile | None = None
+
+
+class BoxError(RequestError):
+    """Box refused, or did not answer. `conflict` is the file that has the name already, `session` one that is open."""
+
+    conflict: BoxFile | None = None
+    session: Any = None
+
+
+class SessionGone(BoxError):
+    """The upload session is no more; the upload has to start over."""
+
+
+class ZipStream:
+    """A snapshot's directory as a stored ZIP64 archive that is never written: any range of it can be read.
+
+    The same snapshot gives the same bytes, so the same `sha1`. `manifest.json` comes first, so that the beginning of
+    the archive tells what is in it. Thread-safe. Raises FormatError if a file is not what SHA256SUMS says.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.name = directory.name
+        self._pieces: list[tuple[int, int, bytes | Path]] = []  # (offset, size, bytes or the file that has them)
+        self.size_bytes = 0
+        central = b""
+        names = sorted(read_sums(directory), key=lambda name: (name != MANIFEST_NAME, name != CHECKSUMS_NAME, name))
+        for name in names:
+            central += self._add_file(directory / name)
+        self._add(central + self._end(len(names), len(central)))
+        sha1 = hashlib.sha1(usedforsecurity=False)
+        for offset in range(0, self.size_bytes, DOWNLOAD_BYTES):
+            sha1.update(self.read(offset, DOWNLOAD_BYTES))
+        self.sha1 = sha1.hexdigest()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes from `offset` on, fewer than `size` only at the end."""
+        end, found = offset + size, []
+        for start, length, content in self._pieces:
+            first, last = max(offset - start, 0), min(end - start, length)
+            if first < last and isinstance(content, bytes):
+                found.append(content[first:last])
+            elif first < last:
+                with open(content, "rb") as file:
+                    file.seek(first)
+                    found.append(file.read(last - first))
+        return b"".join(found)
+
+    def _add(self, content: bytes | Path, size: int | None = None) -> None:
+        length = len(content) if isinstance(content, bytes) else size or 0
+        self._pieces.append((self.size_bytes, length, content))
+        self.size_bytes += length
+
+    def _add_file(self, path: Path) -> bytes:
+        """Add a local header and a file; return its entry of the central directory."""
+        size, crc = path.stat().st_size, file_crc32(path)
+        name, offset = f"{self.name}/{path.name}".encode(), self.size_bytes
+        common = struct.pack("<HHHHHIIIHH", 45, 0x800, 0, *self._dos_time(), crc, *(0xFFFFFFFF,) * 2, len(name), 20)
+        self._add(b"PK\3\4" + common + name + struct.pack("<HHQQ", 1, 16, size, size))
+        self._add(path, size)
+        made = struct.pack(
+            "<HHHHHHIIIHH", 0x32D, 45, 0x800, 0, *self._dos_time(), crc, *(0xFFFFFFFF,) * 2, len(name), 28
+        )
+        rest = struct.pack("<HHHII", 0, 0, 0, 0o100600 << 16, 0xFFFFFFFF)
+        return b"PK\1\2" + made + rest + name + struct.pack("<HHQQQ", 1, 24, size, size, offset)
+
+    def _end(self, count: int, central_size: int) -> bytes:
+        """The end of the central directory, in ZIP64 form and, pointing to it, in the old one."""
+        at = self.size_bytes + central_size
+        end64 = struct.pack("<QHHIIQQQQ", 44, 0x32D, 45, 0, 0, count, count, central_size, self.size_bytes)
+        locator = struct.pack("<IQI", 0, at, 1)
+        end = struct.pack("<HHHHIIH", 0, 0, count, count, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        return b"PK\6\6" + end64 + b"PK\6\7" + locator + b"PK\5\6" + end
+
+    def _dos_time(self) -> tuple[int, int]:
+        """The snapshot's time from its name, in MS-DOS form."""
+        moment = datetime.strptime(self.name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+        time_of_day = moment.hour << 11 | moment.minute << 5 | moment.second // 2
+        return time_of_day, (moment.year - 1980) << 9 | moment.month << 5 | moment.day
+
+
+def read_sums(directory: Path) -> dict[str, str | None]:
+    """The names in SHA256SUMS with their digests, and SHA256SUMS itself with None."""
+    lines = (directory / CHECKSUMS_NAME).read_text(encoding="utf-8").splitlines()
+    return {CHECKSUMS_NAME: None, **{name: digest for digest, _, name in (line.partition("  ") for line in lines)}}
+
+
+def file_crc32(path: Path) -> int:
+    """CRC-32 of a file; raises FormatError if SHA256SUMS beside it says that the file is another."""
+    from isal import isal_zlib
+
+    crc, sha256 = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(DOWNLOAD_BYTES):
+            crc = isal_zlib.crc32(chunk, crc)
+            sha256.update(chunk)
+    if read_sums(path.parent)[path.name] not in (None, sha256.hexdigest()):
+        raise FormatError(f"{path} is not what {CHECKSUMS_NAME} says")
+    return crc
+
+
+class Box:
+    """One folder in Box: what is in it, uploads and downloads. Thread-safe.
+
+    Every failure is a BoxError; what may pass is tried again for `retry_budget_s`.
+    """
+
+    def __init__(self, config: BoxConfig, stop: threading.Event) -> None:
+        from box_sdk_gen import (
+            BaseUrls,
+            BoxCCGAuth,
+            BoxClient,
+            BoxRetryStrategy,
+            CCGConfig,
+            NetworkSession,
+            TimeoutConfig,
+        )
+
+        self.config = config
+        self.stop = stop
+        # The SDK's own repetition sends bodies again without looking, and obeys any Retry-After.
+        once = BoxRetryStrategy(max_attempts=1, max_retries_on_exception=0)
+        timeout_ms = int(config.request_timeout_s * 1000)
+        urls = {"base_url": config.base_url, "upload_url": config.upload_url}
+        network = NetworkSession(
+            base_urls=BaseUrls(**{name: url.rstrip("/") for name, url in urls.items() if url}),
+            timeout_config=TimeoutConfig(
+                connection_timeout_ms=min(timeout_ms, int(CONNECT_TIMEOUT_S * 1000)), read_timeout_ms=timeout_ms
+            ),
+            retry_strategy=once,
+        )
+        ids = {"enterprise_id": None} if config.user_id else {"enterprise_id": config.enterprise_id}
+        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, user_id=config.user_id, **ids))
+        self._client: Any = BoxClient(auth=auth, network_session=network)  # most of its fields are Optional
+        self._token_lock = threading.Lock()
+        self._token_until = 0.0
+
+    # ------------------------------------------------------------------------------------------------- what is there
+
+    def whoami(self) -> Any:
+        """The service account: `login`, `max_upload_size`, `space_amount`, `space_used`."""
+        return self._call(
+            "ask who we are", lambda: _having(self._client.users.get_user_me(), "login", "max_upload_size")
+        )
+
+    def folder(self) -> Any:
+        """The folder: its `name` and `permissions`."""
+        fields = ["id", "name", "permissions"]
+        get = self._client.folders.get_folder_by_id
+        return self._call("open the folder", lambda: _having(get(self.config.folder_id, fields=fields), "name"))
+
+    def file(self, file_id: str) -> BoxFile:
+        """A file as it is now."""
+        fields = ["id", "name", "size", "sha1", "etag"]
+        get = self._client.files.get_file_by_id
+        return self._call("look at the file", lambda: _box_file(get(file_id, fields=fields)))
+
+    def files(self) -> list[BoxFile]:
+        """All files of the folder. Never an empty list for a page that was no answer."""
+        found: list[BoxFile] = []
+        marker, offset = None, 0
+        while True:
+            items = self._list_page(marker, offset)
+            found += [_box_file(entry) for entry in items.entries if _text(entry.type) == "file"]
+            marker = items.next_marker
+            offset += BOX_PAGE_ITEMS
+            if not marker and offset >= (items.total_count or 0):
+                return found
+
+    def snapshots(self) -> list[BoxFile]:
+        """The zips whose names are exactly ours, newest first by the name."""
+        ours = [file for file in self.files() if file.name.endswith(".zip") and _is_complete_name(file.name[:-4])]
+        return sorted(ours, key=lambda file: file.name, reverse=True)
+
+    def find(self, name: str) -> BoxFile | None:
+        """The file of that name, None if there is none."""
+        return next((file for file in self.files() if file.name.casefold() == name.casefold()), None)
+
+    # ------------------------------------------------------------------------------------------------- upload
+
+    def upload(self, content: ZipStream, report: Report) -> tuple[BoxFile, bool]:
+        """Bring a snapshot to Box; return the file, confirmed by size and SHA-1, and whether it had to be sent.
+
+        May be called again for the same snapshot. Leaves nothing half-done behind when it raises BoxError.
+        """
+        name = f"{content.name}.zip"
+        self._check_room(content)
+        report.start(name, content.size_bytes // 1_000_000, "uploading", unit="MB")
+        if content.size_bytes < BOX_MIN_SESSION_BYTES:
+            stored, replaced = self._upload_whole(content, name)
+        else:
+            stored, replaced = self._upload_in_parts(content, name, report)
+        report.finish(name)
+        is_new = replaced is None or replaced.sha1 != content.sha1
+        try:
+            return self._confirm(stored, content), is_new
+        except BoxError:
+            if replaced is None:
+                self._remove(stored)
+            raise
+
+    def _check_room(self, content: ZipStream) -> None:
+        """Refuse what Box will not take before the first byte is sent."""
+        account = self.whoami()
+        limit, amount, used = account.max_upload_size, account.space_amount, account.space_used
+        if content.size_bytes > limit:
+            raise self._refusal(
+                "file_size_limit_exceeded", f"{size_text(content.size_bytes)}, at most {size_text(limit)}"
+            )
+        if amount and amount > 0 and content.size_bytes > amount - (used or 0):
+            raise self._refusal("storage_limit_exceeded", f"{size_text(amount - (used or 0))} are free")
+
+    def _refusal(self, code: str, detail: str) -> BoxError:
+        return BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
+
+    def _upload_whole(self, content: ZipStream, name: str) -> tuple[BoxFile, BoxFile | None]:
+        """One request; returns the file and the one that it replaced (None: a new file)."""
+        from box_sdk_gen.managers.uploads import UploadFileAttributes, UploadFileAttributesParentField
+
+        body = content.read(0, content.size_bytes)
+        attributes = UploadFileAttributes(name=name, parent=UploadFileAttributesParentField(id=self.config.folder_id))
+
+        def send() -> BoxFile:
+            files = self._client.uploads.upload_file(
+                attributes,
+                io.BytesIO(body),
+                file_file_name=name,
+                file_content_type="application/zip",
+                content_md_5=content.sha1,
+            )
+            return _box_file(files.entries[0])
+
+        try:
+            return self._call("upload", send), None
+        except BoxError as error:
+            if not error.conflict:
+                raise
+            if error.conflict.sha1 == content.sha1:
+                return error.conflict, error.conflict
+            return self._upload_version(body, content, error.conflict), error.conflict
+
+    def _upload_version(self, body: bytes, content: ZipStream, old: BoxFile) -> BoxFile:
+        """The contents become a new version of a file that has the name already."""
+        from box_sdk_gen.managers.uploads import UploadFileVersionAttributes
+
+        def send() -> BoxFile:
+            files = self._client.uploads.upload_file_version(
+                old.id,
+                UploadFileVersionAttributes(name=old.name),
+                io.BytesIO(body),
+                file_file_name=old.name,
+                file_content_type="application/zip",
+                if_match=old.etag,
+                content_md_5=content.sha1,
+            )
+            return _box_file(files.entries[0])
+
+        try:
+            return self._call("upload a new version", send, recover=lambda: self._if_stored(old.id, content))
+        except BoxError as error:
+            stored = self._if_stored(old.id, content) if error.status == 412 else None
+            if stored is None:
+                raise
+            return stored
+
+    def _if_stored(self, file_id: str, content: ZipStream) -> BoxFile | None:
+        """The file, if it holds our bytes already."""
+        file = self.file(file_id)
+        return file if file.sha1 == content.sha1 else None
+
+    def _upload_in_parts(self, content: ZipStream, name: str, report: Report) -> tuple[BoxFile, BoxFile | None]:
+        """A session, several parts in flight; starts over when the session vanishes, and aborts it when it fails."""
+        for attempt in range(1, BOX_MAX_SESSIONS + 1):
+            session = self._open_session(content, name)
+            if isinstance(session, BoxFile):
+                return session, session
+            try:
+                parts = self._send_parts(session, content, report)
+                return self._commit(session, parts, content, name), session.replaces
+            except SessionGone as error:
+                if attempt == BOX_MAX_SESSIONS:
+                    raise
+                log.warning("%s Starting the upload over.", error.message)
+            except BaseException:
+                self._abort(session)
+                raise
+        raise AssertionError("unreachable")
+
+    def _open_session(self, content: ZipStream, name: str) -> BoxSession | BoxFile:
+        """A session for the name, or the file if Box holds these bytes under it already."""
+        sessions = self._client.chunked_uploads
+        size, replaces = content.size_bytes, None
+
+        def create() -> Any:
+            if replaces:
+                opened = sessions.create_file_upload_session_for_existing_file(replaces.id, size)
+            else:
+                opened = sessions.create_file_upload_session(self.config.folder_id, size, name)
+            return _having(opened, "part_size", "session_endpoints")
+
+        try:
+            opened = self._call("open an upload session", create)
+        except BoxError as error:
+            if error.session:
+                return _box_session(error.session, None)
+            if not error.conflict:
+                raise
+            replaces = error.conflict
+            if replaces.sha1 == content.sha1:
+                return replaces
+            opened = self._call("open an upload session", create)
+        return _box_session(opened, replaces)
+
+    def _send_parts(self, session: BoxSession, content: ZipStream, report: Report) -> list[Any]:
+        """All parts, in order. No part is in flight any more when it returns or raises."""
+
+        def send(offset: int) -> Any:
+            part: Any = self._send_part(session, content, offset)
+            report.advance(f"{content.name}.zip", part.size / 1e6)
+            return part
+
+        with ThreadPoolExecutor(BOX_PARALLEL_PARTS) as pool:
+            futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_bytes)]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=not self.stop.is_set(), cancel_futures=True)
+                raise
+
+    def _send_part(self, session: BoxSession, content: ZipStream, offset: int) -> Any:
+        """One part; stored parts cannot be sent again, so each repetition first looks for it."""
+        data = content.read(offset, session.part_bytes)
+        sha1 = hashlib.sha1(data, usedforsecurity=False)
+        digest = "sha=" + base64.b64encode(sha1.digest()).decode()
+        place = f"bytes {offset}-{offset + len(data) - 1}/{content.size_bytes}"
+
+        def find_stored() -> Any:
+            parts = self._stored_parts(session)
+            return next(
+                (p for p in parts if p.offset == offset and p.size == len(data) and _sha1(p) == sha1.hexdigest()), None
+            )
+
+        def send() -> Any:
+            url = session.upload_part_url
+            part = self._client.chunked_uploads.upload_file_part_by_url(url, io.BytesIO(data), digest, place).part
+            if _sha1(part) != sha1.hexdigest() or part.size != len(data) or part.offset != offset:
+                raise ValueError("Box confirmed another part")
+            return part
+
+        try:
+            return self._call("send a part", send, recover=find_stored)
+        except BoxError as error:
+            if error.status in (404, 410):
+                raise SessionGone(
+                    f"Box lost the upload session: {error.message}", error.hint, status=error.status
+                ) from error
+            stored = find_stored() if error.status in (409, 416) else None
+            if stored is None:
+                raise
+            return stored
+
+    def _stored_parts(self, session: BoxSession) -> list[Any]:
+        """What the session holds so far."""
+        get = self._client.chunked_uploads.get_file_upload_session_parts_by_url
+        found: list[Any] = []
+        while True:
+            page = _having(get(session.list_parts_url, offset=len(found), limit=BOX_PAGE_ITEMS), "entries")
+            found += page.entries
+            if len(page.entries) < BOX_PAGE_ITEMS:
+                return found
+
+    def _commit(self, session: BoxSession, parts: list[Any], content: ZipStream, name: str) -> BoxFile:
+        """Make a file of the parts. Box may say "not yet" for minutes, or be done and say that the session is gone."""
+        digest = "sha=" + base64.b64encode(bytes.fromhex(content.sha1)).decode()
+        etag = session.replaces.etag if session.replaces else None
+        commit = self._client.chunked_uploads.create_file_upload_session_commit_by_url
+
+        def send() -> BoxFile | None:
+            files = commit(session.commit_url, parts, digest, if_match=etag)
+            return _box_file(files.entries[0]) if files is not None else None
+
+        deadline, pause_s = time.monotonic() + self.config.retry_budget_s, 0.5
+        while True:
+            try:
+                stored = self._call("commit the upload", send)
+            except BoxError as error:
+                found = self.find(name) if error.status != 400 else None
+                if found and found.sha1 == content.sha1:
+                    return found
+                if error.status in (404, 410):
+                    raise SessionGone(f"The upload session is gone: {error.message}", status=error.status) from error
+                if error.code != "parts_mismatch":
+                    raise
+                stored = None
+            if stored:
+                return stored
+            if time.monotonic() + pause_s > deadline:
+                raise BoxError("Box did not finish the upload in time.", "Try again later, or raise --retry-budget.")
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
+
+    def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
+        """Box's own word on the size and SHA-1 of what it holds."""
+
+        def look() -> BoxFile:
+            file = self.file(stored.id)
+            if (file.size_bytes, file.sha1) != (content.size_bytes, content.sha1):
+                raise _box_error("confirm the upload", ValueError("Box holds other bytes than were sent"))
+            return file
+
+        return self._call("confirm the upload", look)
+
+    def _abort(self, session: BoxSession) -> None:
+        """Drop a session with all its parts."""
+        abort = self._client.chunked_uploads.delete_file_upload_session_by_url
+        with contextlib.suppress(BoxError):
+            self._call("abort the upload", lambda: abort(session.abort_url), budget_s=STOP_GRACE_S / 2)
+
+    def _remove(self, file: BoxFile) -> None:
+        """Delete a file that we brought and that is not what we sent."""
+        with contextlib.suppress(BoxError):
+            self._call("remove the upload", lambda: self._client.files.delete_file_by_id(file.id))
+
+    # ------------------------------------------------------------------------------------------------- download
+
+    def download(self, file: BoxFile, path: Path, report: Report) -> None:
+        """Fetch a file to `path`; goes on where an earlier call broke off, and checks size and SHA-1.
+
+        What is there so far stays in `path` with `.part` behind its name. Raises BoxError.
+        """
+        part = path.with_name(path.name + ".part")
+        report.start(file.name, file.size_bytes // 1_000_000, "downloading", unit="MB")
+        for is_last in (False, True):
+            self._call("download", lambda: self._download_rest(file, part, report))
+            if part.stat().st_size == file.size_bytes and file_sha1(part) == file.sha1:
+                break
+            part.unlink()
+            if is_last:
+                raise BoxError(
+                    f"{file.name} is not what Box says it is: its SHA-1 differs.", "Restore another snapshot."
+                )
+            log.warning("%s arrived damaged; downloading it again.", file.name)
+        part.replace(path)
+        report.finish(file.name)
+
+    def read_beginning(self, file: BoxFile, size: int) -> bytes:
+        """The first bytes of a file."""
+        chunks: list[bytes] = []
+
+        def fetch() -> bytes:
+            chunks.clear()
+            for _, chunk in self._stream(file, 0, size):
+                chunks.append(chunk)
+                if sum(map(len, chunks)) >= size:
+                    break
+            return b"".join(chunks)[:size]
+
+        return self._call("download", fetch)
+
+    def _download_rest(self, file: BoxFile, part: Path, report: Report) -> None:
+        with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as output:
+            start = output.seek(0, os.SEEK_END)
+            if start > file.size_bytes:
+                start = 0
+            if start == file.size_bytes:
+                return
+            for position, chunk in self._stream(file, start, file.size_bytes - start):
+                output.seek(position)
+                output.write(chunk)
+                output.truncate()
+                report.advance(file.name, len(chunk) / 1e6)
+            if output.tell() != file.size_bytes:
+                raise _box_error(
+                    "download", ValueError(f"the reply ended at {output.tell()} of {file.size_bytes} bytes")
+                )
+            os.fsync(output.fileno())
+
+    def _stream(self, file: BoxFile, start: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (position, bytes) from `start` on; from 0 where the server ignores ranges."""
+        import httpx
+
+        url = self._client.downloads.get_download_file_url(file.id)
+        wanted = {"Range": f"bytes={start}-{start + size - 1}"}
+        with httpx.stream("GET", url, headers=wanted, timeout=self.config.request_timeout_s) as response:
+            if response.status_code not in (200, 206):
+                raise _http_error(response.status_code, response.headers.get("retry-after"), "download")
+            position = start if response.status_code == 206 else 0
+            for chunk in response.iter_bytes(DOWNLOAD_BYTES):
+                yield position, chunk
+                position += len(chunk)
+
+    # ------------------------------------------------------------------------------------------------- one request
+
+    def _list_page(self, marker: str | None, offset: int) -> Any:
+        """A page of the folder, by marker; by offset where the server does not honour markers."""
+        get = self._client.folders.get_folder_items
+        fields = ["id", "type", "name", "size", "sha1", "etag"]
+        place: dict[str, Any] = {"usemarker": True, "marker": marker} if marker or not offset else {"offset": offset}
+        return self._call(
+            "list the folder",
+            lambda: _having(get(self.config.folder_id, fields=fields, limit=BOX_PAGE_ITEMS, **place), "entries"),
+        )
+
+    def _call(
+        self,
+        what: str,
+        function: Callable[[], _T],
+        *,
+        recover: Callable[[], _T | None] | None = None,
+        budget_s: float | None = None,
+    ) -> _T:
+        """Do a request until it succeeds. `recover` looks, before a repetition, whether an earlier one did the work."""
+        import httpx
+        import requests
+        from box_sdk_gen import BoxSDKError
+
+        attempts = 0
+
+        def attempt() -> _T:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self._renew_token()
+                found = recover() if recover and attempts > 1 else None
+                return function() if found is None else found
+            except RequestError:
+                raise
+            except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
+                raise self._note(_box_error(what, error)) from error
+            except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
+                raise _box_error(what, error) from error  # for replies that it does not understand
+
+        budget = self.config.retry_budget_s if budget_s is None else budget_s
+        return retrying_requests(lambda: budget, self.stop)(attempt)
+
+    def _note(self, error: BoxError) -> BoxError:
+        if error.status == 401:  # the next attempt begins with a new token
+            self._token_until = 0.0
+        return error
+
+    def _renew_token(self) -> None:
+        """A token is renewed well before its end: the SDK would only notice after a whole body was sent in vain."""
+        with self._token_lock:
+            if time.monotonic() < self._token_until:
+                return
+            token = self._client.auth.refresh_token(network_session=self._client.network_session)
+            if not token.access_token:
+                raise ValueError("no token in the reply")
+            redactor.add(token.access_token)
+            self._token_until = time.monotonic() + BOX_TOKEN_AGE * (token.expires_in or 3600)
+
+    def _sleep(self, seconds: float) -> None:
+        self.stop.wait(seconds)
+
+
+def file_sha1(path: Path) -> str:
+    """SHA-1 of a file, as Box gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
+
+
+def _is_complete_name(name: str) -> bool:
+    parsed = parse_snapshot_name(name)
+    return parsed is not None and not parsed[1]
+
+
+def _having(found: Any, *names: str) -> Any:
+    """The SDK's object, which must have these fields: an HTML page gives one in which all are None."""
+    if any(getattr(found, name, None) is None for name in names):
+        raise ValueError(f"the reply lacks {' or '.join(names)}")
+    return found
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _sha1(found: Any) -> str:
+    return str(found.sha_1 or "").lower()
+
+
+def _box_file(found: Any) -> BoxFile:
+    _having(found, "id", "name", "size", "sha_1")
+    return BoxFile(found.id, found.name, int(found.size), _sha1(found), found.etag)
+
+
+def _box_session(found: Any, replaces: BoxFile | None) -> BoxSession:
+    if isinstance(found, dict):
+        ends = found["session_endpoints"]
+        part, parts, commit, abort = (str(ends[name]) for name in ("upload_part", "list_parts", "commit", "abort"))
+        return BoxSession(int(found["part_size"]), part, parts, commit, abort, replaces)
+    ends = found.session_endpoints
+    return BoxSession(int(found.part_size), ends.upload_part, ends.list_parts, ends.commit, ends.abort, replaces)
+
+
+def _box_error(what: str, error: Exception) -> BoxError:
+    """Translate what the SDK raises; its attributes hold the token in clear, so only chosen parts are taken."""
+    info = getattr(error, "response_info", None)
+    if info is None:
+        cause = getattr(error, "error", None) or error
+        reason = (
+            f"no reply ({type(cause).__name__})" if isinstance(error, OSError) or cause is not error else str(error)
+        )
+        hint = "Check the network and any proxy; the hosts are in the README."
+        is_odd = isinstance(error, (AttributeError, TypeError, ValueError, LookupError, AssertionError))
+        is_odd = is_odd and not isinstance(error, OSError)
+        return BoxError(f"Box: could not {what}: {reason}.", hint, retryable=True, unexpected=is_odd)
+    body = info.body if isinstance(info.body, dict) else {}
+    headers = {name.lower(): value for name, value in info.headers.items()}
+    code = info.code or body.get("error") or ""
+    detail = body.get("message") or body.get("error_description") or headers.get("www-authenticate") or ""
+    if "insufficient_scope" in str(detail):
+        code = "insufficient_scope"
+    status = int(info.status_code)
+    found = BoxError(
+        f"Box: could not {what}: HTTP {status} {code} {_first_line(detail)}".rstrip() + ".",
+        BOX_HINTS.get(code, "Try again later; if it stays, look for the code in Box's documentation."),
+        status=status,
+        code=code,
+        retryable=status in (401, 429) or status >= 500 or code in BOX_TEMPORARY_CODES,
+        unexpected=status == 401,
+        retry_after_s=_retry_after_s(headers.get("retry-after")),
+    )
+    context = info.context_info if isinstance(info.context_info, dict) else {}
+    found.conflict = _conflict(context) if status == 409 else None
+    found.session = context.get("session") if status == 409 else None
+    return found
+
+
+def _conflict(context: dict[str, Any]) -> BoxFile | None:
+    """The file that has the name already: Box sends one object, its specification says a list."""
+    conflicts = context.get("conflicts")
+    first = conflicts[0] if isinstance(conflicts, list) and conflicts else conflicts
+    if not isinstance(first, dict) or first.get("type") != "file" or not first.get("id"):
+        return None
+    sha1 = str(first.get("sha1") or "").lower()
+    return BoxFile(str(first["id"]), str(first.get("name") or ""), int(first.get("size") or 0), sha1, first.get("etag"))
 
 
 # ======================================================================================================================
@@ -1452,6 +2174,7 @@ class BackupResult:
     snapshot_dir: Path
     manifest: Manifest
     warnings: list[str]
+    upload: dict[str, Any] | None = None
 
 
 class OutputDir:
@@ -1840,7 +2563,6 @@ def _fsync_directory(path: Path) -> None:
 # ======================================================================================================================
 
 ENVIRONMENTS = ("prod", "dev", "test", "hcd", "dse", "cassandra", "other")
-BOX_VARIABLES = ("BOX_CLIENT_ID", "BOX_CLIENT_SECRET", "BOX_ENTERPRISE_ID or BOX_USER_ID", "BOX_FOLDER_ID")
 
 
 def read_secret(name: str) -> str:
@@ -1962,13 +2684,18 @@ def connection_options(function: _F) -> _F:
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this collection out. Repeatable.")
 @click.option("--compress/--no-compress", default=True, show_default=True, help="Whether data files are gzipped.")
 @click.option("--box/--no-box", "to_box", default=True, show_default=True, help="Whether the snapshot goes to Box.")
+@click.option(
+    "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
+)
 @click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
 @click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
 def main(
     collections: tuple[str, ...],
     exclude: tuple[str, ...],
+    *,
     compress: bool,
     to_box: bool,
+    upload_only: str | None,
     check: bool,
     **options: Any,
 ) -> int:
@@ -1983,55 +2710,137 @@ def main(
       python astra_backup.py --check                     test everything, write nothing
       python astra_backup.py --no-box --collection docs  one collection
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    if to_box:
-        _require_box()
-    target = make_target(options)
-    plan = BackupPlan(target, options["output_dir"], collections, exclude, compress, options["workers"])
     if check:
-        return run_check(plan, as_json=options["as_json"])
+        return run_check(options, collections, exclude, to_box=to_box)
+    box_config = read_box_config(options) if to_box or upload_only else None
     started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
-        result = run_backup(plan, report, stop_event)
+        if upload_only:
+            result = existing_snapshot(options["output_dir"], upload_only)
+        else:
+            plan = BackupPlan(
+                make_target(options), options["output_dir"], collections, exclude, compress, options["workers"]
+            )
+            result = run_backup(plan, report, stop_event)
+        if box_config and result.exit_code is Exit.OK:
+            result = upload_snapshot(result, box_config, report)
     _print_result(result, time.monotonic() - started, as_json=options["as_json"])
     return result.exit_code
 
 
-def _require_box() -> None:
-    """Refuse a run that is to end in Box and cannot."""
-    missing = [
-        name
-        for name in BOX_VARIABLES
-        if not any(os.environ.get(n) or os.environ.get(n + "_FILE") for n in name.split(" or "))
-    ]
-    if missing:
-        raise BackupError(f"Box is not configured: {', '.join(missing)} not set.", "Set them, or give --no-box.")
-    raise BackupError("Box is not supported by this version.", "Give --no-box.")
+def read_box_config(options: dict[str, Any]) -> BoxConfig:
+    """Box's settings from the environment. Raises BackupError that names every variable that is missing."""
+    secret = read_secret("BOX_CLIENT_SECRET")
+    values = {
+        name: os.environ.get(name, "").strip()
+        for name in (
+            "BOX_CLIENT_ID",
+            "BOX_ENTERPRISE_ID",
+            "BOX_USER_ID",
+            "BOX_FOLDER_ID",
+            "BOX_BASE_URL",
+            "BOX_UPLOAD_URL",
+        )
+    }
+    subject = values["BOX_ENTERPRISE_ID"] or values["BOX_USER_ID"]
+    needed = {
+        "BOX_CLIENT_ID": values["BOX_CLIENT_ID"],
+        "BOX_CLIENT_SECRET": secret,
+        "BOX_ENTERPRISE_ID (or BOX_USER_ID)": subject,
+        "BOX_FOLDER_ID": values["BOX_FOLDER_ID"],
+    }
+    if missing := [name for name, value in needed.items() if not value]:
+        raise BackupError(f"Box is not configured: not set: {', '.join(missing)}.", "Set them, or give --no-box.")
+    if bool(values["BOX_BASE_URL"]) != bool(values["BOX_UPLOAD_URL"]):
+        raise BackupError("BOX_BASE_URL and BOX_UPLOAD_URL go together.", "Set both, or neither for Box itself.")
+    return BoxConfig(
+        values["BOX_CLIENT_ID"],
+        secret,
+        values["BOX_ENTERPRISE_ID"] or None,
+        values["BOX_USER_ID"] or None,
+        values["BOX_FOLDER_ID"],
+        values["BOX_BASE_URL"] or None,
+        values["BOX_UPLOAD_URL"] or None,
+        options["request_timeout_ms"] / 1000,
+        options["retry_budget"],
+    )
 
 
-def run_check(plan: BackupPlan, *, as_json: bool) -> int:
+def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
+    """A complete snapshot that is there already. Raises BackupError for any other."""
+    directory = output_dir / Path(name).name
+    if not _is_complete_name(directory.name) or not directory.is_dir():
+        raise BackupError(
+            f"There is no complete snapshot {name} in {output_dir}.", "restore.py --list shows what is there."
+        )
+    try:
+        manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
+    except (OSError, FormatError) as error:
+        raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
+    return BackupResult(Exit.OK, directory, manifest, [])
+
+
+def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
+    """Bring a complete snapshot to Box. A failure is exit 3: the local copy stays, and the message says what to do."""
+    directory = result.snapshot_dir
+    try:
+        content = ZipStream(directory)
+        log.info("Uploading %s.zip, %s, to Box.", directory.name, size_text(content.size_bytes))
+        file, is_new = Box(config, stop_event).upload(content, report)
+    except (BackupError, FormatError, OSError) as error:
+        log.error("The upload failed: %s", _describe(error))  # noqa: TRY400
+        log.error("%s stays. To upload it: astra_backup.py --upload-only %s", directory, directory.name)  # noqa: TRY400
+        failure = {"error": redactor.redact(_describe(error))}
+        return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
+    log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)
+    upload = {"file_id": file.id, "name": file.name, "size_bytes": file.size_bytes, "sha1": file.sha1, "sent": is_new}
+    return dataclasses.replace(result, upload=upload)
+
+
+def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
+    rows = _check_database(options, collections, exclude)
+    rows.append(_check_output_dir(options["output_dir"]))
+    if to_box:
+        rows += _check_box(options)
+    is_ok = all(ok for _, ok, _ in rows)
+    if options["as_json"]:
+        checks = [{"name": name, "ok": ok, "detail": redactor.redact(detail)} for name, ok, detail in rows]
+        print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
+    for name, ok, detail in [] if options["as_json"] else rows:
+        print_result(f"{'✓' if ok else '✗'} {name}: {detail}")
+    return Exit.OK if is_ok else Exit.FAILED
+
+
+def _check_database(
+    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]
+) -> list[tuple[str, bool, str]]:
+    try:
+        target = make_target(options)
+        plan = BackupPlan(target, options["output_dir"], collections, exclude)
+        api = DataApi(target, READ_COMMANDS, stop_event)
+        found = list_collections(api)
+    except BackupError as error:
+        return [("database", False, _describe(error))]
+    row = ("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
+    return [row, *_check_collections(api, found, plan)]
+
+
+def _check_box(options: dict[str, Any]) -> list[tuple[str, bool, str]]:
+    """Token, who we are, the folder, the right to upload; what comes after a failure is not tried."""
     rows: list[tuple[str, bool, str]] = []
     try:
-        api = DataApi(plan.target, READ_COMMANDS, stop_event)
-        found = list_collections(api)
-        rows.append(("database", True, f"{plan.target.api_endpoint}, keyspace {plan.target.keyspace}"))
-        rows += _check_collections(api, found, plan)
+        box = Box(read_box_config(options), stop_event)
+        account = box.whoami()
+        rows.append(("Box account", True, f"{account.login} (the login to invite to the folder)"))
+        folder = box.folder()
+        rows.append(("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
+        may_upload = bool(folder.permissions and folder.permissions.can_upload)
+        detail = "yes" if may_upload else f"no: make {account.login} an Editor of the folder"
+        rows.append(("Box upload", may_upload, detail))
     except BackupError as error:
-        rows.append(("database", False, _describe(error)))
-    rows.append(_check_output_dir(plan.output_dir))
-    if as_json:
-        print_result(
-            json.dumps(
-                {
-                    "ok": all(ok for _, ok, _ in rows),
-                    "checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in rows],
-                }
-            )
-        )
-    else:
-        for name, ok, detail in rows:
-            print_result(f"{'✓' if ok else '✗'} {name}: {detail}")
-    return Exit.OK if all(ok for _, ok, _ in rows) else Exit.FAILED
+        rows.append(("Box folder" if rows else "Box account", False, _describe(error)))
+    return rows
 
 
 def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[tuple[str, bool, str]]:
@@ -2061,32 +2870,18 @@ def _check_output_dir(path: Path) -> tuple[str, bool, str]:
     return "output directory", True, f"{path}, {size_text(free)} free"
 
 
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def size_text(size_bytes: float) -> str:
-    """A size for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
-
-
 def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> None:
     manifest = result.manifest
     if as_json:
         print_result(
             json.dumps(
                 {
-                    "status": manifest.status,
+                    "status": "upload failed" if result.exit_code is Exit.UPLOAD_FAILED else manifest.status,
                     "exit_code": int(result.exit_code),
                     "snapshot": str(result.snapshot_dir),
                     "documents": manifest.totals.documents,
                     "collections": [_record_row(record) for record in manifest.collections],
-                    "upload": None,
+                    "upload": result.upload,
                     "warnings": result.warnings,
                     "duration_seconds": round(duration_s, 3),
                 }
@@ -2097,6 +2892,8 @@ def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> 
     size = size_text(sum(path.stat().st_size for path in result.snapshot_dir.iterdir()))
     failed = [record.name for record in manifest.collections if not record.is_ok]
     verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
+    if result.upload:
+        verdict += ", in Box" if result.exit_code is Exit.OK else ", NOT in Box"
     print_result(
         f"{result.snapshot_dir}: {verdict}; {plural(totals.collections_ok, 'collection')},"
         f" {plural(totals.documents, 'document')}, {size}, {duration_s:.1f} s"

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import stat
+import struct
 import tempfile
 import threading
 import time
@@ -40,6 +41,8 @@ from astra_backup import (
     RETRYABLE_CODES,
     TOOL_VERSION,
     BackupError,
+    Box,
+    BoxFile,
     CollectionInfo,
     CollectionRecord,
     DataApi,
@@ -64,6 +67,7 @@ from astra_backup import (
     parse_snapshot_name,
     plural,
     print_result,
+    read_box_config,
     run_command,
     size_text,
     stop_event,
@@ -1009,6 +1013,8 @@ def exit_code(outcomes: list[Outcome]) -> RestoreExit:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("snapshot", default="latest")
 @connection_options
+@click.option("--from-box", is_flag=True, help="The snapshot is in the Box folder.")
+@click.option("--keep-download", is_flag=True, help="With --from-box: keep the zip in --output-dir.")
 @click.option("--list", "show_list", is_flag=True, help="Show the snapshots there are, newest first.")
 @click.option("--verify-only", is_flag=True, help="Check the snapshot and stop; needs no credentials.")
 @click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
@@ -1048,29 +1054,28 @@ def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **opt
       python restore.py --dry-run --keyspace scratch  what would happen
       python restore.py 20260616_085246               restore that one
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    as_json, output_dir = options["as_json"], options["output_dir"]
     if show_list:
-        return list_snapshots(output_dir, as_json=as_json)
+        return list_snapshots(options)
     with Report(quiet=options["quiet"]) as report:
         started = time.monotonic()
         target = None if verify_only else make_target(options)
-        path = find_snapshot(snapshot, output_dir)
         choices = Choices(
             options["collections"],
             OnExisting(options["on_existing"]),
             Vectorize(options["vectorize"]),
             options["workers"],
         )
-        verified = verify_snapshot(
-            open_snapshot(path),
-            force_incomplete=options["force_incomplete"],
-            workers=choices.workers,
-            report=report,
-        )
-        select_records(verified, choices)
-        if target is None:
-            return _print_verified(verified, time.monotonic() - started, as_json=as_json)
-        return run_restore(verified, target, choices, report, dry_run=dry_run, as_json=as_json)
+        with fetched_snapshot(snapshot, options, report) as path:
+            verified = verify_snapshot(
+                open_snapshot(path),
+                force_incomplete=options["force_incomplete"],
+                workers=choices.workers,
+                report=report,
+            )
+            select_records(verified, choices)
+            if target is None:
+                return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
+            return run_restore(verified, target, choices, report, dry_run=dry_run, as_json=options["as_json"])
 
 
 def run_restore(
@@ -1096,44 +1101,112 @@ def run_restore(
     return code
 
 
-def list_snapshots(output_dir: Path, *, as_json: bool) -> int:
-    """Print the local snapshots, newest first. Raises BackupError if the directory is not there."""
-    if not output_dir.is_dir():
-        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
-    rows = [describe_snapshot(path, incomplete=incomplete) for path, (_, incomplete) in local_snapshots(output_dir)]
-    if as_json:
+@contextlib.contextmanager
+def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> Iterator[Path]:
+    """The path of a snapshot; for --from-box it is downloaded, and removed when it is not needed any more."""
+    output_dir: Path = options["output_dir"]
+    if not options["from_box"]:
+        yield find_snapshot(wanted, output_dir)
+        return
+    box = Box(read_box_config(options), stop_event)
+    file = find_in_box(box, wanted)
+    output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
+    log.info("Downloading %s, %s, from Box.", file.name, size_text(file.size_bytes))
+    box.download(file, path, report)
+    try:
+        yield path
+    finally:
+        if not options["keep_download"]:
+            path.unlink(missing_ok=True)
+
+
+def find_in_box(box: Box, wanted: str) -> BoxFile:
+    """The file for a snapshot's name, or the latest. Raises BackupError when there is none."""
+    found = box.snapshots()
+    if wanted == "latest" and found:
+        return found[0]
+    for file in found:
+        if file.name in (wanted, f"{wanted}.zip"):
+            return file
+    what = "no complete snapshot" if wanted == "latest" else f"no snapshot {wanted!r}"
+    raise BackupError(f"There is {what} in the Box folder.", "restore.py --from-box --list shows what is there.")
+
+
+def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each snapshot in Box, newest first; the beginning of each zip has its manifest."""
+    box = Box(read_box_config(options), stop_event)
+    rows = []
+    for file in box.snapshots():
+        row = _list_row(file.name.removesuffix(".zip")) | {"size_bytes": file.size_bytes}
+        with contextlib.suppress(FormatError):
+            manifest = decode_manifest(first_zip_entry(lambda size, file=file: box.read_beginning(file, size)))  # type: ignore[misc]
+            row |= _manifest_row(manifest)
+        rows.append(row)
+    return rows
+
+
+def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
+    """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
+    head = read(4096)
+    if head[:4] != b"PK\3\4" or len(head) < 66:
+        raise FormatError("no zip of ours")
+    method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
+    extra = head[30 + name_size :][:extra_size]
+    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
+        raise FormatError("no zip of ours")
+    (size,) = struct.unpack_from("<Q", extra, 4)
+    start = 30 + name_size + extra_size
+    if size > MAX_MANIFEST_BYTES:
+        raise FormatError("its first entry is no manifest")
+    return (head if start + size <= len(head) else read(start + size))[start : start + size]
+
+
+def list_snapshots(options: dict[str, Any]) -> int:
+    """Print the snapshots there are, newest first. Raises BackupError if the directory is not there."""
+    place = "Box" if options["from_box"] else options["output_dir"]
+    rows = list_box(options) if options["from_box"] else list_local(options["output_dir"])
+    if options["as_json"]:
         print_result(json.dumps(rows))
-    for row in [] if as_json else rows:
+    for row in [] if options["as_json"] else rows:
         size = size_text(row["size_bytes"])
         mark = "  some collections only" if row["is_selection"] else ""
         print_result(f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}{mark}")
     if not rows:
-        log.warning("There are no snapshots in %s.", output_dir)
+        log.warning("There are no snapshots in %s.", place)
     return RestoreExit.OK
 
 
-def describe_snapshot(path: Path, *, incomplete: bool) -> dict[str, Any]:
-    """A row of the list: name, time, documents, size and status."""
-    row: dict[str, Any] = {
-        "name": path.name,
-        "created_at_utc": "",
-        "documents": 0,
-        "size_bytes": 0,
-        "status": "unreadable",
-        "is_selection": False,
+def list_local(output_dir: Path) -> list[dict[str, Any]]:
+    """A row for each snapshot in a directory, newest first."""
+    if not output_dir.is_dir():
+        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
+    rows = []
+    for path, (_, incomplete) in local_snapshots(output_dir):
+        row = _list_row(path.name)
+        with contextlib.suppress(SnapshotRefused, OSError):
+            snapshot = open_snapshot(path)
+            row |= _manifest_row(read_manifest(snapshot)) | {"size_bytes": sum(snapshot.sizes.values())}
+        if incomplete and row["status"] == "complete":
+            row["status"] = "incomplete"
+        rows.append(row)
+    return rows
+
+
+def _list_row(name: str) -> dict[str, Any]:
+    """A row of the list for a snapshot of which nothing is known yet."""
+    row: dict[str, Any] = {"name": name, "created_at_utc": "", "documents": 0, "size_bytes": 0}
+    return row | {"status": "unreadable", "is_selection": False}
+
+
+def _manifest_row(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest has to say in the list."""
+    return {
+        "created_at_utc": manifest.created_at_utc,
+        "documents": sum(record.document_count for record in manifest.collections),
+        "status": "complete" if manifest.is_complete else "incomplete",
+        "is_selection": manifest.selection is not msgspec.UNSET,
     }
-    with contextlib.suppress(SnapshotRefused, OSError):
-        snapshot = open_snapshot(path)
-        manifest = read_manifest(snapshot)
-        is_complete = manifest.is_complete and not incomplete
-        row |= {
-            "created_at_utc": manifest.created_at_utc,
-            "documents": sum(record.document_count for record in manifest.collections),
-            "size_bytes": sum(snapshot.sizes.values()),
-            "status": "complete" if is_complete else "incomplete",
-            "is_selection": manifest.selection is not msgspec.UNSET,
-        }
-    return row
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> int:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOG = ROOT / "tests" / "data" / "catalog"
 TOKEN = "AstraCS:tests-only:0123456789abcdef/+=&"
 KEYSPACE = "default_keyspace"
+BOX_SECRET = "box-tests-only:0123456789abcdef/+=&"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,16 @@ def target() -> Iterator[DataApiEmulator]:
         yield emulator
 
 
+@pytest.fixture
+def box() -> Iterator[BoxEmulator]:
+    """A Box emulator with its folder empty, which afterwards must have seen nothing that Box's specification forbids."""
+    with BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as emulator:
+        yield emulator
+    assert emulator.violations == []
+    assert emulator.reply_violations == []
+    assert emulator.errors == []
+
+
 @dataclass
 class Result:
     """What a command did."""
@@ -75,6 +87,18 @@ class Cli:
             "ASTRA_DB_ENVIRONMENT": "hcd",
             "BACKUP_RETRY_BUDGET": "5",
         }
+
+    def with_box(self, box: BoxEmulator) -> Cli:
+        """The same, with Box's variables set to an emulator."""
+        self.environ |= {
+            "BOX_CLIENT_ID": box.client_id,
+            "BOX_CLIENT_SECRET": box.client_secret,
+            "BOX_ENTERPRISE_ID": box.enterprise_id,
+            "BOX_FOLDER_ID": box.folder_id,
+            "BOX_BASE_URL": box.url,
+            "BOX_UPLOAD_URL": box.upload_url,
+        }
+        return self
 
     @property
     def backups(self) -> Path:
@@ -124,29 +148,37 @@ class Cli:
         return self.run("restore.py", "--api-endpoint", emulator.url, *arguments, **environ)
 
 
-def secret_forms(secret: str) -> list[str]:
-    """The ways in which a secret could leak."""
+def secret_forms() -> list[str]:
+    """The ways in which a secret could leak: as it is, in a URL, in base64."""
     import base64
     import urllib.parse
 
-    return [secret, urllib.parse.quote(secret, safe=""), base64.b64encode(secret.encode()).decode()]
+    return [
+        form
+        for secret in (TOKEN, BOX_SECRET)
+        for form in (secret, urllib.parse.quote(secret, safe=""), base64.b64encode(secret.encode()).decode())
+    ]
 
 
 def assert_no_secret(text: str) -> None:
-    """Fail if the token stands in a text."""
-    for form in secret_forms(TOKEN):
+    """Fail if the token or Box's secret stands in a text."""
+    for form in secret_forms():
         assert form not in text, "a secret leaked"
+
+
+def assert_no_secret_in(directory: Path) -> None:
+    """Fail if a file somewhere in a directory holds the token or Box's secret."""
+    for path in directory.rglob("*"):
+        if path.is_file() and path.stat().st_size < 50_000_000:
+            content = path.read_bytes()
+            assert not any(form.encode() in content for form in secret_forms()), f"a secret leaked into {path}"
 
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
-    """The two scripts; afterwards no file they wrote may hold the token."""
-    runner = Cli(tmp_path)
-    yield runner
-    for path in tmp_path.rglob("*"):
-        if path.is_file() and path.stat().st_size < 50_000_000:
-            content = path.read_bytes()
-            assert not any(form.encode() in content for form in secret_forms(TOKEN)), f"a secret leaked into {path}"
+    """The two scripts; afterwards no file they wrote may hold a secret."""
+    yield Cli(tmp_path)
+    assert_no_secret_in(tmp_path)
 
 
 def load_catalog(emulator: DataApiEmulator) -> None:
