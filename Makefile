@@ -5,14 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-DOCS := README.md docs/FORMAT.md
+DOCS := README.md docs/FORMAT.md docs/RELIABILITY.md
 PINS := requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench memory float32 audit upgrade clean
+.PHONY: help install demo test lint format docs bench memory memory-box float32 audit upgrade clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; made anew when the pins change
 
@@ -22,7 +22,7 @@ $(INSTALLED): $(PINS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
-demo: $(INSTALLED)  ## back up an emulated database, check the snapshot, restore it, compare; needs no account
+demo: $(INSTALLED)  ## back up an emulated database to an emulated Box, restore it from there, compare; needs no account
 	@$(BIN)/python -m tests.demo
 
 test: lint  ## install, lint, check types, run all tests
@@ -45,6 +45,9 @@ bench: $(INSTALLED)  ## measure speed
 
 memory: $(INSTALLED)  ## measure memory
 	$(BIN)/python -m bench.memory
+
+memory-box: $(INSTALLED)  ## measure memory and disk of a backup to Box, and memory of fetching it
+	$(BIN)/python -m bench.upload
 
 float32: $(INSTALLED)  ## print and read back every float32 there is; some ten minutes
 	$(BIN)/python -m bench.float32

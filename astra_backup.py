@@ -274,6 +274,11 @@ class DocumentParts(msgspec.Struct, frozen=True, gc=False):
         return not is_blank(bytes(self.vectorize))
 
     @property
+    def needs_choice(self) -> bool:
+        """Whether it has both `$vector` and `$vectorize`, which no write path takes, and one would be lost."""
+        return bool(self.vector) and bool(self.vectorize) and (self.has_vector or self.has_vectorize)
+
+    @property
     def has_lexical(self) -> bool:
         """Whether the document carries a text for lexical search (null is none)."""
         return bytes(self.lexical) not in (b"", b"null")
@@ -501,13 +506,32 @@ def json_value_end(text: bytes, start: int) -> int:
 
 def _vector_span(text: bytes, vector: bytes) -> tuple[int, int]:
     """Where the value of the top-level `$vector` stands in a compact document. Raises FormatError."""
-    name = text.find(_VECTOR_NAME)
+    return _member_span(text, _VECTOR_NAME, vector)
+
+
+def _member_span(text: bytes, quoted_name: bytes, value: bytes) -> tuple[int, int]:
+    """Where the value of a top-level `$`-field stands in a compact document; `quoted_name` ends in a colon."""
+    name = text.find(quoted_name)
     while name > 0 and text[name - 1 : name] not in (b"{", b","):  # a key that ends in an escaped quote
-        name = text.find(_VECTOR_NAME, name + 1)
-    start = name + len(_VECTOR_NAME)
-    if name < 0 or not vector or text[start : start + len(vector)] != vector:
-        raise FormatError("its $vector cannot be found at the top level")
-    return start, start + len(vector)
+        name = text.find(quoted_name, name + 1)
+    start = name + len(quoted_name)
+    if name < 0 or not value or text[start : start + len(value)] != value:
+        raise FormatError(f"its {quoted_name.decode()} cannot be found at the top level")
+    return start, start + len(value)
+
+
+def without_member(text: bytes, name: bytes, value: bytes | msgspec.Raw) -> bytes:
+    """A compact document without its top-level field `name`, which has that value; `_id` comes before it.
+
+    The same text when the value is b"", which means that the field is absent. Raises FormatError.
+    """
+    if not bytes(value):
+        return text
+    start, end = _member_span(text, b'"' + name + b'":', bytes(value))
+    begin = start - len(name) - 3
+    if text[begin - 1 : begin] == b",":
+        return text[: begin - 1] + text[end:]
+    return text[:begin] + text[end + 1 :]  # the first member: its comma goes
 
 
 def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
@@ -807,7 +831,7 @@ class DataStats:
         self.vector_binary_count += parts.has_binary_vector
         self.vectorize_count += parts.has_vectorize
         self.lexical_count += parts.has_lexical
-        self.both_count += bool(parts.vector) and parts.has_vectorize
+        self.both_count += parts.needs_choice
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
 
 

@@ -10,11 +10,16 @@ It imports the contract from `astra_backup.py`, never the other way.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import re
+import secrets
 import stat
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +32,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 import click
 import msgspec
@@ -47,6 +52,7 @@ from astra_backup import (
     CollectionRecord,
     DataApi,
     DataStats,
+    DocumentParts,
     FormatError,
     HashingReader,
     Manifest,
@@ -55,9 +61,11 @@ from astra_backup import (
     RequestError,
     Target,
     check_data,
+    compact_json,
     connection_options,
     decode_document,
     decode_manifest,
+    decode_page,
     digest_text,
     document_parts,
     iter_documents,
@@ -71,13 +79,16 @@ from astra_backup import (
     run_command,
     size_text,
     stop_event,
+    without_member,
 )
+
+_T = TypeVar("_T")
 
 # ======================================================================================================================
 # Names, limits, exit codes and errors
 # ======================================================================================================================
 
-WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "insertMany"}
+WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "insertMany", "findOneAndReplace"}
 """All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
 
 MAX_BATCH_DOCUMENTS = 100  # DATA_API.md, section 5: the server refuses more
@@ -135,12 +146,16 @@ class OnExisting(Enum):
 
     FAIL = "fail"
     SKIP = "skip"
+    OVERWRITE = "overwrite"
+    DROP = "drop"
 
 
 class Vectorize(Enum):
     """What to do about documents that carry both `$vector` and `$vectorize`."""
 
     FAIL = "fail"
+    KEEP_VECTORS = "keep-vectors"
+    RECOMPUTE = "recompute"
 
 
 # ======================================================================================================================
@@ -422,9 +437,59 @@ class Choices:
     """What the operator chose."""
 
     collections: tuple[str, ...] = ()
+    renames: dict[str, str] = field(default_factory=dict)
     on_existing: OnExisting = OnExisting.FAIL
     vectorize: Vectorize = Vectorize.FAIL
+    vectorize_text_field: str | None = None
+    without_vectorize_service: bool = False
+    without_lexical: bool = False
     workers: int = 4
+
+    def target_name(self, name: str) -> str:
+        """What a collection of the snapshot is called in the target."""
+        return self.renames.get(name, name)
+
+
+class View:
+    """How documents are sent to the target, and how its documents are compared with the snapshot's.
+
+    Both sides of a comparison go through a view: what was chosen to be left out is no difference.
+    """
+
+    def __init__(self, choices: Choices) -> None:
+        self._choices = choices
+        name = choices.vectorize_text_field
+        self._text_field = msgspec.json.encode(name) if name else b""
+
+    def to_send(self, text: bytes) -> bytes:
+        """The text of a snapshot's document as the target takes it."""
+        parts = document_parts(text)
+        if self._choices.without_lexical:
+            text = without_member(compact_json(text), b"$lexical", parts.lexical)
+        if not parts.vectorize:
+            return text
+        if not parts.vector and not self._choices.without_vectorize_service:
+            return text
+        text = compact_json(text)
+        if self._sends_text(parts):
+            return without_member(text, b"$vector", parts.vector)
+        sent = without_member(text, b"$vectorize", parts.vectorize)
+        if self._text_field and parts.has_vectorize:
+            sent = sent[:-1] + b"," + self._text_field + b":" + bytes(parts.vectorize) + b"}"
+        return sent
+
+    def to_compare(self, text: bytes) -> bytes:
+        """The text of a document, to be sent or found in the target, without what the server makes by itself."""
+        parts = document_parts(text)
+        if parts.vectorize and parts.vector:
+            return without_member(compact_json(text), b"$vector", parts.vector)
+        return text
+
+    def _sends_text(self, parts: DocumentParts) -> bool:
+        """Whether `$vectorize` goes and `$vector` stays away: by choice, or because nothing is lost."""
+        if self._choices.without_vectorize_service:
+            return False
+        return self._choices.vectorize is Vectorize.RECOMPUTE or not parts.needs_choice
 
 
 @dataclass
@@ -437,24 +502,53 @@ class PlannedCollection:
     options: dict[str, Any]
     exists: bool = False
     had_documents: bool = False
+    is_resumed: bool = False
+    on_existing: OnExisting = OnExisting.FAIL
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def action(self) -> str:
+    def is_dropped(self) -> bool:
+        """Whether what is there now goes first."""
+        return self.exists and not self.is_resumed and self.on_existing is OnExisting.DROP
+
+    @property
+    def keeps_documents(self) -> bool:
+        """Whether documents that were there before may remain."""
+        return self.had_documents and not self.is_dropped
+
+    def describe(self) -> str:
         """What is going to happen, in words."""
-        count = f"{self.record.document_count:,} documents"
-        if not self.exists:
-            return f"create, insert {count}"
-        return f"keep what is there, insert what is missing of {count}" if self.had_documents else f"insert {count}"
+        count = plural(self.record.document_count, "document")
+        name = self.record.name
+        if self.target_name != name:
+            name = f"{name} as {self.target_name}"
+        if self.is_resumed:
+            action = f"go on inserting {count}"
+        elif self.is_dropped:
+            action = f"DROP what is there, create, insert {count}"
+        elif not self.exists:
+            action = f"create, insert {count}"
+        elif not self.had_documents:
+            action = f"insert {count}"
+        elif self.on_existing is OnExisting.OVERWRITE:
+            action = f"overwrite with {count}, keep others"
+        else:
+            action = f"keep what is there, insert what is missing of {count}"
+        return "; ".join([f"{name}: {action}", *self.notes])
 
 
-def make_plan(verified: Verified, api: DataApi, choices: Choices) -> list[PlannedCollection]:
-    """Check everything against the target. Raises TargetRefused with all the reasons; writes nothing."""
+def make_plan(
+    verified: Verified, api: DataApi, choices: Choices, resumed: frozenset[str] = frozenset()
+) -> list[PlannedCollection]:
+    """Check everything against the target. Raises TargetRefused with all the reasons; writes nothing.
+
+    `resumed` are the target's collections that an earlier run of the same restore began.
+    """
     existing = {info.name: info for info in list_collections(api)}
     plan, refusals = [], []
     for record in select_records(verified, choices):
-        planned = PlannedCollection(
-            record, verified.stats[record.name], record.name, explicit_options(record.options())
-        )
+        planned = _plan_collection(record, verified.stats[record.name], choices)
+        planned.is_resumed = planned.target_name in resumed
         plan.append(planned)
         refusals += _check_target(planned, existing.get(planned.target_name), api, choices)
     if refusals:
@@ -462,15 +556,40 @@ def make_plan(verified: Verified, api: DataApi, choices: Choices) -> list[Planne
     return plan
 
 
+def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+    options = explicit_options(record.options())
+    planned = PlannedCollection(
+        record, stats, choices.target_name(record.name), options, on_existing=choices.on_existing
+    )
+    if choices.without_vectorize_service and "service" in options.get("vector", {}):
+        options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
+        planned.notes.append("without its embedding service")
+    if choices.without_lexical and options["lexical"].get("enabled"):
+        options["lexical"] = {"enabled": False}
+        planned.notes.append(f"without lexical search, {plural(stats.lexical_count, 'text')} left out")
+    if stats.both_count and choices.vectorize is not Vectorize.FAIL:
+        kept = "vectors" if choices.vectorize is Vectorize.KEEP_VECTORS else "texts, vectors are computed anew"
+        planned.notes.append(f"{plural(stats.both_count, 'document')} with vector and text: {kept} sent")
+    return planned
+
+
 def select_records(verified: Verified, choices: Choices) -> list[CollectionRecord]:
-    """The good collections that were asked for. Raises BackupError for a name that is not there."""
+    """The good collections that were asked for. Raises BackupError for names that make no sense."""
     good = [record for record in verified.manifest.collections if record.name in verified.stats]
     names = {record.name for record in good}
     if missing := [name for name in choices.collections if name not in names]:
         raise BackupError(
             f"Not in the snapshot: {', '.join(missing)}.", f"It has: {', '.join(sorted(names)) or 'nothing'}."
         )
-    return [record for record in good if not choices.collections or record.name in choices.collections]
+    selected = [record for record in good if not choices.collections or record.name in choices.collections]
+    if unused := sorted(choices.renames.keys() - {record.name for record in selected}):
+        raise BackupError(
+            f"--rename names what is not restored: {', '.join(unused)}.", "Check --rename and --collection."
+        )
+    targets = [choices.target_name(record.name) for record in selected]
+    if len(set(targets)) != len(targets):
+        raise BackupError("--rename gives two collections the same name.", "Give each its own.")
+    return selected
 
 
 def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: DataApi, choices: Choices) -> list[str]:
@@ -482,14 +601,20 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
             " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
         )
     if info is None:
+        planned.is_resumed = False
         return refusals
     planned.exists = True
-    planned.had_documents = has_documents(api, name)
-    there = explicit_options(msgspec.json.decode(info.options))
+    planned.had_documents = not planned.is_resumed and has_documents(api, name)
+    if planned.is_dropped:
+        return refusals
+    there = explicit_options(json.loads(bytes(info.options)))
     if differences := definition_differences(planned.options, there):
         refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
     if planned.had_documents and choices.on_existing is OnExisting.FAIL:
-        refusals.append(f"{name}: already holds documents: choose --on-existing skip, or another keyspace.")
+        refusals.append(
+            f"{name}: already holds documents: choose --on-existing skip, overwrite or drop,"
+            " --rename, or another keyspace; --resume goes on with a restore that broke off."
+        )
     return refusals
 
 
@@ -534,6 +659,7 @@ class Outcome:
     planned: PlannedCollection
     inserted: int = 0
     already_there: int = 0
+    replaced: int = 0
     kept_different: int = 0
     rejected: int = 0
     rejects_file: Path | None = None
@@ -547,51 +673,87 @@ class Outcome:
             for name, change in changes.items():
                 setattr(self, name, getattr(self, name) + change)
 
+    def describe(self) -> str:
+        """What was done, in words."""
+        return (
+            f"{plural(self.inserted, 'document')} inserted, {self.replaced:,} replaced,"
+            f" {self.already_there:,} there already, {self.rejected:,} rejected"
+        )
+
     @property
     def is_failed(self) -> bool:
         """Whether something of it is not in the target for a reason that was reported."""
         return self.error is not None or self.rejected > 0
 
 
-def create_collections(api: DataApi, plan: list[PlannedCollection]) -> None:
-    """Create what is missing and read it back, before any document is written.
+FEATURE_HINTS = {
+    "LEXICAL_FEATURE_NOT_ENABLED": "The target has no lexical search: --without-lexical restores without it.",
+    "VECTORIZE_FEATURE_NOT_AVAILABLE": "The target has no embedding service: see --without-vectorize-service.",
+    "TOO_MANY_COLLECTIONS": "Its collections count over all keyspaces: drop some, or use another database.",
+    "TOO_MANY_INDEXES": "Its indexes count over all keyspaces: drop some collections, or use another database.",
+}
 
-    If one cannot be had as it was, those just created are dropped again and TargetRefused is raised.
+
+def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Journal) -> None:
+    """Make what is missing, and what is to be dropped anew, and read it back, before any document is written.
+
+    If one cannot be had as it was, those just created are dropped again and TargetRefused is raised. A collection that
+    is to be dropped goes only when the target has proved, under another name, that it can make the new one.
     """
     created: list[str] = []
     try:
         for planned in plan:
-            if not planned.exists:
+            if planned.is_dropped:
+                _prove_definition(api, planned, created)
+        for planned in plan:
+            if planned.is_dropped:
+                log.info("%s: dropping.", planned.target_name)
+                _drop(api, [planned.target_name], must=True)
+            journal.begin(planned.target_name)
+            if not planned.exists or planned.is_dropped:
                 log.info("%s: creating.", planned.target_name)
                 created.append(planned.target_name)
-                _create(api, planned)
+                _create(api, planned.target_name, planned.options)
     except RequestError as error:
         _drop(api, created)
         if error.code is None or error.retryable:
             raise
+        hint = FEATURE_HINTS.get(error.code, "The target cannot give what the collection had.")
+        if "mbedding" in error.message or "rovider" in error.message:
+            hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
         raise TargetRefused(
-            f"{created[-1]} cannot be created: {error.message}",
-            "Nothing was written; what had just been created was dropped.",
+            f"{created[-1] if created else 'A collection'} cannot be created: {error.message}",
+            f"{hint} What had just been created was dropped again; no document was written.",
         ) from error
     except TargetRefused:
         _drop(api, created)
         raise
 
 
-def _create(api: DataApi, planned: PlannedCollection) -> None:
-    body = {"name": planned.target_name, "options": planned.options}
-    api.call("createCollection", msgspec.json.encode(body), read=_ignore_reply)
+def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
+    """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
+    there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
+    if there and not definition_differences(planned.options, explicit_options(json.loads(bytes(there.options)))):
+        return
+    name = f"drill_{secrets.token_hex(4)}_0"
+    created.append(name)
+    _create(api, name, planned.options)
+    _drop(api, [created.pop()], must=True)
+
+
+def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
+    api.call("createCollection", msgspec.json.encode({"name": name, "options": options}), read=_ignore_reply)
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while True:
-        found = [info for info in api.list_collections() if info.name == planned.target_name]
+        found = [info for info in api.list_collections() if info.name == name]
         if found or time.monotonic() > deadline:
             break
         stop_event.wait(0.5)
-    there = explicit_options(msgspec.json.decode(found[0].options)) if found else {}
-    if differences := definition_differences(planned.options, there):
+    there = explicit_options(json.loads(bytes(found[0].options))) if found else {}
+    if differences := definition_differences(options, there):
         raise TargetRefused(
-            f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
-            "The target cannot give what the collection had. It was dropped again; nothing was written.",
+            f"{name}: the server made it with another definition: {'; '.join(differences)}.",
+            "The target cannot give what the collection had. It was dropped again; no document was written.",
         )
 
 
@@ -599,10 +761,109 @@ def _ignore_reply(_reply: Reply) -> None:
     """For commands of which it is enough that they succeed."""
 
 
-def _drop(api: DataApi, names: list[str]) -> None:
+def _drop(api: DataApi, names: list[str], *, must: bool = False) -> None:
+    """Drop collections; failures are let through only if it `must` be."""
     for name in names:
-        with contextlib.suppress(BackupError):
+        with contextlib.ExitStack() as stack:
+            if not must:
+                stack.enter_context(contextlib.suppress(BackupError))
             api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0, read=_ignore_reply)
+
+
+class Journal:
+    """Which batches the target has acknowledged, in a file, so that a restore that was killed can go on. Thread-safe.
+
+    The file belongs to one snapshot, target and set of choices. A path of None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None, key: dict[str, str], *, resume: bool) -> None:
+        self.path = path
+        self.begun: set[str] = set()
+        self._done: dict[str, set[int]] = {}
+        self._lock = threading.Lock()
+        is_there = path is not None and path.exists()
+        if path and resume and is_there:
+            self._load(path, key)
+        self._file = path.open("a" if resume and is_there else "w", encoding="utf-8") if path else None
+        if not (resume and is_there):
+            self._write(key)
+
+    def begin(self, collection: str) -> None:
+        """A collection of the target is about to be changed."""
+        if collection not in self.begun:
+            self.begun.add(collection)
+            self._write({"begin": collection})
+
+    def has(self, collection: str, batch: int) -> bool:
+        """Whether a batch was acknowledged by an earlier run."""
+        return batch in self._done.get(collection, ())
+
+    def done(self, collection: str, batch: int) -> None:
+        """Each document of a batch is in the target, or rejected."""
+        self._write({"collection": collection, "batch": batch})
+
+    def remove(self) -> None:
+        """The restore is over."""
+        if self._file and self.path:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+
+    def _load(self, path: Path, key: dict[str, str]) -> None:
+        rows: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a process that was killed
+                rows.append(json.loads(line))
+        if not rows or rows[0] != key:
+            raise BackupError(
+                f"{path} belongs to another restore: another snapshot, target or other options.",
+                "Run the very command that broke off, plus --resume; or run without --resume to start over.",
+            )
+        for row in rows[1:]:
+            if "begin" in row:
+                self.begun.add(row["begin"])
+            else:
+                self._done.setdefault(row["collection"], set()).add(row["batch"])
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file:
+            with self._lock:
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+
+
+class Throttle:
+    """How many batches may be in flight: one more after each round that went well, half under pressure. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = float(min(most, 4))
+        self._in_flight = 0
+        self._backed_off = 0.0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Wait for a place, and hold it."""
+        with self._changed:
+            while self._in_flight >= int(self._limit) and not stop_event.is_set():
+                self._changed.wait(0.5)
+            self._in_flight += 1
+        try:
+            yield
+            with self._changed:
+                self._limit = min(self._most, self._limit + 1 / self._limit)
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                self._changed.notify_all()
+
+    def back_off(self) -> None:
+        """The server is under pressure. Many batches notice at once: that counts once a second."""
+        with self._changed:
+            if time.monotonic() - self._backed_off > 1.0:
+                self._backed_off = time.monotonic()
+                self._limit = max(1.0, self._limit / 2)
+                log.debug("Batches in flight: at most %d.", self._limit)
 
 
 class Rejects:
@@ -630,19 +891,21 @@ class Rejects:
 class CollectionWriter:
     """Inserts the documents of one collection, several batches in flight. Memory is bound by those batches."""
 
-    def __init__(self, api: DataApi, outcome: Outcome, rejects: Rejects, choices: Choices, report: Report) -> None:
-        self._api = api
+    def __init__(self, run: RestoreRun, outcome: Outcome) -> None:
+        self._run = run
+        self._api = run.api
         self._outcome = outcome
-        self._rejects = rejects
-        self._workers = choices.workers
-        self._report = report
+        self._view = run.view
+        self._throttle = run.throttle
         self._name = outcome.planned.target_name
+        directory = run.verified.snapshot.path.parent
+        self._rejects = Rejects(directory / f"rejects-{urllib.parse.quote(self._name, safe='')}.jsonl")
 
-    def run(self, snapshot: Snapshot) -> None:
+    def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
-        record = self._outcome.planned.record
-        self._report.start(self._name, record.document_count, "writing")
-        pool = ThreadPoolExecutor(self._workers)
+        snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
+        self._run.report.start(self._name, record.document_count, "writing")
+        pool = ThreadPoolExecutor(self._run.choices.workers)
         try:
             with snapshot.open(record.data_file or "") as stream:
                 reader = HashingReader(stream)
@@ -654,25 +917,24 @@ class CollectionWriter:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
             log.error("%s failed: %s", self._name, self._outcome.error)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._report.finish(self._name)
-        log.info(
-            "%s: %s inserted, %d there already.",
-            self._name,
-            plural(self._outcome.inserted, "document"),
-            self._outcome.already_there,
-        )
+            pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
+        self._run.report.finish(self._name)
+        log.info("%s: %s.", self._name, self._outcome.describe())
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
         for line, _ in iter_documents(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
-            yield decode_document(line)
+            yield self._view.to_send(decode_document(line))
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
-        for batch in batches:
-            while len(pending) >= self._workers:
+        for number, batch in enumerate(batches):
+            if self._run.journal.has(self._name, number):
+                self._outcome.count(already_there=len(batch))
+                self._run.report.advance(self._name, len(batch))
+                continue
+            while len(pending) >= self._run.choices.workers:
                 pending = self._wait(pending)
-            pending.add(pool.submit(self._send, batch))
+            pending.add(pool.submit(self._send, number, batch))
         while pending:
             pending = self._wait(pending)
 
@@ -682,20 +944,28 @@ class CollectionWriter:
             future.result()
         return left
 
-    def _send(self, batch: list[bytes]) -> None:
+    def _send(self, number: int, batch: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
-        retry, existing = self._insert(batch)
-        if existing:
-            self._settle_existing(existing)
-        self._report.advance(self._name, len(batch) - len(retry))
-        if retry:
-            self._send(retry)
+        with self._throttle.slot():
+            todo = batch
+            while todo:
+                todo, existing = self._insert(todo)
+                if existing:
+                    todo += self._settle_existing(existing)
+        self._run.journal.done(self._name, number)
+        self._run.report.advance(self._name, len(batch))
 
     def _insert(self, batch: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Insert once, patiently; return the documents to send again and those whose id is there already."""
         body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
         try:
-            errors = self._api.call("insertMany", body, self._name, read=lambda reply: reply_errors(reply, len(batch)))
+            errors = self._api.call(
+                "insertMany",
+                body,
+                self._name,
+                read=lambda reply: reply_errors(reply, len(batch)),
+                on_retry=self._throttle.back_off,
+            )
         except RequestError as error:
             if error.retryable or error.status not in (200, 413):
                 raise
@@ -704,6 +974,8 @@ class CollectionWriter:
 
     def _divide(self, batch: list[bytes], error: RequestError) -> tuple[list[bytes], list[bytes]]:
         """The server refused a request as a whole: halve it until the bad document is alone."""
+        if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
+            raise error
         if len(batch) == 1:
             self._rejects.add(self._outcome, batch[0], error.code or f"HTTP {error.status}", error.message)
             return [], []
@@ -724,15 +996,36 @@ class CollectionWriter:
                 self._rejects.add(self._outcome, text, str(error.get("errorCode")), str(error.get("message")))
         return retry, existing
 
-    def _settle_existing(self, texts: list[bytes]) -> None:
-        """Read back what is there already: equal is done, different is kept, and found by the comparison."""
+    def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
+        """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
         there = find_by_ids(self._api, self._name, texts)
+        gone = []
         for text in texts:
             found = there.get(id_key(text))
-            if found is not None and same_document(text, found):
+            if found is None:
+                gone.append(text)
+            elif same_document(self._view.to_compare(text), self._view.to_compare(found)):
                 self._outcome.count(already_there=1)
-            else:
+            elif self._run.choices.on_existing is OnExisting.OVERWRITE:
+                self._replace(text)
+            else:  # the comparison will name it
                 self._outcome.count(kept_different=1)
+        return gone
+
+    def _replace(self, text: bytes) -> None:
+        """The snapshot's version takes the place of the target's."""
+        body = b'{"filter":{"_id":%b},"replacement":%b,"projection":{"_id":1},"options":{"upsert":true}}' % (
+            bytes(document_parts(text).id),
+            text,
+        )
+        try:
+            self._api.call("findOneAndReplace", body, self._name, read=_ignore_reply, on_retry=self._throttle.back_off)
+        except RequestError as error:
+            if error.retryable or error.status != 200:
+                raise
+            self._rejects.add(self._outcome, text, str(error.code), error.message)
+        else:
+            self._outcome.count(replaced=1)
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -812,28 +1105,30 @@ def id_key(text: bytes) -> bytes:
 # ======================================================================================================================
 
 
+KINDS = ("missing", "different", "extra")
+
+
 @dataclass
 class Comparison:
     """How a target differs from the snapshot; the ids are JSON texts, of the first of each kind."""
 
     documents: int = 0
-    missing: int = 0
-    extra: int = 0
-    different: int = 0
-    first_missing: str = ""
-    first_extra: str = ""
-    first_different: str = ""
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    first: dict[str, str] = field(default_factory=dict)
+    differences_file: IO[str] | None = field(default=None, repr=False)
+    collection: str = ""
 
     def add(self, kind: str, key: bytes) -> None:
-        """Count a difference of a kind."""
-        if not getattr(self, kind):
-            setattr(self, f"first_{kind}", key.decode(errors="replace"))
-        setattr(self, kind, getattr(self, kind) + 1)
+        """Count a difference, and write it down if there is a file for it."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, key.decode(errors="replace"))
+        if self.differences_file:
+            row = {"collection": self.collection, "kind": kind, "id": json.loads(key)}
+            self.differences_file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def describe(self) -> str:
         """The differences in words."""
-        kinds = [kind for kind in ("missing", "different", "extra") if getattr(self, kind)]
-        parts = [f"{getattr(self, kind):,} {kind} (first: {getattr(self, f'first_{kind}')})" for kind in kinds]
+        parts = [f"{self.counts[kind]:,} {kind} (first: {self.first[kind]})" for kind in KINDS if self.counts[kind]]
         return ", ".join(parts) or "equal"
 
 
@@ -864,39 +1159,35 @@ class KeySpool:
         self._buffers[number].clear()
 
 
-def compare_collection(planned: PlannedCollection, snapshot: Snapshot, api: DataApi, report: Report) -> Comparison:
+def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
     """Scan the target once and compare with the snapshot, by text; where texts differ, once more by value.
 
-    Another server may write the same number in another way: that is no difference.
+    Another server may write the same number in another way: that is no difference. All differences go to a file, too.
     """
-    comparison = _compare(planned, snapshot, api, report, text_digest)
-    if comparison.different:
-        comparison = _compare(planned, snapshot, api, report, value_digest)
+    comparison = _compare(run, planned, text_digest, None)
+    if comparison.counts["different"] or (differences and any(comparison.counts.values())):
+        comparison = _compare(run, planned, value_digest, differences)
     return comparison
 
 
 def _compare(
-    planned: PlannedCollection,
-    snapshot: Snapshot,
-    api: DataApi,
-    report: Report,
-    digest: Callable[[bytes], bytes],
+    run: RestoreRun, planned: PlannedCollection, digest: Callable[[bytes], bytes], differences: IO[str] | None
 ) -> Comparison:
-    name, record = planned.target_name, planned.record
-    report.start(name, record.document_count, "comparing")
-    comparison = Comparison()
+    name, record, snapshot, view = planned.target_name, planned.record, run.verified.snapshot, run.view
+    run.report.start(name, record.document_count, "comparing")
+    comparison = Comparison(differences_file=differences, collection=name)
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
         wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
         with snapshot.open(record.data_file or "") as stream:
             for line, _ in iter_documents(stream, compressed=is_compressed(record)):
-                text = decode_document(line)
-                wanted.add(id_key(text), digest(text))
-        for text in scan(api, name, report):
+                text = view.to_send(decode_document(line))
+                wanted.add(id_key(text), digest(view.to_compare(text)))
+        for text in scan(run.api, name, run.report) if planned.exists else []:
             comparison.documents += 1
-            found.add(id_key(text), digest(text))
+            found.add(id_key(text), digest(view.to_compare(text)))
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
-    report.finish(name)
+    run.report.finish(name)
     return comparison
 
 
@@ -962,31 +1253,49 @@ def _plain_number(text: str) -> tuple[str, ...]:
 # ======================================================================================================================
 
 
-def restore(
-    verified: Verified, plan: list[PlannedCollection], api: DataApi, choices: Choices, report: Report
-) -> list[Outcome]:
+@dataclass
+class RestoreRun:
+    """What the steps of one restore share."""
+
+    verified: Verified
+    api: DataApi
+    choices: Choices
+    report: Report
+    journal: Journal
+    view: View
+    throttle: Throttle
+
+
+def make_run(verified: Verified, api: DataApi, choices: Choices, report: Report, journal: Journal) -> RestoreRun:
+    """A restore that is about to begin."""
+    return RestoreRun(verified, api, choices, report, journal, View(choices), Throttle(choices.workers))
+
+
+def restore(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Carry out a plan and compare the result. Returns what became of each collection."""
-    create_collections(api, plan)
-    outcomes = []
-    for planned in plan:
-        outcome = Outcome(planned)
-        outcomes.append(outcome)
-        rejects = Rejects(
-            verified.snapshot.path.parent / f"rejects-{urllib.parse.quote(planned.target_name, safe='')}.jsonl"
-        )
-        CollectionWriter(api, outcome, rejects, choices, report).run(verified.snapshot)
-    with ThreadPoolExecutor(max(1, min(choices.workers, len(outcomes) or 1))) as pool:
-        list(pool.map(lambda outcome: _compare_outcome(outcome, verified.snapshot, api, report), outcomes))
+    create_collections(run.api, plan, run.journal)
+    outcomes = [Outcome(planned) for planned in plan]
+    for outcome in outcomes:
+        CollectionWriter(run, outcome).run()
+        outcome.planned.exists = True
+    compare_outcomes(run, outcomes)
     return outcomes
 
 
-def _compare_outcome(outcome: Outcome, snapshot: Snapshot, api: DataApi, report: Report) -> None:
+def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
+    """Compare several collections at once; one at a time where differences are written down."""
+    workers = 1 if differences else max(1, min(run.choices.workers, len(outcomes) or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda outcome: _compare_outcome(run, outcome, differences), outcomes))
+
+
+def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | None) -> None:
     name = outcome.planned.target_name
     try:
-        outcome.comparison = compare_collection(outcome.planned, snapshot, api, report)
+        outcome.comparison = compare_collection(run, outcome.planned, differences)
         log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe())
-    except BackupError as error:
-        outcome.error = outcome.error or f"the comparison failed: {error.message}"
+    except (BackupError, FormatError, OSError) as error:
+        outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}"
         log.error("%s: %s", name, outcome.error)
 
 
@@ -995,7 +1304,8 @@ def is_different(outcome: Outcome) -> bool:
     found = outcome.comparison
     if found is None:
         return False
-    return bool(found.missing or found.different or (found.extra and not outcome.planned.had_documents))
+    has_extra = found.counts["extra"] and not outcome.planned.keeps_documents
+    return bool(found.counts["missing"] or found.counts["different"] or has_extra)
 
 
 def exit_code(outcomes: list[Outcome]) -> RestoreExit:
@@ -1006,25 +1316,171 @@ def exit_code(outcomes: list[Outcome]) -> RestoreExit:
 
 
 # ======================================================================================================================
+# Drill
+# ======================================================================================================================
+
+NEIGHBOURS = 10
+DRILL_QUERIES = 5
+MIN_RECALL = 0.8
+
+
+def run_drill(verified: Verified, target: Target, choices: Choices, report: Report, steps: dict[str, float]) -> Drill:
+    """Restore into scratch collections, compare, ask for neighbours, drop them again. Adds the seconds of each step.
+
+    The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
+    """
+    if choices.vectorize is Vectorize.FAIL:
+        choices = dataclasses.replace(choices, vectorize=Vectorize.KEEP_VECTORS)
+    api = DataApi(target, WRITE_COMMANDS, stop_event)
+    taken = {info.name for info in list_collections(api)}
+    prefix = next(
+        p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
+    )
+    records = select_records(verified, choices)
+    renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
+    choices = dataclasses.replace(choices, renames=renames, on_existing=OnExisting.FAIL)
+    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False))
+    try:
+        with timed(steps, "plan"):
+            plan = make_plan(verified, api, choices)
+        with timed(steps, "create and write"):
+            create_collections(api, plan, run.journal)
+            outcomes = [Outcome(planned) for planned in plan]
+            for outcome in outcomes:
+                CollectionWriter(run, outcome).run()
+                outcome.planned.exists = True
+        with timed(steps, "compare"):
+            compare_outcomes(run, outcomes)
+        with timed(steps, "neighbours"):
+            recalls = {p.record.name: found for p in plan if (found := measure_recall(run, p)) is not None}
+    finally:
+        with timed(steps, "drop"):
+            # Not stopped by a signal: what was made is taken away within the grace that is left.
+            cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
+            _drop(cleaner, [info.name for info in cleaner.list_collections() if info.name in renames.values()])
+    return Drill(outcomes, recalls)
+
+
+@dataclass
+class Drill:
+    """What a drill found: the outcome of each collection, and the recall of each that has vectors."""
+
+    outcomes: list[Outcome]
+    recalls: dict[str, float]
+
+    @property
+    def exit_code(self) -> RestoreExit:
+        """As for a restore; neighbours that are not found are a difference."""
+        code = exit_code(self.outcomes)
+        is_poor = any(recall < MIN_RECALL for recall in self.recalls.values())
+        return RestoreExit.DIFFERENT if code is RestoreExit.OK and is_poor else code
+
+
+@contextlib.contextmanager
+def timed(steps: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds that a step takes."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        steps[name] = round(time.monotonic() - started, 3)
+
+
+def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
+    """Which part of the nearest neighbours, found by brute force in the snapshot, the server finds too.
+
+    None for a collection without vectors. Memory is flat: the snapshot is read twice.
+    """
+    metric = planned.options.get("vector", {}).get("metric")
+    if not metric or not planned.stats.vector_count:
+        return None
+    step = max(1, planned.stats.vector_count // DRILL_QUERIES)
+    vectors = (vector for _, vector in snapshot_vectors(run, planned))
+    queries = list(itertools.islice(itertools.islice(vectors, 0, None, step), DRILL_QUERIES))
+    if not queries:
+        return None
+    nearest = brute_force_neighbours(run, planned, queries, metric)
+    recalls = []
+    for query, wanted in zip(queries, nearest, strict=True):
+        found = set(server_neighbours(run.api, planned.target_name, query))
+        recalls.append(len(found & wanted) / min(NEIGHBOURS, planned.stats.vector_count, len(wanted)))
+    return min(1.0, sum(recalls) / len(recalls))
+
+
+def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tuple[bytes, list[float]]]:
+    """(id key, vector) of each document that has an array of numbers for a vector."""
+    record = planned.record
+    with run.verified.snapshot.open(record.data_file or "") as stream:
+        for line, parts in iter_documents(stream, compressed=is_compressed(record)):
+            if bytes(parts.vector).startswith(b"["):
+                yield id_key(decode_document(line)), msgspec.json.decode(parts.vector, type=list[float])
+
+
+def brute_force_neighbours(
+    run: RestoreRun, planned: PlannedCollection, queries: list[list[float]], metric: str
+) -> list[set[bytes]]:
+    """For each query the keys of its nearest documents; those as near as the last of them belong to them."""
+    import numpy
+
+    wanted = numpy.array(queries, dtype="f4")
+    best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
+    for chunk in batched(snapshot_vectors(run, planned), 1000):
+        scores = similarities(wanted, numpy.array([vector for _, vector in chunk], dtype="f4"), metric)
+        for row, kept in zip(scores, best, strict=True):
+            kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
+            kept.sort(key=lambda item: -item[0])
+            del kept[5 * NEIGHBOURS :]
+    nearest = []
+    for kept in best:
+        limit = kept[min(NEIGHBOURS, len(kept)) - 1][0] - 1e-6
+        nearest.append({key for score, key in kept if score >= limit})
+    return nearest
+
+
+def similarities(queries: Any, vectors: Any, metric: str) -> Any:
+    """How near each vector is to each query: greater is nearer."""
+    import numpy
+
+    if metric == "euclidean":
+        return -numpy.linalg.norm(queries[:, None, :] - vectors[None, :, :], axis=2)
+    products = queries @ vectors.T
+    if metric == "cosine":
+        lengths = numpy.linalg.norm(queries, axis=1)[:, None] * numpy.linalg.norm(vectors, axis=1)[None, :]
+        products = products / numpy.maximum(lengths, 1e-30)
+    return products
+
+
+def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list[bytes]:
+    """The keys of the documents that the server takes for the nearest."""
+    body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
+    documents, _ = api.call("find", json.dumps(body).encode(), collection, read=lambda reply: decode_page(reply.data))
+    return [id_key(text) for text in documents]
+
+
+def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    """Lists of at most `size` items."""
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+# ======================================================================================================================
 # Command line
 # ======================================================================================================================
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("snapshot", default="latest")
-@connection_options
 @click.option("--from-box", is_flag=True, help="The snapshot is in the Box folder.")
 @click.option("--keep-download", is_flag=True, help="With --from-box: keep the zip in --output-dir.")
 @click.option("--list", "show_list", is_flag=True, help="Show the snapshots there are, newest first.")
 @click.option("--verify-only", is_flag=True, help="Check the snapshot and stop; needs no credentials.")
+@click.option("--show", metavar="ID", help="Print a document of the snapshot and stop; needs no credentials.")
 @click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
-@click.option(
-    "--collection",
-    "collections",
-    metavar="NAME",
-    multiple=True,
-    help="Restore this collection only. Repeatable.",
-)
+@click.option("--compare", "compare_only", is_flag=True, help="Compare the target with the snapshot; writes nothing.")
+@click.option("--differences", metavar="FILE", type=click.Path(path_type=Path), help="With --compare: a line for each.")
+@click.option("--drill", is_flag=True, help="Restore into scratch collections, compare, drop them; tells the times.")
+@click.option("--collection", "collections", metavar="NAME", multiple=True, help="This collection only. Repeatable.")
+@click.option("--rename", "renames", metavar="OLD=NEW", multiple=True, help="Restore under another name. Repeatable.")
 @click.option(
     "--on-existing",
     type=click.Choice([choice.value for choice in OnExisting]),
@@ -1037,11 +1493,18 @@ def exit_code(outcomes: list[Outcome]) -> RestoreExit:
     type=click.Choice([choice.value for choice in Vectorize]),
     default="fail",
     show_default=True,
-    help="What to do about documents with both $vector and $vectorize.",
+    help="What to send of documents with both $vector and $vectorize.",
 )
+@click.option("--vectorize-text-field", metavar="NAME", help="With keep-vectors: the field that takes the text.")
+@click.option("--without-vectorize-service", is_flag=True, help="Create collections without embedding services.")
+@click.option("--without-lexical", is_flag=True, help="Create collections without lexical search.")
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
+@click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
+@click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@connection_options
 @click.version_option(TOOL_VERSION, prog_name="restore.py")
-def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **options: Any) -> int:
+def main(snapshot: str, **options: Any) -> int:
     """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
     All of the snapshot is verified and the plan is checked against the target before anything is written. At the end
@@ -1049,56 +1512,206 @@ def main(snapshot: str, show_list: bool, verify_only: bool, dry_run: bool, **opt
 
     \b
     Examples:
-      python restore.py --list                        what there is
-      python restore.py --verify-only                 is the latest whole?
-      python restore.py --dry-run --keyspace scratch  what would happen
-      python restore.py 20260616_085246               restore that one
+      python restore.py --list                         what there is
+      python restore.py --verify-only                  is the latest whole?
+      python restore.py --dry-run --keyspace scratch   what would happen
+      python restore.py 20260616_085246                restore that one
+      python restore.py --from-box --drill --keyspace scratch   prove that a restore works
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    if show_list:
+    if options["show_list"]:
         return list_snapshots(options)
+    choices = read_choices(options)
+    started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
-        started = time.monotonic()
-        target = None if verify_only else make_target(options)
-        choices = Choices(
-            options["collections"],
-            OnExisting(options["on_existing"]),
-            Vectorize(options["vectorize"]),
-            options["workers"],
-        )
-        with fetched_snapshot(snapshot, options, report) as path:
-            verified = verify_snapshot(
-                open_snapshot(path),
-                force_incomplete=options["force_incomplete"],
-                workers=choices.workers,
-                report=report,
-            )
+        target = None if options["verify_only"] or options["show"] is not None else make_target(options)
+        steps: dict[str, float] = {}
+        with contextlib.ExitStack() as stack:
+            with timed(steps, "fetch"):
+                path = stack.enter_context(fetched_snapshot(snapshot, options, report))
+            opened = open_snapshot(path)
+            if options["show"] is not None:
+                return show_document(opened, options["show"], choices)
+            with timed(steps, "verify"):
+                verified = verify_snapshot(
+                    opened, force_incomplete=options["force_incomplete"], workers=choices.workers, report=report
+                )
             select_records(verified, choices)
             if target is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            return run_restore(verified, target, choices, report, dry_run=dry_run, as_json=options["as_json"])
+            if options["drill"]:
+                drill = run_drill(verified, target, choices, report, steps)
+                return _print_drill(drill, steps, as_json=options["as_json"])
+            if options["compare_only"]:
+                return run_compare(verified, target, choices, report, options)
+            return run_restore(verified, target, choices, report, options)
 
 
-def run_restore(
-    verified: Verified, target: Target, choices: Choices, report: Report, *, dry_run: bool, as_json: bool
-) -> int:
-    """Plan, show, carry out, compare, print. Returns the exit code."""
-    started = time.monotonic()
-    plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices)
-    rows = [f"{planned.target_name}: {planned.action}" for planned in plan]
-    log.info(
-        "Plan for keyspace %s of %s:\n  %s",
-        target.keyspace,
-        target.api_endpoint,
-        "\n  ".join(rows) or "nothing",
+def read_choices(options: dict[str, Any]) -> Choices:
+    """The operator's choices. Raises BackupError for combinations that make no sense."""
+    vectorize = Vectorize(options["vectorize"])
+    modes = [
+        name
+        for name in ("verify_only", "show", "dry_run", "compare_only", "drill")
+        if options[name] not in (False, None)
+    ]
+    wrong = {
+        "--vectorize-text-field goes with --vectorize keep-vectors": options["vectorize_text_field"]
+        and vectorize is not Vectorize.KEEP_VECTORS,
+        "--without-vectorize-service leaves nothing that could recompute vectors": options["without_vectorize_service"]
+        and vectorize is Vectorize.RECOMPUTE,
+        "--differences goes with --compare": options["differences"] and not options["compare_only"],
+        "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
+        "--drill chooses its own names: no --rename, no --on-existing": options["drill"]
+        and (options["renames"] or options["on_existing"] != "fail"),
+        "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
+        f"only one of: {', '.join('--' + m.removesuffix('_only').replace('_', '-') for m in modes)}": len(modes) > 1,
+        "--vectorize-text-field must be an ordinary field name": (options["vectorize_text_field"] or "x").startswith(
+            "$"
+        )
+        or options["vectorize_text_field"] in ("", "_id"),
+    }
+    if mistakes := [message for message, is_wrong in wrong.items() if is_wrong]:
+        raise BackupError(f"{mistakes[0]}.", "Nothing was touched.")
+    return Choices(
+        options["collections"],
+        read_renames(options["renames"]),
+        OnExisting(options["on_existing"]),
+        vectorize,
+        options["vectorize_text_field"],
+        options["without_vectorize_service"],
+        options["without_lexical"],
+        options["workers"],
     )
+
+
+def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
+    """OLD=NEW, as a dictionary. Raises BackupError for what is none."""
+    found: dict[str, str] = {}
+    for rename in renames:
+        old, equals, new = rename.partition("=")
+        if not old or not equals or not re.fullmatch(r"[A-Za-z0-9_]{1,48}", new):
+            raise BackupError(
+                f"--rename {rename!r} is not OLD=NEW.",
+                "A collection's name has 1 to 48 letters, digits and underscores.",
+            )
+        if old in found:
+            raise BackupError(f"--rename names {old} twice.", "Give one new name.")
+        found[old] = new
+    return found
+
+
+def run_restore(verified: Verified, target: Target, choices: Choices, report: Report, options: dict[str, Any]) -> int:
+    """Plan, show, ask, carry out, compare, print. Returns the exit code."""
+    started = time.monotonic()
+    dry_run: bool = options["dry_run"]
+    journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
+    plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, frozenset(journal.begun))
+    rows = [planned.describe() for planned in plan]
+    log.info("Plan for keyspace %s of %s:\n  %s", target.keyspace, target.api_endpoint, "\n  ".join(rows) or "nothing")
     if dry_run:
-        print_result(json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows}) if as_json else "\n".join(rows))
+        as_json = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
+        print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
-    outcomes = restore(verified, plan, DataApi(target, WRITE_COMMANDS, stop_event), choices, report)
+    ask_first(verified, target, plan, yes=options["yes"] or options["resume"])
+    run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
+    outcomes = restore(run, plan)
     code = exit_code(outcomes)
+    if code is RestoreExit.OK:
+        journal.remove()
+    elif code is RestoreExit.INCOMPLETE:
+        log.warning("What failed can go on: the same command with --resume, or with --on-existing skip.")
     duration_s = time.monotonic() - started
-    _print_outcomes(verified, target, outcomes, code, warnings=report.warnings, duration_s=duration_s, as_json=as_json)
+    _print_outcomes(run, outcomes, code, duration_s=duration_s, as_json=options["as_json"])
     return code
+
+
+def open_journal(verified: Verified, target: Target, choices: Choices, options: dict[str, Any]) -> Journal:
+    """The journal of this snapshot, target and set of choices. Without one the restore works, but cannot be resumed."""
+    snapshot = verified.snapshot
+    digest = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
+    key = {
+        "snapshot": digest,
+        "api_endpoint": target.api_endpoint,
+        "keyspace": target.keyspace,
+        "choices": repr(dataclasses.replace(choices, workers=0)),
+    }
+    name = f".restore-{snapshot.name}-{digest[:8]}.journal"
+    try:
+        return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
+    except OSError as error:
+        if options["journal"]:
+            raise BackupError(f"Cannot write the journal: {error}.", "Give another --journal FILE.") from error
+        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
+        return Journal(None, key, resume=False)
+
+
+def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection], *, yes: bool) -> None:
+    """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
+    source = verified.manifest.source
+    is_origin = (source.api_endpoint.rstrip("/"), source.keyspace) == (target.api_endpoint, target.keyspace)
+    dropped = [planned.target_name for planned in plan if planned.is_dropped]
+    if yes or not (is_origin or dropped):
+        return
+    what = f"This drops {', '.join(dropped)}." if dropped else "This writes to the database the snapshot came from."
+    if not sys.stdin.isatty():
+        raise TargetRefused(f"{what} Nobody is there to ask.", "Give --yes if that is meant. Nothing was written.")
+    if is_origin and not click.confirm(
+        f"{what} Go on?" if not dropped else "It is where the snapshot came from. Go on?", err=True
+    ):
+        raise TargetRefused("Not confirmed.", "Nothing was written.")
+    for name in dropped:
+        if click.prompt(f"Type the name of the collection to drop ({name})", err=True) != name:
+            raise TargetRefused("The name is another.", "Nothing was written.")
+
+
+def run_compare(verified: Verified, target: Target, choices: Choices, report: Report, options: dict[str, Any]) -> int:
+    """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
+    started = time.monotonic()
+    api = DataApi(target, READ_COMMANDS, stop_event)
+    existing = {info.name for info in list_collections(api)}
+    plan = [
+        _plan_collection(record, verified.stats[record.name], choices) for record in select_records(verified, choices)
+    ]
+    for planned in plan:
+        planned.exists = planned.target_name in existing
+    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False))
+    outcomes = [Outcome(planned) for planned in plan]
+    with contextlib.ExitStack() as stack:
+        path: Path | None = options["differences"]
+        file = stack.enter_context(path.open("w", encoding="utf-8")) if path else None
+        compare_outcomes(run, outcomes, file)
+    code = exit_code(outcomes)
+    _print_outcomes(run, outcomes, code, duration_s=time.monotonic() - started, as_json=options["as_json"])
+    return code
+
+
+def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
+    """Print a document as the server held it. Raises BackupError when the snapshot has none of that id."""
+    keys = {msgspec.json.encode(wanted)}
+    with contextlib.suppress(FormatError, ValueError):
+        keys.add(id_key(b'{"_id":' + compact_json(wanted.encode()) + b"}"))
+    found = False
+    manifest = read_manifest(snapshot)
+    records = [record for record in manifest.collections if record.is_ok]
+    _check_files(snapshot, records, is_old=CHECKSUMS_NAME not in snapshot.sizes)
+    for record in records:
+        if choices.collections and record.name not in choices.collections:
+            continue
+        with snapshot.open(record.data_file or "") as stream:
+            try:
+                for line, _ in iter_documents(stream, compressed=is_compressed(record)):
+                    text = decode_document(line)
+                    if id_key(text) in keys:
+                        log.info("In %s:", record.name)
+                        print_result(text.decode())
+                        found = True
+            except FormatError as error:
+                raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
+    if not found:
+        raise BackupError(
+            f"No document {wanted} in {snapshot.path}.", 'An id that is no string is given as JSON: 5, {"$uuid":"…"}.'
+        )
+    return RestoreExit.OK
 
 
 @contextlib.contextmanager
@@ -1230,38 +1843,28 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
 
 
 def _print_outcomes(
-    verified: Verified,
-    target: Target,
-    outcomes: list[Outcome],
-    code: RestoreExit,
-    *,
-    warnings: list[str],
-    duration_s: float,
-    as_json: bool,
+    run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, *, duration_s: float, as_json: bool
 ) -> None:
     rows = [_outcome_row(outcome) for outcome in outcomes]
     if as_json:
-        print_result(
-            json.dumps(
-                {
-                    "status": code.name.lower(),
-                    "exit_code": int(code),
-                    "snapshot": str(verified.snapshot.path),
-                    "keyspace": target.keyspace,
-                    "collections": rows,
-                    "warnings": warnings,
-                    "duration_seconds": round(duration_s, 3),
-                }
-            )
-        )
+        result = {
+            "status": code.name.lower(),
+            "exit_code": int(code),
+            "snapshot": str(run.verified.snapshot.path),
+            "keyspace": run.api.target.keyspace,
+            "collections": rows,
+            "warnings": run.report.warnings,
+            "duration_seconds": round(duration_s, 3),
+        }
+        print_result(json.dumps(result))
         return
-    inserted = sum(outcome.inserted for outcome in outcomes)
-    kept = sum(outcome.already_there for outcome in outcomes)
+    sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
     print_result(
-        f"{len(outcomes)} collections into keyspace {target.keyspace}: {inserted:,} documents inserted,"
-        f" {kept:,} were there already, {duration_s:.1f} s; {verdict}"
+        f"{plural(len(outcomes), 'collection')} in keyspace {run.api.target.keyspace}:"
+        f" {plural(sums['inserted'], 'document')} inserted, {sums['replaced']:,} replaced,"
+        f" {sums['already_there']:,} were there already, {duration_s:.1f} s; {verdict}"
     )
 
 
@@ -1270,22 +1873,40 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     problem = outcome.error or ""
     if outcome.rejected:
         problem = f"{outcome.rejected:,} documents refused by the server, in {outcome.rejects_file}. {problem}".strip()
-    if is_different(outcome) or found.extra:
+    if any(found.counts.values()):
         problem = f"{problem} {found.describe()}".strip()
     return {
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
         "documents": outcome.planned.record.document_count,
         "inserted": outcome.inserted,
+        "replaced": outcome.replaced,
         "already_there": outcome.already_there,
         "rejected": outcome.rejected,
-        "missing": found.missing,
-        "extra": found.extra,
-        "different": found.different,
+        **found.counts,
         "equal": outcome.comparison is not None and not is_different(outcome),
         "error": outcome.error,
         "problem": problem,
     }
+
+
+def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int:
+    rows = [_outcome_row(outcome) for outcome in drill.outcomes]
+    code = drill.exit_code
+    if as_json:
+        result = {"status": code.name.lower(), "exit_code": int(code), "collections": rows}
+        print_result(json.dumps(result | {"recall_at_10": drill.recalls, "steps_seconds": steps}))
+        return code
+    for row in rows:
+        recall = drill.recalls.get(row["name"])
+        neighbours = "no vectors" if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        print_result(
+            f"{row['name']}: {plural(row['documents'], 'document')}, {row['problem'] or 'equal'}, {neighbours}"
+        )
+    print_result(
+        f"{', '.join(f'{name} {seconds:.1f} s' for name, seconds in steps.items())}; {sum(steps.values()):.1f} s in all"
+    )
+    return code
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def target() -> Iterator[DataApiEmulator]:
 
 @pytest.fixture
 def box() -> Iterator[BoxEmulator]:
-    """A Box emulator with its folder empty, which afterwards must have seen nothing that Box's specification forbids."""
+    """A Box emulator with an empty folder; afterwards it must have seen nothing that Box's specification forbids."""
     with BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as emulator:
         yield emulator
     assert emulator.violations == []

@@ -1,8 +1,8 @@
-"""The demo: back up an emulated database, check the snapshot, restore it elsewhere, compare. `make demo` runs it.
+"""The demo: back up an emulated database to Box, check the snapshot, restore the one in Box, compare. `make demo`.
 
 It uses the two scripts as a person would, by their command lines. What it says about the result it finds out by
 itself: it reads both databases over HTTP and the snapshot from its files, with nothing but the standard library and
-docs/FORMAT.md.
+docs/FORMAT.md. Box is an emulator too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
+
+from tests.emulators.box import Account
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOG = "tests/data/catalog"
@@ -64,19 +66,25 @@ def base_environ() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def data_api(*options: str) -> Iterator[str]:
-    """An emulator of the Data API in a process of its own, on a free port; yields its URL."""
-    command = [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--quiet", "--token", TOKEN, *options]
+def emulator(name: str, *options: str) -> Iterator[str]:
+    """An emulator in a process of its own, on a free port; yields its URL."""
+    command = [sys.executable, "-m", f"tests.emulators.{name}", "--port", "0", "--quiet", *options]
     process = subprocess.Popen(command, cwd=ROOT, env=base_environ(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("listening on "):
-            raise DemoError("the emulator did not start")
+            raise DemoError(f"the emulator {name} did not start")
         yield line.removeprefix("listening on ").strip()
     finally:
         process.terminate()
         process.wait(10)
+
+
+def export(variables: Mapping[str, str]) -> None:
+    """Show variables as they would be set; Box's secret is not shown."""
+    for name, value in variables.items():
+        say(f"$ export {name}={'…' if name == 'BOX_CLIENT_SECRET' else shlex.quote(value)}")
 
 
 # ======================================================================================================================
@@ -224,23 +232,42 @@ def show_tree(snapshot: Path) -> None:
     say()
 
 
+def database_variables(url: str) -> dict[str, str]:
+    """What both scripts need to know of the database."""
+    return {
+        "ASTRA_DB_ENVIRONMENT": "hcd",
+        "ASTRA_DB_API_ENDPOINT": url,
+        "ASTRA_DB_KEYSPACE": KEYSPACE,
+        "ASTRA_DB_APPLICATION_TOKEN": TOKEN,
+        "BACKUP_OUTPUT_DIR": str(SNAPSHOTS),
+    }
+
+
+def box_variables(url: str) -> dict[str, str]:
+    """What both scripts need to know of Box; the last two only because it is an emulator."""
+    return {
+        "BOX_CLIENT_ID": Account.client_id,
+        "BOX_CLIENT_SECRET": Account.client_secret,
+        "BOX_ENTERPRISE_ID": Account.enterprise_id,
+        "BOX_FOLDER_ID": Account.folder_id,
+        "BOX_BASE_URL": url,
+        "BOX_UPLOAD_URL": f"{url}/api",
+    }
+
+
 def demo() -> None:
     """Run all steps."""
-    with data_api("--load", CATALOG) as source, data_api() as empty:
-        variables = {
-            "ASTRA_DB_ENVIRONMENT": "hcd",
-            "ASTRA_DB_API_ENDPOINT": source,
-            "ASTRA_DB_KEYSPACE": KEYSPACE,
-            "ASTRA_DB_APPLICATION_TOKEN": TOKEN,
-            "BACKUP_OUTPUT_DIR": str(SNAPSHOTS),
-        }
-        say(
-            "A database with four collections and an empty one are running. Both are emulators; no account is needed.\n"
-        )
-        for name, value in variables.items():
-            say(f"$ export {name}={shlex.quote(value)}")
+    token = ("--token", TOKEN)
+    with (
+        emulator("data_api", *token, "--load", CATALOG) as source,
+        emulator("data_api", *token) as empty,
+        emulator("box") as box,
+    ):
+        variables = {**database_variables(source), **box_variables(box)}
+        say("A database with four collections, an empty one and Box are running, all emulated; no account is needed.\n")
+        export(variables)
         before = snapshots()
-        run("python", "astra_backup.py", "--no-box", environ=variables)
+        run("python", "astra_backup.py", environ=variables)
         (snapshot,) = snapshots() - before
         show_tree(snapshot)
 
@@ -248,9 +275,8 @@ def demo() -> None:
         run("sha256sum", "-c", "SHA256SUMS", directory=snapshot)
         say("$ cd -")
         run("python", "restore.py", "--verify-only", environ=variables)
-        # The Box leg goes here: start tests.emulators.box, `astra_backup.py` with BOX_* variables, then
-        # `restore.py --from-box --verify-only`.
-        run("python", "restore.py", "--api-endpoint", empty, environ=variables)
+        run("python", "restore.py", "--from-box", "--list", environ=variables)
+        run("python", "restore.py", "--from-box", "--api-endpoint", empty, environ=variables)
 
         say("Read again by the demo itself, from both databases and from the snapshot's files:\n")
         compare(source, snapshot, empty)

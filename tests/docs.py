@@ -19,7 +19,7 @@ HELP_WIDTH = 80
 GROUPS = ("ASTR", "BACK", "BOX_")  # how variables begin, in the order of the table
 
 NO_OPTION = {
-    "ASTRA_DB_APPLICATION_TOKEN": "The token. Required, but for `--list` and `--verify-only`.",
+    "ASTRA_DB_APPLICATION_TOKEN": "The token. Required, but for `--list`, `--verify-only` and `--upload-only`.",
     "ASTRA_DB_APPLICATION_TOKEN_FILE": "A file that holds the token, instead.",
     "BOX_CLIENT_ID": "The Box application's client id; needed with Box.",
     "BOX_CLIENT_SECRET": "The application's secret; needed with Box.",
@@ -97,7 +97,7 @@ def print_old_values() -> None:
 
 def print_make_targets() -> None:
     """Print the Makefile's targets and what they do, from its own comments."""
-    rows = re.findall(r"^([a-z]+):.*?## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    rows = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     _print_table(("command", "what it does"), ((f"`make {name}`", text) for name, text in rows))
 
 
