@@ -779,14 +779,21 @@ class Journal:
     def __init__(self, path: Path | None, key: dict[str, str], *, resume: bool) -> None:
         self.path = path
         self.begun: set[str] = set()
+        self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
-        is_there = path is not None and path.exists()
-        if path and resume and is_there:
+        self._file: IO[str] | None = None
+        self._goes_on = resume and path is not None and path.exists()
+        if path and self._goes_on:
             self._load(path, key)
-        self._file = path.open("a" if resume and is_there else "w", encoding="utf-8") if path else None
-        if not (resume and is_there):
-            self._write(key)
+
+    def open(self) -> None:
+        """Begin to write. Only now an older journal of a run that is not resumed goes. Raises OSError."""
+        if self.path:
+            mode = os.O_APPEND if self._goes_on else os.O_TRUNC
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC, 0o600)
+            self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
+            self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
     def begin(self, collection: str) -> None:
         """A collection of the target is about to be changed."""
@@ -821,13 +828,13 @@ class Journal:
         for row in rows[1:]:
             if "begin" in row:
                 self.begun.add(row["begin"])
-            else:
+            elif "batch" in row:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file:
             with self._lock:
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(json.dumps(row) + "\n" if row else "\n")
                 self._file.flush()
 
 
@@ -1613,6 +1620,12 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
         print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
     ask_first(verified, target, plan, yes=options["yes"] or options["resume"])
+    try:
+        journal.open()
+    except OSError as error:
+        if options["journal"]:
+            raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
+        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
     run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
     outcomes = restore(run, plan)
     code = exit_code(outcomes)
@@ -1636,13 +1649,7 @@ def open_journal(verified: Verified, target: Target, choices: Choices, options: 
         "choices": repr(dataclasses.replace(choices, workers=0)),
     }
     name = f".restore-{snapshot.name}-{digest[:8]}.journal"
-    try:
-        return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
-    except OSError as error:
-        if options["journal"]:
-            raise BackupError(f"Cannot write the journal: {error}.", "Give another --journal FILE.") from error
-        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
-        return Journal(None, key, resume=False)
+    return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
 
 
 def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection], *, yes: bool) -> None:
