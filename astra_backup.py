@@ -1481,6 +1481,7 @@ def start_logging(*, verbose: bool, quiet: bool) -> None:
 BOX_MIN_SESSION_BYTES = 20_000_000  # below, Box refuses sessions
 BOX_MAX_WHOLE_BYTES = 50_000_000  # above, Box refuses single requests
 BOX_PARALLEL_PARTS = 3
+BOX_PARTS_BYTES = 32 * 1024 * 1024  # of parts in flight, unless one alone is larger
 BOX_MAX_SESSIONS = 3  # how many sessions may vanish under one upload
 BOX_PAGE_ITEMS = 1000
 BOX_TOKEN_AGE = 0.75  # of its life; from then on a token is renewed before a request
@@ -1814,6 +1815,7 @@ class Box:
                 parts = self._send_parts(session, content, report)
                 return self._commit(session, parts, content, name), session.replaces
             except SessionGone as error:
+                self._abort(session)  # a session that "failed" is gone for us, but not for Box
                 if attempt == BOX_MAX_SESSIONS:
                     raise
                 log.warning("%s Starting the upload over.", error.message)
@@ -1855,7 +1857,8 @@ class Box:
             report.advance(f"{content.name}.zip", part.size / 1e6)
             return part
 
-        with ThreadPoolExecutor(BOX_PARALLEL_PARTS) as pool:
+        at_once = max(1, min(BOX_PARALLEL_PARTS, BOX_PARTS_BYTES // session.part_bytes))
+        with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_bytes)]
             try:
                 return [future.result() for future in futures]
@@ -2019,7 +2022,7 @@ class Box:
         wanted = {"Range": f"bytes={start}-{start + size - 1}"}
         with httpx.stream("GET", url, headers=wanted, timeout=self.config.request_timeout_s) as response:
             if response.status_code not in (200, 206):
-                raise _http_error(response.status_code, response.headers.get("retry-after"), "download")
+                raise _download_error(response.status_code, response.headers.get("retry-after"))
             position = start if response.status_code == 206 else 0
             for chunk in response.iter_bytes(DOWNLOAD_BYTES):
                 yield position, chunk
@@ -2129,14 +2132,26 @@ def _box_session(found: Any, replaces: BoxFile | None) -> BoxSession:
     return BoxSession(int(found.part_size), ends.upload_part, ends.list_parts, ends.commit, ends.abort, replaces)
 
 
+def _download_error(status: int, retry_after: str | None) -> BoxError:
+    """A refused download link is worth asking for anew: it lives for a short time only."""
+    return BoxError(
+        f"Box: could not download: its download host answered HTTP {status}.",
+        "Check that a proxy or firewall lets *.boxcloud.com through, and that the account may download.",
+        status=status,
+        retryable=True,
+        unexpected=status < 500 and status != 429,
+        retry_after_s=_retry_after_s(retry_after),
+    )
+
+
 def _box_error(what: str, error: Exception) -> BoxError:
     """Translate what the SDK raises; its attributes hold the token in clear, so only chosen parts are taken."""
     info = getattr(error, "response_info", None)
     if info is None:
         cause = getattr(error, "error", None) or error
-        reason = (
-            f"no reply ({type(cause).__name__})" if isinstance(error, OSError) or cause is not error else str(error)
-        )
+        is_silent = isinstance(error, OSError) or cause is not error
+        message = str(getattr(error, "message", error)).strip().split("\n")[0]
+        reason = f"no reply ({type(cause).__name__})" if is_silent else message
         hint = "Check the network and any proxy; the hosts are in the README."
         is_odd = isinstance(error, (AttributeError, TypeError, ValueError, LookupError, AssertionError))
         is_odd = is_odd and not isinstance(error, OSError)
@@ -2752,7 +2767,7 @@ def main(
     return result.exit_code
 
 
-def read_box_config(options: dict[str, Any]) -> BoxConfig:
+def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
     """Box's settings from the environment. Raises BackupError that names every variable that is missing."""
     secret = read_secret("BOX_CLIENT_SECRET")
     values = {
@@ -2774,7 +2789,12 @@ def read_box_config(options: dict[str, Any]) -> BoxConfig:
         "BOX_FOLDER_ID": values["BOX_FOLDER_ID"],
     }
     if missing := [name for name, value in needed.items() if not value]:
-        raise BackupError(f"Box is not configured: not set: {', '.join(missing)}.", "Set them, or give --no-box.")
+        raise BackupError(f"Box is not configured: not set: {', '.join(missing)}.", hint)
+    if values["BOX_FOLDER_ID"] == "0":
+        raise BackupError(
+            "BOX_FOLDER_ID is 0: that is the service account's own root, which nobody else sees.",
+            "Make a folder, invite the service account to it, and take the number from the folder's URL.",
+        )
     if bool(values["BOX_BASE_URL"]) != bool(values["BOX_UPLOAD_URL"]):
         raise BackupError("BOX_BASE_URL and BOX_UPLOAD_URL go together.", "Set both, or neither for Box itself.")
     return BoxConfig(

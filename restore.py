@@ -1721,6 +1721,9 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     return RestoreExit.OK
 
 
+BOX_HINT = "Set them, or leave --from-box out for a snapshot of this machine."
+
+
 @contextlib.contextmanager
 def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> Iterator[Path]:
     """The path of a snapshot; for --from-box it is downloaded, and removed when it is not needed any more."""
@@ -1728,10 +1731,13 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     if not options["from_box"]:
         yield find_snapshot(wanted, output_dir)
         return
-    box = Box(read_box_config(options), stop_event)
+    box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
+    for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
+        if old.name != f"{path.name}.part" and parse_snapshot_name(old.name[1:-9]):
+            old.unlink(missing_ok=True)
     log.info("Downloading %s, %s, from Box.", file.name, size_text(file.size_bytes))
     box.download(file, path, report)
     try:
@@ -1755,7 +1761,7 @@ def find_in_box(box: Box, wanted: str) -> BoxFile:
 
 def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each snapshot in Box, newest first; the beginning of each zip has its manifest."""
-    box = Box(read_box_config(options), stop_event)
+    box = Box(read_box_config(options, BOX_HINT), stop_event)
     rows = []
     for file in box.snapshots():
         row = _list_row(file.name.removesuffix(".zip")) | {"size_bytes": file.size_bytes}
