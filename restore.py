@@ -464,6 +464,8 @@ class View:
     def to_send(self, text: bytes) -> bytes:
         """The text of a snapshot's document as the target takes it."""
         parts = document_parts(text)
+        if self._is_open(parts):
+            return text
         if self._choices.without_lexical:
             text = without_member(compact_json(text), b"$lexical", parts.lexical)
         if not parts.vectorize:
@@ -481,9 +483,13 @@ class View:
     def to_compare(self, text: bytes) -> bytes:
         """The text of a document, to be sent or found in the target, without what the server makes by itself."""
         parts = document_parts(text)
-        if parts.vectorize and parts.vector:
+        if parts.vectorize and parts.vector and not self._is_open(parts):
             return without_member(compact_json(text), b"$vector", parts.vector)
         return text
+
+    def _is_open(self, parts: DocumentParts) -> bool:
+        """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
+        return parts.needs_choice and self._choices.vectorize is Vectorize.FAIL
 
     def _sends_text(self, parts: DocumentParts) -> bool:
         """Whether `$vectorize` goes and `$vector` stays away: by choice, or because nothing is lost."""
@@ -609,13 +615,22 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         return refusals
     there = explicit_options(json.loads(bytes(info.options)))
     if differences := definition_differences(planned.options, there):
-        refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
+        refusals.append(
+            f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
+        )
     if planned.had_documents and choices.on_existing is OnExisting.FAIL:
         refusals.append(
             f"{name}: already holds documents: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume goes on with a restore that broke off."
         )
     return refusals
+
+
+def _feature_hint(differences: list[str]) -> str:
+    """What to do about a difference that a choice can do without."""
+    hints = {"lexical.enabled is false": " --without-lexical", "vector.service": " --without-vectorize-service"}
+    found = [hint for start, hint in hints.items() if any(difference.startswith(start) for difference in differences)]
+    return f" To do without:{''.join(found)}." if found else ""
 
 
 def has_documents(api: DataApi, collection: str) -> bool:
@@ -705,7 +720,7 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
         for planned in plan:
             if planned.is_dropped:
                 _prove_definition(api, planned, created)
-        for planned in plan:
+        for planned in sorted(plan, key=lambda planned: planned.is_dropped):  # what may be refused comes before a drop
             if planned.is_dropped:
                 log.info("%s: dropping.", planned.target_name)
                 _drop(api, [planned.target_name], must=True)
@@ -1364,8 +1379,17 @@ def run_drill(verified: Verified, target: Target, choices: Choices, report: Repo
         with timed(steps, "drop"):
             # Not stopped by a signal: what was made is taken away within the grace that is left.
             cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
-            _drop(cleaner, [info.name for info in cleaner.list_collections() if info.name in renames.values()])
+            _drop_scratch(cleaner, frozenset(renames.values()))
     return Drill(outcomes, recalls)
+
+
+def _drop_scratch(api: DataApi, names: frozenset[str]) -> None:
+    """Drop the scratch collections; raises BackupError that names those that stay."""
+    _drop(api, [info.name for info in api.list_collections() if info.name in names])
+    if left := sorted(info.name for info in api.list_collections() if info.name in names):
+        error = BackupError(f"The drill's scratch collections stay: {', '.join(left)}.", "Drop them by hand.")
+        error.exit_code = RestoreExit.INCOMPLETE  # type: ignore[misc]
+        raise error
 
 
 @dataclass
@@ -1525,9 +1549,9 @@ def main(snapshot: str, **options: Any) -> int:
       python restore.py 20260616_085246                restore that one
       python restore.py --from-box --drill --keyspace scratch   prove that a restore works
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
+    choices = read_choices(options)
     if options["show_list"]:
         return list_snapshots(options)
-    choices = read_choices(options)
     started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
         target = None if options["verify_only"] or options["show"] is not None else make_target(options)
@@ -1553,25 +1577,32 @@ def main(snapshot: str, **options: Any) -> int:
             return run_restore(verified, target, choices, report, options)
 
 
+MODES = {
+    "show_list": "--list",
+    "verify_only": "--verify-only",
+    "show": "--show",
+    "dry_run": "--dry-run",
+    "compare_only": "--compare",
+    "drill": "--drill",
+}
+
+
 def read_choices(options: dict[str, Any]) -> Choices:
     """The operator's choices. Raises BackupError for combinations that make no sense."""
     vectorize = Vectorize(options["vectorize"])
-    modes = [
-        name
-        for name in ("verify_only", "show", "dry_run", "compare_only", "drill")
-        if options[name] not in (False, None)
-    ]
+    modes = [MODES[name] for name in MODES if options[name] not in (False, None)]
     wrong = {
         "--vectorize-text-field goes with --vectorize keep-vectors": options["vectorize_text_field"]
         and vectorize is not Vectorize.KEEP_VECTORS,
         "--without-vectorize-service leaves nothing that could recompute vectors": options["without_vectorize_service"]
         and vectorize is Vectorize.RECOMPUTE,
+        "--compare and --drill leave what exists alone: no --on-existing": (options["compare_only"] or options["drill"])
+        and options["on_existing"] != "fail",
         "--differences goes with --compare": options["differences"] and not options["compare_only"],
         "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
-        "--drill chooses its own names: no --rename, no --on-existing": options["drill"]
-        and (options["renames"] or options["on_existing"] != "fail"),
+        "--drill chooses its own names: no --rename": options["drill"] and options["renames"],
         "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
-        f"only one of: {', '.join('--' + m.removesuffix('_only').replace('_', '-') for m in modes)}": len(modes) > 1,
+        f"only one of: {', '.join(modes)}": len(modes) > 1,
         "--vectorize-text-field must be an ordinary field name": (options["vectorize_text_field"] or "x").startswith(
             "$"
         )
@@ -1613,6 +1644,8 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     dry_run: bool = options["dry_run"]
     journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
     plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, frozenset(journal.begun))
+    if choices.vectorize_text_field:
+        _check_text_field(verified, plan, choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
     log.info("Plan for keyspace %s of %s:\n  %s", target.keyspace, target.api_endpoint, "\n  ".join(rows) or "nothing")
     if dry_run:
@@ -1627,7 +1660,11 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
             raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
         log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
     run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
-    outcomes = restore(run, plan)
+    try:
+        outcomes = restore(run, plan)
+    except TargetRefused:
+        journal.remove()
+        raise
     code = exit_code(outcomes)
     if code is RestoreExit.OK:
         journal.remove()
@@ -1636,6 +1673,21 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     duration_s = time.monotonic() - started
     _print_outcomes(run, outcomes, code, duration_s=duration_s, as_json=options["as_json"])
     return code
+
+
+def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
+    """The field that is to take the texts must be free in each document that has one. Raises BackupError."""
+    for planned in plan:
+        record = planned.record
+        if not planned.stats.vectorize_count:
+            continue
+        with verified.snapshot.open(record.data_file or "") as stream:
+            for line, parts in iter_documents(stream, compressed=is_compressed(record)):
+                if parts.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
+                    raise BackupError(
+                        f"{record.name}: the document {bytes(parts.id).decode()} has a field {name!r} already.",
+                        "Choose another name for --vectorize-text-field. Nothing was written.",
+                    )
 
 
 def open_journal(verified: Verified, target: Target, choices: Choices, options: dict[str, Any]) -> Journal:
@@ -1655,7 +1707,9 @@ def open_journal(verified: Verified, target: Target, choices: Choices, options: 
 def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source = verified.manifest.source
-    is_origin = (source.api_endpoint.rstrip("/"), source.keyspace) == (target.api_endpoint, target.keyspace)
+    places = [urllib.parse.urlsplit(where) for where in (source.api_endpoint, target.api_endpoint)]
+    hosts = [(place.scheme, place.hostname, place.port) for place in places]  # urlsplit lowers the host's capitals
+    is_origin = hosts[0] == hosts[1] and source.keyspace == target.keyspace
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return

@@ -1,0 +1,662 @@
+"""`restore.py` under pressure, killed and resumed: nothing is lost, nothing is there twice, and it ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restore import RestoreExit
+from tests.conftest import KEYSPACE, TOKEN, Cli, Result
+from tests.emulators.data_api import DataApiEmulator, Reply, Request
+from tests.test_policies import CHANGED, DENY, EXTRA, assert_untouched, fill, held, inserted, journals, writes
+from tests.test_restore import same_documents, snapshot_of
+
+KILLS = 8
+SIZES = {"many": 1500, "some": 450, "few": 3, "none": 0}
+BATCH = 100
+WORKERS = 4
+
+
+def documents(count: int) -> list[str]:
+    """Small documents."""
+    return [f'{{"_id":"d{number:05}","n":{number}}}' for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[DataApiEmulator]:
+    """The server that the snapshot of `kept` comes from."""
+    with DataApiEmulator(token=TOKEN, page_size=500) as emulator:
+        for name, count in SIZES.items():
+            fill(emulator, name, documents(count), DENY)
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
+
+
+@pytest.fixture
+def kept(cli: Cli, _made: Path) -> Path:
+    """A snapshot where `cli` looks for it."""
+    return Path(shutil.copytree(_made, cli.backups / _made.name))
+
+
+class Deadly(DataApiEmulator):
+    """A server that kills its client at the request whose turn has come, before or after it has done what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(token=TOKEN, page_size=500)
+        self.victim: subprocess.Popen[str] | None = None
+        self.at = 0
+        self.is_after = False
+        self.seen = 0
+        self.lock = threading.Lock()
+
+    def await_victim(self, process: subprocess.Popen[str]) -> None:
+        """From now on requests are this process's."""
+        self.victim = process
+
+    def arm(self, at: int, *, is_after: bool) -> None:
+        """Kill at that request, counted from now."""
+        self.victim, self.at, self.is_after, self.seen = None, at, is_after, 0
+
+    def reply_to(self, request: Request) -> Reply:
+        """Count, kill, or answer."""
+        with self.lock:
+            self.seen += 1
+            is_due = self.seen == self.at
+        if is_due and not self.is_after:
+            self.kill()
+            return Reply(delivery="reset")
+        reply = super().reply_to(request)
+        if is_due:
+            self.kill()
+        return reply
+
+    def kill(self) -> None:
+        """SIGKILL: no handler runs, nothing is flushed."""
+        while self.victim is None:
+            time.sleep(0.001)
+        self.victim.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture
+def deadly() -> Iterator[Deadly]:
+    """A target that kills."""
+    with Deadly() as emulator:
+        yield emulator
+
+
+def run_until_killed(cli: Cli, target: Deadly, at: int, *arguments: object, is_after: bool = False) -> int:
+    """Run a restore that is killed at a request, if it lives that long; return its code."""
+    target.arm(at, is_after=is_after)
+    process = cli.start("restore.py", "--api-endpoint", target.url, *arguments)
+    target.await_victim(process)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGKILL), err
+    target.arm(0, is_after=False)
+    return process.returncode
+
+
+# ------------------------------------------------------------------------------------------------ killed
+
+
+def test_a_restore_that_is_killed_again_and_again_ends_equal(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
+) -> None:
+    """Killed with SIGKILL at random requests and resumed each time, nothing is missing, extra, different or double."""
+    chance = random.Random(5)
+    kills = 0
+    while kills < KILLS:
+        at, is_after = chance.randint(1, 24), chance.random() < 0.5
+        if run_until_killed(cli, deadly, at, "--resume", is_after=is_after) == 0:
+            same_documents(origin, deadly)
+            deadly.database.keyspaces[KEYSPACE].clear()
+        else:
+            kills += 1
+    result = cli.restore(deadly, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+    assert journals(cli) == []
+
+
+def test_a_resumed_restore_sends_only_what_was_not_acknowledged(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
+) -> None:
+    """The journal spares the batches that are done; only those in flight at the kill may go twice."""
+    assert run_until_killed(cli, deadly, 19, is_after=True) == -signal.SIGKILL
+    before = len(inserted(deadly))
+    assert before > 8 * BATCH
+    deadly.requests.clear()
+    result = cli.restore(deadly, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+    again = before + len(inserted(deadly)) - sum(SIZES.values())
+    assert 0 <= again <= (WORKERS + 1) * BATCH
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6, 8, 27])
+def test_each_step_can_be_the_last(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, at: int) -> None:
+    """Killed while planning, creating, writing or comparing: the same command with --resume completes it."""
+    assert run_until_killed(cli, deadly, at, is_after=at % 2 == 0) == -signal.SIGKILL
+    result = cli.restore(deadly, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+    assert journals(cli) == []
+
+
+def test_without_a_journal_skip_completes_it_too(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli) -> None:
+    """Lost journal: --resume refuses a target that holds documents and names --on-existing skip, which completes."""
+    assert run_until_killed(cli, deadly, 14, is_after=True) == -signal.SIGKILL
+    (journal,) = journals(cli)
+    journal.unlink()
+    deadly.requests.clear()
+    before = held(deadly)
+    result = cli.restore(deadly, "--resume")
+    assert_untouched(deadly, before, result, 4)
+    assert "--on-existing skip" in result.err
+    result = cli.restore(deadly, "--on-existing", "skip")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+
+
+def test_forgetting_resume_does_not_spoil_it(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli) -> None:
+    """A run without --resume is refused, as is a plan; the journal is still good afterwards."""
+    assert run_until_killed(cli, deadly, 14) == -signal.SIGKILL
+    deadly.requests.clear()
+    before = held(deadly)
+    assert_untouched(deadly, before, cli.restore(deadly), 4)
+    assert_untouched(deadly, before, cli.restore(deadly, "--dry-run"), 4)
+    assert cli.restore(deadly, "--compare").code == 5
+    result = cli.restore(deadly, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+
+
+def test_resuming_nothing_is_a_first_run(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """--resume with no journal and empty collections restores everything."""
+    fill(target, "some", [], DENY)
+    result = cli.restore(target, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+
+
+# ------------------------------------------------------------------------------------------------ with other choices
+
+
+@pytest.mark.parametrize("at", [8, 20], ids=["early", "late"])
+@pytest.mark.parametrize("policy", ["skip", "overwrite", "drop"])
+def test_each_policy_can_be_resumed(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, policy: str, at: int
+) -> None:
+    """What was there before the first run is treated after the kill as it would have been without it."""
+    old = [*documents(120)[:-1], EXTRA]
+    fill(deadly, "moved", old, DENY)
+    fill(deadly, "many", [EXTRA], DENY)  # in nobody's way
+    command = [
+        "--on-existing",
+        policy,
+        "--yes",
+        "--collection",
+        "many",
+        "--collection",
+        "few",
+        "--rename",
+        "many=moved",
+    ]
+    assert run_until_killed(cli, deadly, at, *command) == -signal.SIGKILL
+    result = cli.restore(deadly, *command, "--resume")
+    assert result.code == 0, result.err
+    kept_extra = [] if policy == "drop" else [EXTRA]
+    assert sorted(deadly.documents(KEYSPACE, "moved")) == sorted([*documents(SIZES["many"]), *kept_extra])
+    assert deadly.documents(KEYSPACE, "many") == [EXTRA]
+    same_documents(origin, deadly, ["few"])
+
+
+def test_resume_is_no_yes(kept: Path, target: DataApiEmulator, origin: DataApiEmulator, cli: Cli) -> None:
+    """--resume confirms nothing that nobody confirmed: no drop, and no writing to where the snapshot came from."""
+    fill(target, "few", [EXTRA], DENY)
+    before = held(target)
+    assert_untouched(target, before, cli.restore(target, "--resume", "--on-existing", "drop"), 4)
+    origin.requests.clear()
+    before = held(origin)
+    assert_untouched(origin, before, cli.restore(origin, "--resume", "--on-existing", "overwrite"), 4)
+
+
+def test_what_was_dropped_once_is_not_dropped_again(kept: Path, deadly: Deadly, cli: Cli) -> None:
+    """After the kill a resumed restore keeps what the first run has written."""
+    fill(deadly, "many", [EXTRA], DENY)
+    command = ["--on-existing", "drop", "--yes", "--collection", "many"]
+    assert run_until_killed(cli, deadly, 18, *command) == -signal.SIGKILL
+    assert deadly.documents(KEYSPACE, "many")
+    deadly.requests.clear()
+    assert cli.restore(deadly, *command, "--resume").code == 0
+    assert "deleteCollection" not in writes(deadly)
+
+
+def test_a_journal_elsewhere(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli) -> None:
+    """--journal FILE is used instead, is readable for its owner only, holds no secret, and goes when all is done."""
+    journal = cli.directory / "state" / "journal"
+    journal.parent.mkdir()
+    assert run_until_killed(cli, deadly, 14, "--journal", journal) == -signal.SIGKILL
+    assert journals(cli) == []
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+    assert TOKEN not in journal.read_text()
+    assert all(isinstance(json.loads(line), dict) for line in journal.read_text().splitlines()[:-1])
+    deadly.requests.clear()
+    result = cli.restore(deadly, "--resume", "--journal", journal)
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+    assert not journal.exists()
+    assert len(inserted(deadly)) < sum(SIZES.values())
+
+
+def test_a_journal_that_cannot_be_written_is_found_in_time(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """A bad --journal ends in 1 before anything is written."""
+    assert_untouched(target, {}, cli.restore(target, "--journal", "no/such/directory/journal"), 1)
+    assert_untouched(target, {}, cli.restore(target, "--journal", "."), 1)
+
+
+@pytest.mark.parametrize("other", ["keyspace", "snapshot", "choices"])
+def test_a_journal_of_another_restore_is_not_believed(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, other: str
+) -> None:
+    """Another target, snapshot or choice with the same --journal: refused, or everything is sent; never a gap."""
+    journal = cli.directory / "journal"
+    assert run_until_killed(cli, deadly, 14, "--journal", journal) == -signal.SIGKILL
+    deadly.database.keyspaces["second"] = {}
+    arguments: list[object] = ["--keyspace", "second", "--resume", "--journal", journal]
+    if other == "snapshot":
+        shutil.rmtree(kept)
+        snapshot_of(origin, cli)
+        arguments = arguments[2:]
+        deadly.database.keyspaces[KEYSPACE].clear()
+    elif other == "choices":
+        arguments = ["--collection", "many", "--rename", "many=second", *arguments[2:]]
+    deadly.requests.clear()
+    result = cli.restore(deadly, *arguments)
+    assert "Traceback" not in result.err
+    if result.code != 0:
+        assert result.code in (1, 4)
+        assert writes(deadly) == []
+        assert journal.exists()
+    else:
+        assert len(inserted(deadly)) >= SIZES["many"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) - 7],
+        lambda text: text + '{"collection": "ma',
+        lambda text: text[: text.rindex("{")] + "\0" * 40,
+        lambda text: "",
+        lambda text: text + '{"collection":"many","batch":"x"}\n[]\n7\n{"batch":1}\n',
+        lambda text: text + "\ufffd\x00nonsense\n",
+    ],
+    ids=["cut", "half a line", "zeros", "empty", "other rows", "nonsense"],
+)
+def test_a_damaged_journal_loses_no_document(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, damage: object
+) -> None:
+    """A journal cut off by a power failure, or worse: equal in the end, or a refusal that says what to do."""
+    assert run_until_killed(cli, deadly, 14) == -signal.SIGKILL
+    (journal,) = journals(cli)
+    journal.write_text(damage(journal.read_text()))  # type: ignore[operator]
+    result = cli.restore(deadly, "--resume")
+    assert "Traceback" not in result.err
+    if result.code != 0:
+        assert result.code in (1, 4), result.err
+        result = cli.restore(deadly, "--on-existing", "skip")
+        assert result.code == 0, result.err
+    same_documents(origin, deadly)
+
+
+@pytest.mark.parametrize("loss", ["drop", "empty"])
+def test_a_target_that_was_cleared_meanwhile_is_noticed(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, loss: str
+) -> None:
+    """The journal is no proof: what it takes for done and is not there is restored, or missing and named."""
+    assert run_until_killed(cli, deadly, 14) == -signal.SIGKILL
+    if loss == "drop":
+        deadly.drop(KEYSPACE, "many")
+    else:
+        deadly.delete_all(KEYSPACE, "many")
+    result = cli.restore(deadly, "--resume")
+    if result.code == 0:
+        same_documents(origin, deadly)
+    else:
+        assert result.code == RestoreExit.DIFFERENT
+        assert "missing" in result.out
+        assert cli.restore(deadly, "--on-existing", "skip").code == 0
+        same_documents(origin, deadly)
+
+
+def test_rejects_survive_a_resumption(deadly: Deadly, cli: Cli) -> None:
+    """Documents refused before the kill are still in the rejects file afterwards, and it still ends in 2."""
+    texts = documents(600)
+    texts[5] = '{"_id":"long 1","s":"' + "x" * 8001 + '"}'
+    texts[-5] = '{"_id":"long 2","s":"' + "x" * 8001 + '"}'
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", [], {})
+        for text in texts:
+            source.put(KEYSPACE, "docs", text)
+        snapshot_of(source, cli)
+        order = [json.loads(text)["_id"] for text in source.documents(KEYSPACE, "docs")]
+    batches = sorted(order.index(name) // BATCH for name in ("long 1", "long 2"))
+    rejects = cli.backups / "rejects-docs.jsonl"
+    for at in range(6, 12):  # until the first is rejected and the second is not
+        deadly.database.keyspaces[KEYSPACE].clear()
+        rejects.unlink(missing_ok=True)
+        for journal in journals(cli):
+            journal.unlink()
+        assert run_until_killed(cli, deadly, at, "--workers", 1, is_after=True) == -signal.SIGKILL
+        if rejects.exists():
+            break
+    assert batches[0] < batches[1]
+    result = cli.restore(deadly, "--resume", "--workers", 1)
+    assert result.code == RestoreExit.INCOMPLETE, result.out
+    found = [json.loads(line)["document"]["_id"] for line in rejects.read_text().splitlines()]
+    assert sorted(set(found)) == ["long 1", "long 2"]
+    assert len(deadly.documents(KEYSPACE, "docs")) == 598
+
+
+def test_a_stopped_restore_is_resumed(kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """SIGTERM leaves a journal to go on with."""
+    target.faults = [{"command": "insertMany", "skip": 3, "action": "delay", "seconds": 0.5, "times": None}]
+    running = cli.start("restore.py", "--api-endpoint", target.url)
+    deadline = time.monotonic() + 20
+    while len(inserted(target)) < 3 * BATCH and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=12)
+    assert running.returncode == RestoreExit.TERMINATED
+    target.faults = []
+    result = cli.restore(target, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+
+
+def test_a_service_that_was_down_is_gone_on_with(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """A restore that gave up with 2 keeps its journal; --resume sends the rest."""
+    target.faults = [{"command": "insertMany", "skip": 6, "action": "status", "status": 503, "times": None}]
+    assert cli.restore(target, BACKUP_RETRY_BUDGET="1").code == RestoreExit.INCOMPLETE
+    assert len(journals(cli)) == 1
+    target.faults = []
+    target.requests.clear()
+    result = cli.restore(target, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+    assert len(inserted(target)) < sum(SIZES.values())
+    assert journals(cli) == []
+
+
+# ------------------------------------------------------------------------------------------------ unknown outcomes
+
+
+def test_every_lost_reply_is_asked_again_and_equal_is_done(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """Every second insert is stored and its reply lost: no document is different, and none is asked for in a crowd."""
+    target.faults = [{"command": "insertMany", "action": "reset_after", "every": 2}]
+    result = cli.restore(target, "--json", BACKUP_RETRY_BUDGET="60")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+    asked = [json.loads(request.body)["find"] for request in target.requests if request.command == "find"]
+    groups = [len(find["filter"]["_id"]["$in"]) for find in asked if find["filter"]]
+    assert groups
+    assert max(groups) <= 100
+
+
+def test_a_reply_that_never_comes_is_given_up(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """A request without an answer is sent again after --request-timeout-ms."""
+    target.faults = [{"command": "insertMany", "action": "silence", "skip": 1, "times": 2}]
+    result = cli.restore(target, "--request-timeout-ms", "700", BACKUP_RETRY_BUDGET="30")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+
+
+def test_ids_in_another_spelling_end(target: DataApiEmulator, cli: Cli) -> None:
+    """Snapshots of older scripts spell ids as Python does; the server's spelling is the same id, twice over."""
+    import gzip
+
+    snapshot = cli.backups / "20250101_000000"
+    snapshot.mkdir(parents=True)
+    lines = ['{"_id": "\\u00fc", "n": 1}', '{"_id": 100.0}', '{"_id": 1.50}', '{"_id": "a\\/b"}']
+    (snapshot / "docs.jsonl.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    record = {"name": "docs", "status": "ok", "definition": {}, "data_file": "docs.jsonl.gz", "compressed": True}
+    record["document_count"] = len(lines)
+    (snapshot / "manifest.json").write_text(json.dumps({"backup_format_version": "1.0", "collections": [record]}))
+    for arguments in ([], ["--on-existing", "skip"], ["--on-existing", "overwrite"]):
+        running = cli.start("restore.py", "--api-endpoint", target.url, *arguments)
+        try:
+            out, err = running.communicate(timeout=15)
+        finally:
+            running.kill()
+        assert running.returncode == 0, out + err
+    assert sorted(target.documents(KEYSPACE, "docs")) == [
+        '{"_id":"a/b"}',
+        '{"_id":"ü","n":1}',
+        '{"_id":1.5}',
+        '{"_id":1E+2}',
+    ]
+
+
+def test_a_document_that_comes_and_goes_does_not_hold_up_the_rest(
+    kept: Path, target: DataApiEmulator, cli: Cli
+) -> None:
+    """A server that says "exists" and never shows the document is not asked for ever."""
+    refusal = {"id": "x", "family": "REQUEST", "scope": "DOCUMENT", "errorCode": "DOCUMENT_ALREADY_EXISTS"}
+    reply = {
+        "status": {"documentResponses": [{"status": "ERROR", "errorsIdx": 0}] * SIZES["few"]},
+        "errors": [{**refusal, "title": "exists", "message": "it exists"}],
+    }
+    rule = {"command": "insertMany", "collection": "few", "action": "other_json", "json": reply, "times": None}
+    target.faults = [rule]
+    running = cli.start("restore.py", "--api-endpoint", target.url, "--collection", "few", BACKUP_RETRY_BUDGET="2")
+    try:
+        running.communicate(timeout=20)
+    finally:
+        running.kill()
+    assert running.returncode in (2, 5)
+
+
+# ------------------------------------------------------------------------------------------------ pressure
+
+SIX_WAYS = [
+    {"action": "status", "status": 429, "headers": {"Retry-After": "0"}},
+    {"action": "status", "status": 503},
+    {"action": "reset"},
+    {"action": "reset_after"},
+    {"action": "truncate"},
+    {"action": "error", "errorCode": "TIMEOUT_WRITING_DATA"},
+]
+
+
+def every_tenth_fails(command: str) -> list[dict[str, object]]:
+    """Rules by which every tenth request fails, in the six ways in turn."""
+    return [{"command": command, "every": 60, "skip": 10 * number - 50, **way} for number, way in enumerate(SIX_WAYS)]
+
+
+def test_every_tenth_request_may_fail(target: DataApiEmulator, cli: Cli) -> None:
+    """Six thousand documents through a server that fails every tenth request in one of six ways: 0, and equal."""
+    with DataApiEmulator(token=TOKEN, page_size=500) as source:
+        fill(source, "docs", documents(6000), DENY)
+        snapshot_of(source, cli)
+        target.page_size = 100
+        target.faults = every_tenth_fails("insertMany") + every_tenth_fails("find")
+        result = cli.restore(target, "--workers", 8, BACKUP_RETRY_BUDGET="120")
+        assert result.code == 0, result.err
+        assert all(fault.fired for fault in target.faults)
+        same_documents(source, target)
+
+
+class Crowded(DataApiEmulator):
+    """A server that takes so many inserts at once and answers 429 to more; counts how many were in flight at most."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(token=TOKEN, page_size=500, latency_s=0.03)
+        self.room = room
+        self.in_flight = self.most = self.refused = 0
+        self.lock = threading.Lock()
+
+    def reply_to(self, request: Request) -> Reply:
+        """Answer, or refuse."""
+        if not request.body.startswith(b'{"insertMany"'):
+            return super().reply_to(request)
+        with self.lock:
+            self.in_flight += 1
+            self.most = max(self.most, self.in_flight)
+            is_refused = self.in_flight > self.room
+            self.refused += is_refused
+        try:
+            return Reply(429) if is_refused else super().reply_to(request)
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+
+def test_batches_in_flight_adapt_to_the_server(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
+    """A server with room for two is found by a restore that may send sixteen at once; few requests are in vain."""
+    with Crowded(room=2) as target:
+        result = cli.restore(target, "--workers", 16, BACKUP_RETRY_BUDGET="60")
+        assert result.code == 0, result.err
+        same_documents(origin, target)
+        assert target.refused <= sum(SIZES.values()) / BATCH
+
+
+@pytest.mark.parametrize("workers", [1, 3, 12])
+def test_workers_bound_the_batches_in_flight(kept: Path, cli: Cli, workers: int) -> None:
+    """Never more than --workers inserts are under way, and an unpressed server sees more than one."""
+    with Crowded(room=99) as target:
+        assert cli.restore(target, "--workers", workers).code == 0
+        assert target.most <= workers
+        assert target.most > 1 or workers == 1
+
+
+class Narrow(DataApiEmulator):
+    """A server behind a gateway that takes no body of more than so many bytes."""
+
+    limit = 20_000
+
+    def reply_to(self, request: Request) -> Reply:
+        """413, or an answer."""
+        return Reply(413) if len(request.body) > self.limit else super().reply_to(request)
+
+
+def test_a_413_halves_the_batch(cli: Cli) -> None:
+    """Batches shrink until they pass; a document that alone is too large is rejected, the others are there: 2."""
+    texts = [f'{{"_id":"d{number:03}","s":"{"x" * 1000}"}}' for number in range(150)]
+    with DataApiEmulator(token=TOKEN) as source, Narrow(token=TOKEN) as target:
+        fill(source, "docs", texts, {"indexing": {"deny": ["*"]}})
+        snapshot_of(source, cli)
+        assert cli.restore(target).code == 0
+        same_documents(source, target)
+        source.put(KEYSPACE, "docs", '{"_id":"large","s":"' + "x" * 30_000 + '"}')
+        target.drop(KEYSPACE, "docs")
+        shutil.rmtree(cli.snapshots()[-1])
+        snapshot_of(source, cli)
+        result = cli.restore(target)
+        assert result.code == RestoreExit.INCOMPLETE, result.err
+        assert sorted(target.documents(KEYSPACE, "docs")) == texts
+        (row,) = [json.loads(line) for line in (cli.backups / "rejects-docs.jsonl").read_text().splitlines()]
+        assert row["document"]["_id"] == "large"
+        assert "413" in row["code"] + row["message"]
+
+
+def test_requests_stay_within_the_limits(cli: Cli, target: DataApiEmulator) -> None:
+    """No insert has more than 100 documents or 4 MB, whatever the size of the documents; one alone may be larger."""
+    with DataApiEmulator(token=TOKEN) as source:
+        texts = [f'{{"_id":{number},"s":"{"x" * (number % 7 * 300_000)}"}}' for number in range(30)]
+        fill(source, "big", texts, {"indexing": {"deny": ["*"]}})
+        fill(source, "small", documents(250))
+        snapshot_of(source, cli)
+        assert cli.restore(target).code == 0
+        same_documents(source, target)
+    bodies = [request.body for request in target.requests if request.command == "insertMany"]
+    assert max(map(len, bodies)) <= 4_000_200
+    assert max(len(json.loads(body)["insertMany"]["documents"]) for body in bodies) <= 100
+
+
+def test_a_refused_request_is_bisected_to_its_document(cli: Cli, target: DataApiEmulator) -> None:
+    """One document for which the server refuses the whole request is found in some twenty requests, not a hundred."""
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", [*documents(99), '{"_id":"bad","n":' + "1" * 101 + "}"])
+        snapshot_of(source, cli)
+    result = cli.restore(target)
+    assert result.code == RestoreExit.INCOMPLETE, result.err
+    assert len(target.documents(KEYSPACE, "docs")) == 99
+    assert writes(target).count("insertMany") < 20
+    path = cli.backups / "rejects-docs.jsonl"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["document"]["_id"] == "bad"
+    assert row["code"]
+    assert row["message"]
+
+
+def run_result(cli: Cli, process: subprocess.Popen[str]) -> Result:
+    """What a started command did."""
+    out, err = process.communicate(timeout=60)
+    return Result(process.returncode, out, err)
+
+
+def test_a_database_that_goes_away_is_an_error_that_can_be_resumed(
+    kept: Path, origin: DataApiEmulator, cli: Cli
+) -> None:
+    """The server stops in the middle and is back later: 2, then --resume ends in 0."""
+    with DataApiEmulator(token=TOKEN, latency_s=0.02, page_size=500) as target:
+        process = cli.start("restore.py", "--api-endpoint", target.url, BACKUP_RETRY_BUDGET="1")
+        deadline = time.monotonic() + 20
+        while len(inserted(target)) < 3 * BATCH and time.monotonic() < deadline:
+            time.sleep(0.01)
+        target.stop()
+        result = run_result(cli, process)
+        assert result.code in (1, 2), result.err
+        assert "Traceback" not in result.err
+        target.start()
+        target.latency_s = 0
+        result = cli.restore(target, "--resume")
+        assert result.code == 0, result.err
+        same_documents(origin, target)
+
+
+def test_two_restores_at_once_do_no_harm(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """Somebody else runs the same restore: both end, and every document is there once."""
+    target.latency_s = 0.005
+    processes = [
+        cli.start("restore.py", "--api-endpoint", target.url, "--on-existing", "skip", "--journal", f"journal {number}")
+        for number in range(2)
+    ]
+    results = [run_result(cli, process) for process in processes]
+    assert [result.code for result in results] == [0, 0], results[0].err + results[1].err
+    same_documents(origin, target)
+
+
+def test_a_changed_document_is_overwritten_after_a_kill(kept: Path, deadly: Deadly, cli: Cli) -> None:
+    """What overwrite had not reached when it was killed is overwritten by the resumed run."""
+    fill(deadly, "some", [CHANGED.replace("d001", "d00001"), *documents(3)[2:]], DENY)
+    command = ["--on-existing", "overwrite", "--collection", "some"]
+    assert run_until_killed(cli, deadly, 5, *command) == -signal.SIGKILL
+    result = cli.restore(deadly, *command, "--resume")
+    assert result.code == 0, result.err
+    assert sorted(deadly.documents(KEYSPACE, "some")) == documents(SIZES["some"])
