@@ -31,6 +31,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -1524,6 +1525,7 @@ class BoxFile:
     size_bytes: int
     sha1: str
     etag: str | None = None
+    version_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -1543,6 +1545,12 @@ class BoxError(RequestError):
 
     conflict: BoxFile | None = None
     session: Any = None
+
+
+class DamagedDownload(BoxError):
+    """What Box has, or what arrives of it, is not the snapshot."""
+
+    exit_code = 3  # for restore.py: the snapshot is refused
 
 
 class SessionGone(BoxError):
@@ -1732,8 +1740,8 @@ class Box:
         try:
             return self._confirm(stored, content), is_new
         except BoxError:
-            if replaced is None:
-                self._remove(stored)
+            if is_new:
+                self._remove(stored, replaced)
             raise
 
     def _check_room(self, content: ZipStream) -> None:
@@ -1771,10 +1779,22 @@ class Box:
             return self._call("upload", send), None
         except BoxError as error:
             if not error.conflict:
+                found = self._find_after(error, name)
+                if found and found.sha1 == content.sha1:
+                    return found, None
                 raise
+            _check_same_name(error.conflict, name)
             if error.conflict.sha1 == content.sha1:
                 return error.conflict, error.conflict
             return self._upload_version(body, content, error.conflict), error.conflict
+
+    def _find_after(self, error: BoxError, name: str) -> BoxFile | None:
+        """What has the name after a request of which nobody knows what it did."""
+        if error.status is not None and error.status < 500:
+            return None
+        with contextlib.suppress(BoxError):
+            return self.find(name)
+        return None
 
     def _upload_version(self, body: bytes, content: ZipStream, old: BoxFile) -> BoxFile:
         """The contents become a new version of a file that has the name already."""
@@ -1844,6 +1864,7 @@ class Box:
             if not error.conflict:
                 raise
             replaces = error.conflict
+            _check_same_name(replaces, name)
             if replaces.sha1 == content.sha1:
                 return replaces
             opened = self._call("open an upload session", create)
@@ -1925,6 +1946,8 @@ class Box:
             except BoxError as error:
                 found = self.find(name) if error.status != 400 else None
                 if found and found.sha1 == content.sha1:
+                    if error.status not in (404, 410):  # another process was first
+                        self._abort(session)
                     return found
                 if error.status in (404, 410):
                     raise SessionGone(f"The upload session is gone: {error.message}", status=error.status) from error
@@ -1939,15 +1962,24 @@ class Box:
             pause_s = min(2 * pause_s, 10.0)
 
     def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
-        """Box's own word on the size and SHA-1 of what it holds."""
+        """Box's own word on the size and SHA-1 of what it holds; its reply to the upload counts if it says no other."""
+        is_other = False
 
         def look() -> BoxFile:
+            nonlocal is_other
             file = self.file(stored.id)
-            if (file.size_bytes, file.sha1) != (content.size_bytes, content.sha1):
+            is_other = (file.size_bytes, file.sha1) != (content.size_bytes, content.sha1)
+            if is_other:
                 raise _box_error("confirm the upload", ValueError("Box holds other bytes than were sent"))
             return file
 
-        return self._call("confirm the upload", look)
+        try:
+            return self._call("confirm the upload", look)
+        except BoxError as error:
+            if is_other or (stored.size_bytes, stored.sha1) != (content.size_bytes, content.sha1):
+                raise
+            log.warning("%s Its reply to the upload had the right size and SHA-1.", error.message)
+            return stored
 
     def _abort(self, session: BoxSession) -> None:
         """Drop a session with all its parts."""
@@ -1955,10 +1987,17 @@ class Box:
         with contextlib.suppress(BoxError):
             self._call("abort the upload", lambda: abort(session.abort_url), budget_s=STOP_GRACE_S / 2)
 
-    def _remove(self, file: BoxFile) -> None:
-        """Delete a file that we brought and that is not what we sent."""
+    def _remove(self, file: BoxFile, replaced: BoxFile | None) -> None:
+        """Delete what we brought and is not what we sent: the file, or the version, so that the old one is back."""
+        delete_file, delete_version = (
+            self._client.files.delete_file_by_id,
+            self._client.file_versions.delete_file_version_by_id,
+        )
         with contextlib.suppress(BoxError):
-            self._call("remove the upload", lambda: self._client.files.delete_file_by_id(file.id))
+            if replaced is None:
+                self._call("remove the upload", lambda: delete_file(file.id))
+            elif file.version_id:
+                self._call("remove the upload", lambda: delete_version(file.id, file.version_id))
 
     # ------------------------------------------------------------------------------------------------- download
 
@@ -1970,17 +2009,25 @@ class Box:
         part = path.with_name(path.name + ".part")
         report.start(file.name, file.size_bytes // 1_000_000, "downloading", unit="MB")
         for is_last in (False, True):
-            self._call("download", lambda: self._download_rest(file, part, report))
+            self._download_patiently(file, part, report)
             if part.stat().st_size == file.size_bytes and file_sha1(part) == file.sha1:
                 break
             part.unlink()
             if is_last:
-                raise BoxError(
-                    f"{file.name} is not what Box says it is: its SHA-1 differs.", "Restore another snapshot."
-                )
+                raise DamagedDownload(f"{file.name} is not what Box says it is: its SHA-1 differs.", "Use another one.")
             log.warning("%s arrived damaged; downloading it again.", file.name)
         part.replace(path)
         report.finish(file.name)
+
+    def _download_patiently(self, file: BoxFile, part: Path, report: Report) -> None:
+        """Fetch what is missing; a line that breaks but brings something each time is never given up."""
+        while True:
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                return self._call("download", lambda: self._download_rest(file, part, report))
+            except BoxError:
+                if not part.exists() or part.stat().st_size <= before:
+                    raise
 
     def read_beginning(self, file: BoxFile, size: int) -> bytes:
         """The first bytes of a file."""
@@ -2019,12 +2066,12 @@ class Box:
         import httpx
 
         url = self._client.downloads.get_download_file_url(file.id)
-        wanted = {"Range": f"bytes={start}-{start + size - 1}"}
+        wanted = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
         with httpx.stream("GET", url, headers=wanted, timeout=self.config.request_timeout_s) as response:
             if response.status_code not in (200, 206):
                 raise _download_error(response.status_code, response.headers.get("retry-after"))
             position = start if response.status_code == 206 else 0
-            for chunk in response.iter_bytes(DOWNLOAD_BYTES):
+            for chunk in response.iter_raw():
                 yield position, chunk
                 position += len(chunk)
 
@@ -2120,7 +2167,16 @@ def _sha1(found: Any) -> str:
 
 def _box_file(found: Any) -> BoxFile:
     _having(found, "id", "name", "size", "sha_1")
-    return BoxFile(found.id, found.name, int(found.size), _sha1(found), found.etag)
+    version_id = getattr(found.file_version, "id", None)
+    return BoxFile(found.id, found.name, int(found.size), _sha1(found), found.etag, version_id)
+
+
+def _check_same_name(conflict: BoxFile, name: str) -> None:
+    """Box takes names that differ in case for the same; such a file is not ours."""
+    if conflict.name and conflict.name != name:
+        raise BoxError(
+            f"Box: the folder has a file {conflict.name!r}, which is in the way.", "Rename or move that file."
+        )
 
 
 def _box_session(found: Any, replaces: BoxFile | None) -> BoxSession:
@@ -2175,6 +2231,8 @@ def _box_error(what: str, error: Exception) -> BoxError:
     context = info.context_info if isinstance(info.context_info, dict) else {}
     found.conflict = _conflict(context) if status == 409 else None
     found.session = context.get("session") if status == 409 else None
+    if code == "item_name_in_use" and not found.conflict:
+        found.hint = "The folder has a sub-folder of that name: rename or move it, then run it again."
     return found
 
 
@@ -2751,7 +2809,8 @@ def main(
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     if check:
         return run_check(options, collections, exclude, to_box=to_box)
-    box_config = read_box_config(options) if to_box or upload_only else None
+    hint = "Set them." if upload_only else "Set them, or give --no-box."
+    box_config = read_box_config(options, hint) if to_box or upload_only else None
     started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
         if upload_only:
@@ -2812,8 +2871,8 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
 
 def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
     """A complete snapshot that is there already. Raises BackupError for any other."""
-    directory = output_dir / Path(name).name
-    if not _is_complete_name(directory.name) or not directory.is_dir():
+    directory = output_dir / name
+    if Path(name).name != name or not _is_complete_name(directory.name) or not directory.is_dir():
         raise BackupError(
             f"There is no complete snapshot {name} in {output_dir}.", "restore.py --list shows what is there."
         )
@@ -2829,11 +2888,17 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     directory = result.snapshot_dir
     try:
         content = ZipStream(directory)
+    except (FormatError, OSError, ValueError, KeyError) as error:
+        raise BackupError(
+            f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged: make a new backup."
+        ) from error
+    try:
         log.info("Uploading %s.zip, %s, to Box.", directory.name, size_text(content.size_bytes))
         file, is_new = Box(config, stop_event).upload(content, report)
     except (BackupError, FormatError, OSError) as error:
         log.error("The upload failed: %s", _describe(error))  # noqa: TRY400
-        log.error("%s stays. To upload it: astra_backup.py --upload-only %s", directory, directory.name)  # noqa: TRY400
+        where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
+        log.error("%s stays. To upload it: astra_backup.py --upload-only %s%s", directory, directory.name, where)  # noqa: TRY400
         failure = {"error": redactor.redact(_describe(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)

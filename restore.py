@@ -1819,7 +1819,9 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for file in box.snapshots():
         row = _list_row(file.name.removesuffix(".zip")) | {"size_bytes": file.size_bytes}
-        with contextlib.suppress(FormatError):
+        with contextlib.suppress(FormatError, struct.error):
+            if file.size_bytes < 66:
+                raise FormatError("too small for a zip of ours")
             manifest = decode_manifest(first_zip_entry(lambda size, file=file: box.read_beginning(file, size)))  # type: ignore[misc]
             row |= _manifest_row(manifest)
         rows.append(row)

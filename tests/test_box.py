@@ -240,7 +240,7 @@ UPLOADS = [
     *rows("small", FAILED, "*:503*always *:reset*always *:silence*always token:html*always me:list*always", budget_s=1),
     *rows("small", FAILED, "upload:429*always upload:503*always upload:reset*always upload:cut*always", budget_s=1),
     *rows("small", FAILED, "upload:html*always upload:429-day upload:corrupt upload:corrupt*always", budget_s=1),
-    *rows("small", FAILED, "file:503*always file:wrong-sha1*always", budget_s=1),
+    *rows("small", FAILED, "file:wrong-sha1*always", budget_s=1),
     *rows("chunked", FAILED, "session:503*always session:html*always session:429-day", budget_s=1),
     *rows("chunked", FAILED, "part:503*always@2 part:reset*always@1 part:corrupt*always part:404*always", budget_s=1),
     *rows("chunked", FAILED, "part:html*always part:gone*always part:429*always@3 file:wrong-sha1*always", budget_s=1),
@@ -252,7 +252,7 @@ UPLOADS = [
         budget_s=1,
     ),
     # For ever, but a look at what Box holds tells that it is done.
-    *rows("small", OK, "upload:lost*always upload:done-500*always upload:cut-short*always", budget_s=1),
+    *rows("small", OK, "upload:lost*always upload:done-500*always upload:cut-short*always file:503*always", budget_s=1),
     *rows(
         "chunked", OK, "commit:lost*always commit:wrong-sha1*always part:wrong-sha1*always part:lost*always", budget_s=1
     ),
@@ -265,9 +265,10 @@ VERSIONS = [
     *rows(
         "small",
         FAILED,
-        "upload_version:503*always upload_version:412 upload_version:corrupt file:503*always",
+        "upload_version:503*always upload_version:412 upload_version:corrupt",
         budget_s=1,
     ),
+    *rows("small", OK, "file:503*always", budget_s=1),
     *rows("chunked", FAILED, "session_version:503*always commit:412 commit:corrupt part:503*always@2", budget_s=1),
 ]
 
@@ -670,6 +671,14 @@ def test_upload_only_refuses_what_is_no_complete_snapshot(kept: Kept, box: BoxEm
     result = cli.with_box(box).run("astra_backup.py", "--upload-only", name)
     assert result.code == Exit.FAILED
     assert name in result.err
+    assert box.requests == []
+
+
+def test_upload_only_does_not_take_another_of_the_same_name(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """A path to a snapshot that is not in the output directory does not upload its namesake that is."""
+    shutil.copytree(kept.path("small"), cli.backups / Kept.NAMES["small"])
+    result = cli.with_box(box).run("astra_backup.py", "--upload-only", f"elsewhere/{Kept.NAMES['small']}")
+    assert result.code == Exit.FAILED
     assert box.requests == []
 
 

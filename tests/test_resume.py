@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli, Result
+from tests.conftest import KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in
 from tests.emulators.data_api import DataApiEmulator, Reply, Request
-from tests.test_policies import CHANGED, DENY, EXTRA, assert_untouched, fill, held, inserted, journals, writes
+from tests.test_policies import CHANGED, DENY, EXTRA, WarmCli, assert_untouched, fill, held, inserted, journals, writes
 from tests.test_restore import same_documents, snapshot_of
 
 KILLS = 8
@@ -30,6 +30,15 @@ WORKERS = 4
 def documents(count: int) -> list[str]:
     """Small documents."""
     return [f'{{"_id":"d{number:05}","n":{number}}}' for number in range(count)]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """The two scripts; afterwards no file they wrote may hold a secret."""
+    directory = tmp_path / "cwd"
+    directory.mkdir()
+    yield WarmCli(directory)
+    assert_no_secret_in(tmp_path)
 
 
 @pytest.fixture(scope="module")
