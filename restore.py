@@ -94,6 +94,7 @@ WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "inser
 MAX_BATCH_DOCUMENTS = 100  # DATA_API.md, section 5: the server refuses more
 MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
+MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 COMPARE_PARTITIONS = 64
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 
@@ -544,17 +545,19 @@ class PlannedCollection:
 
 
 def make_plan(
-    verified: Verified, api: DataApi, choices: Choices, resumed: frozenset[str] = frozenset()
+    verified: Verified, api: DataApi, choices: Choices, resumed: dict[str, bool] | None = None
 ) -> list[PlannedCollection]:
     """Check everything against the target. Raises TargetRefused with all the reasons; writes nothing.
 
-    `resumed` are the target's collections that an earlier run of the same restore began.
+    `resumed` are the target's collections that an earlier run of the same restore began, with whether they held
+    documents before it.
     """
     existing = {info.name: info for info in list_collections(api)}
     plan, refusals = [], []
     for record in select_records(verified, choices):
         planned = _plan_collection(record, verified.stats[record.name], choices)
-        planned.is_resumed = planned.target_name in resumed
+        planned.is_resumed = planned.target_name in (resumed or {})
+        planned.had_documents = (resumed or {}).get(planned.target_name, False)
         plan.append(planned)
         refusals += _check_target(planned, existing.get(planned.target_name), api, choices)
     if refusals:
@@ -610,7 +613,8 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         planned.is_resumed = False
         return refusals
     planned.exists = True
-    planned.had_documents = not planned.is_resumed and has_documents(api, name)
+    if not planned.is_resumed:
+        planned.had_documents = has_documents(api, name)
     if planned.is_dropped:
         return refusals
     there = explicit_options(json.loads(bytes(info.options)))
@@ -618,7 +622,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         refusals.append(
             f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
         )
-    if planned.had_documents and choices.on_existing is OnExisting.FAIL:
+    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
         refusals.append(
             f"{name}: already holds documents: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume goes on with a restore that broke off."
@@ -724,7 +728,7 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
             if planned.is_dropped:
                 log.info("%s: dropping.", planned.target_name)
                 _drop(api, [planned.target_name], must=True)
-            journal.begin(planned.target_name)
+            journal.begin(planned.target_name, had_documents=planned.keeps_documents)
             if not planned.exists or planned.is_dropped:
                 log.info("%s: creating.", planned.target_name)
                 created.append(planned.target_name)
@@ -793,7 +797,8 @@ class Journal:
 
     def __init__(self, path: Path | None, key: dict[str, str], *, resume: bool) -> None:
         self.path = path
-        self.begun: set[str] = set()
+        self.begun: dict[str, bool] = {}  # collection of the target: whether it held documents before
+        self.rejected: dict[str, int] = {}
         self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
@@ -810,11 +815,15 @@ class Journal:
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
-    def begin(self, collection: str) -> None:
+    def begin(self, collection: str, *, had_documents: bool) -> None:
         """A collection of the target is about to be changed."""
         if collection not in self.begun:
-            self.begun.add(collection)
-            self._write({"begin": collection})
+            self.begun[collection] = had_documents
+            self._write({"begin": collection, "had_documents": had_documents})
+
+    def reject(self, collection: str) -> None:
+        """The target refused a document, which is in the rejects file."""
+        self._write({"reject": collection})
 
     def has(self, collection: str, batch: int) -> bool:
         """Whether a batch was acknowledged by an earlier run."""
@@ -842,7 +851,9 @@ class Journal:
             )
         for row in rows[1:]:
             if "begin" in row:
-                self.begun.add(row["begin"])
+                self.begun[row["begin"]] = bool(row.get("had_documents"))
+            elif "reject" in row:
+                self.rejected[row["reject"]] = self.rejected.get(row["reject"], 0) + 1
             elif "batch" in row:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
@@ -892,7 +903,7 @@ class Rejects:
     """Documents that the server refused, in a file that is made with the first of them. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
 
     def add(self, outcome: Outcome, text: bytes, code: str, message: str) -> None:
@@ -904,9 +915,9 @@ class Rejects:
         )
         with self._lock:
             mode = os.O_APPEND if outcome.rejects_file else os.O_TRUNC
-            with open(os.open(self._path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab") as file:
+            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab") as file:
                 file.write(row)
-            outcome.rejects_file = self._path
+            outcome.rejects_file = self.path
         outcome.count(rejected=1)
 
 
@@ -921,7 +932,10 @@ class CollectionWriter:
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
         directory = run.verified.snapshot.path.parent
+        outcome.rejected = run.journal.rejected.get(self._name, 0)
         self._rejects = Rejects(directory / f"rejects-{urllib.parse.quote(self._name, safe='')}.jsonl")
+        if outcome.rejected:
+            outcome.rejects_file = self._rejects.path
 
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
@@ -970,10 +984,14 @@ class CollectionWriter:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
         with self._throttle.slot():
             todo = batch
-            while todo:
+            for _ in range(MAX_ROUNDS):
                 todo, existing = self._insert(todo)
                 if existing:
                     todo += self._settle_existing(existing)
+                if not todo:
+                    break
+            for text in todo:
+                self._reject(text, "UNSETTLED", "the server says now that it is there and now that it is not")
         self._run.journal.done(self._name, number)
         self._run.report.advance(self._name, len(batch))
 
@@ -999,7 +1017,7 @@ class CollectionWriter:
         if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
             raise error
         if len(batch) == 1:
-            self._rejects.add(self._outcome, batch[0], error.code or f"HTTP {error.status}", error.message)
+            self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
             return [], []
         middle = len(batch) // 2
         first, second = self._insert(batch[:middle]), self._insert(batch[middle:])
@@ -1015,7 +1033,7 @@ class CollectionWriter:
             elif error.get("errorCode") in RETRYABLE_CODES:
                 retry.append(text)
             else:
-                self._rejects.add(self._outcome, text, str(error.get("errorCode")), str(error.get("message")))
+                self._reject(text, str(error.get("errorCode")), str(error.get("message")))
         return retry, existing
 
     def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
@@ -1034,6 +1052,10 @@ class CollectionWriter:
                 self._outcome.count(kept_different=1)
         return gone
 
+    def _reject(self, text: bytes, code: str, message: str) -> None:
+        self._rejects.add(self._outcome, text, code, message)
+        self._run.journal.reject(self._name)
+
     def _replace(self, text: bytes) -> None:
         """The snapshot's version takes the place of the target's."""
         body = b'{"filter":{"_id":%b},"replacement":%b,"projection":{"_id":1},"options":{"upsert":true}}' % (
@@ -1045,7 +1067,7 @@ class CollectionWriter:
         except RequestError as error:
             if error.retryable or error.status != 200:
                 raise
-            self._rejects.add(self._outcome, text, str(error.code), error.message)
+            self._reject(text, str(error.code), error.message)
         else:
             self._outcome.count(replaced=1)
 
@@ -1119,6 +1141,11 @@ def id_key(text: bytes) -> bytes:
     for name in (b'{"$uuid":', b'{"$objectId":'):
         if value.startswith(name):
             return value[len(name) : -1].lower()
+    if value[:1] == b'"' and (b"\\" in value or not value.isascii()):
+        return json.dumps(json.loads(value), ensure_ascii=False).encode(errors="surrogatepass")
+    if value[:1] in b"-0123456789" and set(value) & set(b".eE"):  # 100.0 is 1E+2 to the server, and not 100
+        sign, digits, exponent = (*_plain_number(value.decode()), "0", "0")[:3]
+        return f"{sign}{digits or '0'}E{exponent}".encode()
     return value
 
 
@@ -1643,7 +1670,7 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     started = time.monotonic()
     dry_run: bool = options["dry_run"]
     journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
-    plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, frozenset(journal.begun))
+    plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, journal.begun)
     if choices.vectorize_text_field:
         _check_text_field(verified, plan, choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
@@ -1652,7 +1679,7 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
         as_json = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
         print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
-    ask_first(verified, target, plan, yes=options["yes"] or options["resume"])
+    ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
     try:
         journal.open()
     except OSError as error:
