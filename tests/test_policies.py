@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -44,6 +45,8 @@ EXTRA = '{"_id":"extra","n":1}'
 OTHER = ['{"_id":"o1"}', '{"_id":{"$uuid":"0193e1a6-71b7-7c4e-9d55-1f5f0a1b2c3d"},"n":0.125}']
 
 Documents = list[str]
+
+NOT_YET = pytest.mark.xfail(reason="reported to the author of restore.py", strict=True)
 
 
 WARM = """
@@ -438,6 +441,23 @@ def test_an_unknown_outcome_of_dropping_or_creating_is_asked_again(
     same_documents(origin, target)
 
 
+@NOT_YET
+def test_a_service_that_fails_after_the_drop_is_no_code_1(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """1 would say that nothing was written: once a collection is dropped it is 2, and --resume completes it."""
+    fill(target, "docs", [EXTRA])
+    fill(target, "other", [EXTRA])
+    target.faults = [{"command": "createCollection", "action": "status", "status": 503, "times": None}]
+    command = ["--on-existing", "drop", "--yes"]
+    result = cli.restore(target, *command, BACKUP_RETRY_BUDGET="1")
+    assert "deleteCollection" in writes(target)
+    assert result.code == RestoreExit.INCOMPLETE, result.err
+    target.faults = []
+    assert cli.restore(target, *command, "--resume").code == 0
+    same_documents(origin, target)
+
+
 def test_nothing_is_dropped_where_the_new_one_cannot_be_made(cli: Cli, target: DataApiEmulator) -> None:
     """A definition that the target cannot give is found before the old collection is gone."""
     with DataApiEmulator(token=TOKEN, astra=True) as source:
@@ -755,6 +775,23 @@ def test_recompute_sends_the_text(embedding: DataApiEmulator, provider: DataApiE
     assert again.code == 0, again.err
     assert by_id(provider, "embedded") == wanted
     assert cli.restore(provider, "--compare", "--vectorize", "recompute").code == 0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param("keep-vectors", marks=NOT_YET), "recompute"],
+)
+@pytest.mark.parametrize("policy", ["skip", "overwrite"])
+def test_intact_pairs_are_left_alone(cli: Cli, policy: str, choice: str) -> None:
+    """In place, a document that still is what the snapshot holds is equal and keeps its text; the lost one is sent."""
+    with DataApiEmulator(token=TOKEN, vectorize=True) as source:
+        fill(source, "embedded", [*LOSSLESS, *PAIRED], EMBEDDED)
+        snapshot_of(source, cli)
+        before = by_id(source, "embedded")
+        source.delete(KEYSPACE, "embedded", "pair 2")
+        result = cli.restore(source, "--vectorize", choice, "--on-existing", policy, "--yes")
+        assert result.code == 0, result.out
+        assert by_id(source, "embedded")["pair 1"] == before["pair 1"]
 
 
 @pytest.mark.parametrize("choice", ["keep-vectors", "recompute"])
@@ -1172,18 +1209,39 @@ def test_scratch_collections_that_cannot_be_dropped_are_named(vectors: DataApiEm
     assert left in result.err + result.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_drill_that_is_stopped_leaves_nothing(vectors: DataApiEmulator, cli: Cli, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C drop the scratch collections within the ten seconds that a stop may take."""
+STEPS = {
+    "writing": {"command": "insertMany", "action": "delay", "seconds": 1.0, "times": None},
+    "comparing": {"command": "find", "action": "silence", "times": None},
+    "dropping": {"command": "deleteCollection", "action": "delay", "seconds": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("writing", signal.SIGTERM),
+        ("writing", signal.SIGINT),
+        pytest.param("comparing", signal.SIGTERM, marks=NOT_YET),
+        pytest.param("dropping", signal.SIGTERM, marks=NOT_YET),
+    ],
+)
+def test_a_drill_that_is_stopped_leaves_nothing(
+    vectors: DataApiEmulator, cli: Cli, step: str, number: signal.Signals
+) -> None:
+    """SIGTERM and Ctrl-C drop the scratch collections, whatever is going on, within the ten seconds of a stop."""
     before = held(vectors)
-    vectors.faults = [{"command": "insertMany", "action": "delay", "seconds": 1.0, "times": None}]
+    vectors.faults = [STEPS[step]]
     running = cli.start("restore.py", "--api-endpoint", vectors.url, "--drill")
-    wait_for(lambda: "createCollection" in writes(vectors))
-    wait_for(lambda: len(created(vectors)) == 3)
-    running.send_signal(number)
-    running.communicate(timeout=12)
+    try:
+        wait_for(lambda: vectors.faults[0].fired)
+        started = time.monotonic()
+        running.send_signal(number)
+        running.communicate(timeout=15)
+    finally:
+        running.kill()
+    assert time.monotonic() - started < 10
     assert running.returncode == 128 + number
-    assert held(vectors) == before
+    wait_for(lambda: held(vectors) == before, 3)  # a delayed drop may still be on its way
 
 
 class Forgetful(DataApiEmulator):
