@@ -488,6 +488,10 @@ class View:
             return without_member(compact_json(text), b"$vector", parts.vector)
         return text
 
+    def as_found(self, text: bytes) -> bytes:
+        """The text of a document of the target, to be compared: one that still has all equals what is sent of it."""
+        return self.to_compare(self.to_send(text))
+
     def _is_open(self, parts: DocumentParts) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
         return parts.needs_choice and self._choices.vectorize is Vectorize.FAIL
@@ -1044,7 +1048,7 @@ class CollectionWriter:
             found = there.get(id_key(text))
             if found is None:
                 gone.append(text)
-            elif same_document(self._view.to_compare(text), self._view.to_compare(found)):
+            elif same_document(self._view.to_compare(text), self._view.as_found(found)):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
                 self._replace(text)
@@ -1233,7 +1237,7 @@ def _compare(
                 wanted.add(id_key(text), digest(view.to_compare(text)))
         for text in scan(run.api, name, run.report) if planned.exists else []:
             comparison.documents += 1
-            found.add(id_key(text), digest(view.to_compare(text)))
+            found.add(id_key(text), digest(view.as_found(text)))
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)

@@ -779,7 +779,7 @@ def test_recompute_sends_the_text(embedding: DataApiEmulator, provider: DataApiE
 
 @pytest.mark.parametrize(
     "choice",
-    [pytest.param("keep-vectors", marks=NOT_YET), "recompute"],
+    ["keep-vectors", "recompute"],
 )
 @pytest.mark.parametrize("policy", ["skip", "overwrite"])
 def test_intact_pairs_are_left_alone(cli: Cli, policy: str, choice: str) -> None:
