@@ -137,8 +137,8 @@ def size_text(size_bytes: float) -> str:
 # ======================================================================================================================
 
 
-class Exit(IntEnum):
-    """Exit codes of `astra_backup.py`, each with its meaning; the README's table is made from it."""
+class ExitCode(IntEnum):
+    """An exit code with its meaning. Each script has its own members, and the README's tables are made of them."""
 
     meaning: str
 
@@ -148,6 +148,10 @@ class Exit(IntEnum):
         member._value_ = value
         member.meaning = meaning
         return member
+
+
+class Exit(ExitCode):
+    """Exit codes of `astra_backup.py`."""
 
     OK = 0, "complete, and in Box unless `--no-box`"
     FAILED = 1, "configuration, usage or connection: nothing useful was written"
@@ -1480,7 +1484,6 @@ def start_logging(*, verbose: bool, quiet: bool) -> None:
 # ======================================================================================================================
 
 BOX_MIN_SESSION_BYTES = 20_000_000  # below, Box refuses sessions
-BOX_MAX_WHOLE_BYTES = 50_000_000  # above, Box refuses single requests
 BOX_PARALLEL_PARTS = 3
 BOX_PARTS_BYTES = 32 * 1024 * 1024  # of parts in flight, unless one alone is larger
 BOX_MAX_SESSIONS = 3  # how many sessions may vanish under one upload
@@ -1569,10 +1572,10 @@ class ZipStream:
         self._pieces: list[tuple[int, int, bytes | Path]] = []  # (offset, size, bytes or the file that has them)
         self.size_bytes = 0
         central = b""
-        names = sorted(read_sums(directory), key=lambda name: (name != MANIFEST_NAME, name != CHECKSUMS_NAME, name))
-        for name in names:
-            central += self._add_file(directory / name)
-        self._add(central + self._end(len(names), len(central)))
+        sums = read_sums(directory)
+        for name in sorted(sums, key=lambda name: (name != MANIFEST_NAME, name != CHECKSUMS_NAME, name)):
+            central += self._add_file(directory / name, sums[name])
+        self._add(central + self._end(len(sums), len(central)))
         sha1 = hashlib.sha1(usedforsecurity=False)
         for offset in range(0, self.size_bytes, DOWNLOAD_BYTES):
             sha1.update(self.read(offset, DOWNLOAD_BYTES))
@@ -1596,9 +1599,9 @@ class ZipStream:
         self._pieces.append((self.size_bytes, length, content))
         self.size_bytes += length
 
-    def _add_file(self, path: Path) -> bytes:
+    def _add_file(self, path: Path, sha256: str | None) -> bytes:
         """Add a local header and a file; return its entry of the central directory."""
-        size, crc = path.stat().st_size, file_crc32(path)
+        size, crc = path.stat().st_size, file_crc32(path, sha256)
         name, offset = f"{self.name}/{path.name}".encode(), self.size_bytes
         common = struct.pack("<HHHHHIIIHH", 45, 0x800, 0, *self._dos_time(), crc, *(0xFFFFFFFF,) * 2, len(name), 20)
         self._add(b"PK\3\4" + common + name + struct.pack("<HHQQ", 1, 16, size, size))
@@ -1630,16 +1633,16 @@ def read_sums(directory: Path) -> dict[str, str | None]:
     return {CHECKSUMS_NAME: None, **{name: digest for digest, _, name in (line.partition("  ") for line in lines)}}
 
 
-def file_crc32(path: Path) -> int:
-    """CRC-32 of a file; raises FormatError if SHA256SUMS beside it says that the file is another."""
+def file_crc32(path: Path, expected_sha256: str | None) -> int:
+    """CRC-32 of a file; raises FormatError if its SHA-256 is another than expected (None: any will do)."""
     from isal import isal_zlib
 
-    crc, sha256 = 0, hashlib.sha256()
+    crc, found = 0, hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(DOWNLOAD_BYTES):
             crc = isal_zlib.crc32(chunk, crc)
-            sha256.update(chunk)
-    if read_sums(path.parent)[path.name] not in (None, sha256.hexdigest()):
+            found.update(chunk)
+    if expected_sha256 not in (None, found.hexdigest()):
         raise FormatError(f"{path} is not what {CHECKSUMS_NAME} says")
     return crc
 
@@ -1958,7 +1961,7 @@ class Box:
                 return stored
             if time.monotonic() + pause_s > deadline:
                 raise BoxError("Box did not finish the upload in time.", "Try again later, or raise --retry-budget.")
-            self._sleep(pause_s)
+            self.stop.wait(pause_s)
             pause_s = min(2 * pause_s, 10.0)
 
     def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
@@ -2134,9 +2137,6 @@ class Box:
                 raise ValueError("no token in the reply")
             redactor.add(token.access_token)
             self._token_until = time.monotonic() + BOX_TOKEN_AGE * (token.expires_in or 3600)
-
-    def _sleep(self, seconds: float) -> None:
-        self.stop.wait(seconds)
 
 
 def file_sha1(path: Path) -> str:

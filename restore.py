@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from enum import Enum, IntEnum
+from enum import Enum
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 import msgspec
@@ -53,6 +53,7 @@ from astra_backup import (
     DataApi,
     DataStats,
     DocumentParts,
+    ExitCode,
     FormatError,
     HashingReader,
     Manifest,
@@ -99,17 +100,8 @@ COMPARE_PARTITIONS = 64
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 
 
-class RestoreExit(IntEnum):
-    """Exit codes of `restore.py`, each with its meaning; the README's table is made from it."""
-
-    meaning: str
-
-    def __new__(cls, value: int, meaning: str) -> Self:
-        """Make a member of a number that carries its meaning."""
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
+class RestoreExit(ExitCode):
+    """Exit codes of `restore.py`."""
 
     OK = 0, "restored, and the result was compared with the snapshot"
     FAILED = 1, "configuration, usage or connection: nothing was written"
@@ -290,10 +282,6 @@ class Verified:
     manifest: Manifest
     stats: dict[str, DataStats]
     warnings: list[str]
-
-    def record(self, name: str) -> CollectionRecord:
-        """The manifest's record of a collection."""
-        return next(record for record in self.manifest.collections if record.name == name)
 
 
 def read_manifest(snapshot: Snapshot) -> Manifest:
@@ -683,7 +671,6 @@ class Outcome:
     inserted: int = 0
     already_there: int = 0
     replaced: int = 0
-    kept_different: int = 0
     rejected: int = 0
     rejects_file: Path | None = None
     error: str | None = None
@@ -1051,9 +1038,7 @@ class CollectionWriter:
             elif same_document(self._view.to_compare(text), self._view.as_found(found)):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
-                self._replace(text)
-            else:  # the comparison will name it
-                self._outcome.count(kept_different=1)
+                self._replace(text)  # otherwise it is kept, and the comparison names it
         return gone
 
     def _reject(self, text: bytes, code: str, message: str) -> None:
@@ -1165,7 +1150,6 @@ KINDS = ("missing", "different", "extra")
 class Comparison:
     """How a target differs from the snapshot; the ids are JSON texts, of the first of each kind."""
 
-    documents: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     first: dict[str, str] = field(default_factory=dict)
     differences_file: IO[str] | None = field(default=None, repr=False)
@@ -1236,7 +1220,6 @@ def _compare(
                 text = view.to_send(decode_document(line))
                 wanted.add(id_key(text), digest(view.to_compare(text)))
         for text in scan(run.api, name, run.report) if planned.exists else []:
-            comparison.documents += 1
             found.add(id_key(text), digest(view.as_found(text)))
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
@@ -1326,12 +1309,18 @@ def make_run(verified: Verified, api: DataApi, choices: Choices, report: Report,
 
 def restore(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Carry out a plan and compare the result. Returns what became of each collection."""
+    outcomes = write_collections(run, plan)
+    compare_outcomes(run, outcomes)
+    return outcomes
+
+
+def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
+    """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run.api, plan, run.journal)
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
         outcome.planned.exists = True
-    compare_outcomes(run, outcomes)
     return outcomes
 
 
@@ -1397,11 +1386,7 @@ def run_drill(verified: Verified, target: Target, choices: Choices, report: Repo
         with timed(steps, "plan"):
             plan = make_plan(verified, api, choices)
         with timed(steps, "create and write"):
-            create_collections(api, plan, run.journal)
-            outcomes = [Outcome(planned) for planned in plan]
-            for outcome in outcomes:
-                CollectionWriter(run, outcome).run()
-                outcome.planned.exists = True
+            outcomes = write_collections(run, plan)
         with timed(steps, "compare"):
             compare_outcomes(run, outcomes)
         with timed(steps, "neighbours"):

@@ -444,11 +444,7 @@ def test_signals_end_a_run_in_time(source: DataApiEmulator, cli: Cli, number: si
     running = cli.start("astra_backup.py", "--no-box", "--api-endpoint", source.url)
     wait_for(lambda: sum(request.command == "find" for request in source.requests) >= 1)
     time.sleep(0.5)
-    started = time.monotonic()
-    running.send_signal(number)
-    running.communicate(timeout=12)
-    assert running.returncode == code
-    assert time.monotonic() - started < 10
+    assert_ends_in_time(running, number, code)
     assert cli.snapshots() == []
     assert [path.name for path in cli.backups.iterdir() if path.name.endswith(".inprogress")]
     source.faults = []
@@ -519,3 +515,12 @@ def wait_for(condition: object, timeout_s: float = 20) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def assert_ends_in_time(running: subprocess.Popen[str], number: signal.Signals, code: int) -> None:
+    """A process that gets a signal ends within 10 seconds, with that code."""
+    started = time.monotonic()
+    running.send_signal(number)
+    running.communicate(timeout=12)
+    assert running.returncode == code
+    assert time.monotonic() - started < 10

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
-from tests.test_backup import fill, wait_for
+from tests.test_backup import assert_ends_in_time, fill, wait_for
 
 WRITES = {"createCollection", "insertMany", "deleteCollection", "findOneAndReplace", "deleteMany", "deleteOne"}
 OFF = {"lexical": {"enabled": False}, "rerank": {"enabled": False}}
@@ -624,11 +624,7 @@ def test_signals_end_a_restore_in_time(
     running = cli.start("restore.py", "--api-endpoint", target.url)
     wait_for(lambda: "insertMany" in writes(target))
     time.sleep(0.3)
-    started = time.monotonic()
-    running.send_signal(number)
-    running.communicate(timeout=12)
-    assert running.returncode == code
-    assert time.monotonic() - started < 10
+    assert_ends_in_time(running, number, code)
 
 
 def test_other_writings_of_a_number_are_no_difference(
