@@ -393,6 +393,15 @@ def test_a_page_state_that_never_works_gives_up(source: DataApiEmulator, cli: Cl
     assert not list(cli.snapshots()[0].glob("*.jsonl*"))
 
 
+@pytest.mark.parametrize("action", ["empty_page", "repeat_page"])
+def test_a_server_that_never_moves_on_is_given_up(source: DataApiEmulator, cli: Cli, action: str) -> None:
+    """Pages that bring nothing and lead nowhere fail the collection; they are not asked for, or written, for ever."""
+    fill(source, "docs", 120)
+    source.faults = [{"command": "find", "action": action, "skip": 1, "times": None}]
+    assert cli.backup(source).code == Exit.INCOMPLETE
+    assert not list(cli.snapshots()[0].glob("*.jsonl*"))
+
+
 def test_a_collection_that_is_recreated_meanwhile_starts_over(source: DataApiEmulator, cli: Cli) -> None:
     """The old page state dies with the old collection; the snapshot holds the new one."""
     fill(source, "docs", 120)
