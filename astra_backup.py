@@ -27,6 +27,7 @@ import fcntl
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -80,6 +81,7 @@ DEFAULT_RETRY_BUDGET_S = 300
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024
+DECODE_DOCUMENTS, DECODE_BYTES = 50, 1024 * 1024  # lines that are decoded together: their vectors share calls
 HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
@@ -244,6 +246,7 @@ _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
+_MIN_NORMAL_FLOAT32 = 2.0**-126
 _VECTOR_NAME = b'"$vector":'
 _BINARY_MARK = b',"$backupVector":"binary"}'
 
@@ -290,6 +293,7 @@ class DocumentParts(msgspec.Struct, frozen=True, gc=False):
 
 
 _parts_decoder = msgspec.json.Decoder(DocumentParts)
+_floats_decoder = msgspec.json.Decoder(list[float])
 
 
 def compact_json(text: bytes) -> bytes:
@@ -350,37 +354,52 @@ def _make_line(text: bytes, parts: DocumentParts, vector: bytes, is_binary: bool
     return line[:-1] + _BINARY_MARK if is_binary else line
 
 
-def decode_document(line: bytes) -> bytes:
-    """Return the document's JSON text, as the server held it, for a line; the inverse of `encode_document`.
+def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
+    """Return each document's text, as the server held it, for lines and their parts; inverse of `encode_documents`.
 
     Also reads what older scripts wrote: `date`, `set` and `datetime` in any form, white space between tokens. Raises
-    FormatError for a wrapped value that cannot be read; whether the rest is JSON is for `document_parts` to say.
+    FormatError for a wrapped value that cannot be read.
     """
-    if b'"$backup' not in line:
-        return line
-    text = _unwrap(line)
-    if text is None:
-        text = _unwrap(compact_json(line), is_compact=True)
-    return text or b""
+    texts = [line for line, _ in lines]
+    pieces: dict[int, tuple[bytes, bytes, bytes]] = {}
+    for index, (line, parts) in enumerate(lines):
+        if b'"$backup' in line:
+            head, vector, tail = _unwrap(line, parts)
+            texts[index] = head + tail
+            if vector:
+                pieces[index] = head, vector, tail
+    vectors = decode_vectors([vector for _, vector, _ in pieces.values()])
+    for (index, (head, _, tail)), vector in zip(pieces.items(), vectors, strict=True):
+        texts[index] = head + vector + tail
+    return texts
 
 
-def _unwrap(text: bytes, *, is_compact: bool = False) -> bytes | None:
-    """Unwrap a line. None if something wrapped is left that white space may have hidden; FormatError if it cannot."""
-    head, vector, tail = text, b"", b""
-    if text.endswith(_BINARY_MARK):
-        text = text[: -len(_BINARY_MARK)] + b"}"
-        try:
-            start, end = _vector_span(text, bytes(document_parts(text).vector))
-        except FormatError:
-            if is_compact:
-                raise
-            return None
-        head, vector, tail = text[:start], decode_vector(text[start:end]), text[end:]
-    head, tail = _decode_values(head), _decode_values(tail)
-    name = _find_name(head, b"$backup") or _find_name(tail, b"$backup")
-    if name and is_compact:
+def decode_document(line: bytes) -> bytes:
+    """`decode_documents` for one. Raises FormatError for a line that is no document, too."""
+    return decode_documents([(line, document_parts(line))])[0]
+
+
+def _unwrap(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
+    """The document before, in and behind a vector that was binary; all of it is before if it has none."""
+    try:
+        return _unwrap_compact(line, parts)
+    except FormatError:  # white space may have hidden something
+        text = compact_json(line)
+        return _unwrap_compact(text, document_parts(text))
+
+
+def _unwrap_compact(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
+    head, vector, tail = line, b"", b""
+    if line.endswith(_BINARY_MARK):
+        text = line[: -len(_BINARY_MARK)] + b"}"
+        start, end = _vector_span(text, bytes(parts.vector))
+        head, vector, tail = text[:start], text[start:end], text[end:]
+    decoded = _decode_values(head), vector, _decode_values(tail)
+    if name := _find_name(decoded[0], b"$backup") or _find_name(decoded[2], b"$backup"):
         raise FormatError(f"a wrapped value that cannot be read: {name.decode(errors='replace')}")
-    return None if name else head + vector + tail
+    if (decoded[0], decoded[2]) != (head, tail):
+        document_parts(b"".join(decoded))
+    return decoded
 
 
 def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
@@ -414,16 +433,25 @@ def encode_vectors(vectors: list[bytes]) -> list[tuple[bytes, bool]]:
     return [(_wire_vector(text), False) if text.startswith(b"{") else (text, is_binary) for text, is_binary in encoded]
 
 
-def decode_vector(array: bytes) -> bytes:
-    """Return `{"$binary": …}` (big-endian float32) for the JSON text of an array of numbers.
+def decode_vectors(arrays: list[bytes]) -> list[bytes]:
+    """Return `{"$binary": …}` (big-endian float32) for each JSON text of an array of numbers; together they are faster.
 
     Exact for every text that `encode_vectors` writes: all finite float32 were tried (docs/DESIGN.md).
     """
+    doubles: list[bytes] = []
+    ends: list[int] = [0]
     try:
-        doubles = msgspec.json.decode(array, type=list[float])
+        for array in arrays:
+            numbers = _floats_decoder.decode(array)
+            doubles.append(struct.pack(f"{len(numbers)}d", *numbers))
+            ends.append(ends[-1] + 4 * len(numbers))
     except msgspec.DecodeError as error:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
-    return _BINARY_BEGIN + base64.b64encode(_round_to_float32(doubles, array)) + _BINARY_END
+    raw = _round_to_float32(b"".join(doubles), arrays)
+    return [
+        _BINARY_BEGIN + binascii.b2a_base64(raw[start:end], newline=False) + _BINARY_END
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def _wire_vector(vector: bytes) -> bytes:
@@ -461,26 +489,25 @@ def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
     return [b"[" + next(rows) + b"]" if is_finite else None for is_finite in finite]
 
 
-def _round_to_float32(numbers: list[float], text: bytes) -> bytes:
-    """Big-endian float32 for numbers and the JSON text that they were read from. Raises FormatError for an infinity.
+def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
+    """Big-endian float32 for packed 64-bit floats and the JSON texts they come from. Raises FormatError for infinity.
 
     A text next to the middle of two float32 was rounded to the very middle when it was read as a 64-bit float, and
     would then be rounded to the even neighbour: those few are rounded again, from the text.
     """
     import numpy
 
-    doubles = numpy.fromiter(numbers, dtype="f8", count=len(numbers))
+    numbers = numpy.frombuffer(doubles, dtype="f8")
     with numpy.errstate(over="ignore"):
-        floats = doubles.astype("f4")
-        upwards = numpy.where(doubles > floats, numpy.float32("inf"), numpy.float32("-inf"))
-        neighbours = numpy.nextafter(floats, upwards)
+        floats = numbers.astype("f4")
     if not numpy.isfinite(floats).all():
         raise FormatError("a vector with a number beyond float32")
-    middles = (doubles - floats == neighbours - doubles) & (doubles != floats)
-    if middles.any():
-        decimals = text.translate(None, b"[]").split(b",")
-        for index in numpy.flatnonzero(middles):
-            floats[index] = _nearest_float32(decimals[index].decode())
+    # A middle has just the first of the 29 bits that go; below the normal float32 more bits go.
+    suspects = (numbers.view("u8") & 0x1FFFFFFF == 0x10000000) | (numpy.abs(floats) < _MIN_NORMAL_FLOAT32)
+    if suspects.any() and (suspects := suspects & (numbers != floats)).any():
+        decimals = b",".join(array[1:-1] for array in arrays if array.strip(b"[] \t\r\n")).split(b",")
+        for index in numpy.flatnonzero(suspects):
+            floats[index] = _nearest_float32(decimals[index].strip().decode())
     return floats.astype(">f4").tobytes()
 
 
@@ -980,20 +1007,48 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
         raise FormatError(f"line {number}: {error}") from error
 
 
+def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
+    """Yield (line, its parts, the document's text) for each line of a data file; a group of lines is decoded at a time.
+
+    Raises FormatError with the line's number.
+    """
+    group: list[tuple[bytes, DocumentParts]] = []
+    size = number = 0
+    for number, (line, parts) in enumerate(iter_documents(stream, compressed=compressed), start=1):
+        group.append((line, parts))
+        size += len(line)
+        if len(group) == DECODE_DOCUMENTS or size >= DECODE_BYTES:
+            yield from _decode_group(group, number)
+            group, size = [], 0
+    yield from _decode_group(group, number)
+
+
+def _decode_group(
+    group: list[tuple[bytes, DocumentParts]], last_number: int
+) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
+    try:
+        texts = decode_documents(group)
+    except FormatError:
+        for number, row in enumerate(group, start=last_number - len(group) + 1):
+            try:
+                decode_documents([row])
+            except FormatError as error:
+                raise FormatError(f"line {number}: {error}") from error
+        raise
+    for (line, parts), text in zip(group, texts, strict=True):
+        yield line, parts, text
+
+
 def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStats:
     """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
 
     `decode` also decodes every document. The backup need not: it did so when it wrote the line.
     """
-    reader = HashingReader(stream)
+    reader: Any = HashingReader(stream)
     stats = DataStats()
-    for line, parts in iter_documents(reader, compressed=compressed):  # type: ignore[arg-type]
-        if decode:
-            try:
-                document_parts(decode_document(line))
-            except FormatError as error:
-                raise FormatError(f"line {stats.document_count + 1}: {error}") from error
-        stats.add(line, parts)
+    rows = iter_decoded(reader, compressed=compressed) if decode else iter_documents(reader, compressed=compressed)
+    for row in rows:
+        stats.add(row[0], row[1])
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats

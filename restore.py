@@ -64,11 +64,11 @@ from astra_backup import (
     check_data,
     compact_json,
     connection_options,
-    decode_document,
     decode_manifest,
     decode_page,
     digest_text,
     document_parts,
+    iter_decoded,
     iter_documents,
     list_collections,
     log,
@@ -83,6 +83,7 @@ from astra_backup import (
     without_member,
 )
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 # ======================================================================================================================
@@ -132,6 +133,15 @@ class TargetRefused(BackupError):
     """The target cannot take the snapshot as it is; nothing was written."""
 
     exit_code = RestoreExit.TARGET_REFUSED
+
+
+class RestoreBrokeOff(BackupError):
+    """The restore failed when the target was changed already."""
+
+    exit_code = RestoreExit.INCOMPLETE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "When the target answers again: the same command with --resume.")
 
 
 class OnExisting(Enum):
@@ -312,13 +322,21 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
-    with ThreadPoolExecutor(max(1, min(workers, len(good) or 1))) as pool:
-        stats = list(pool.map(lambda record: _check_record(snapshot, record, report), good))
+    stats = in_threads(lambda record: _check_record(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
     return Verified(
         snapshot, manifest, {record.name: found for record, found in zip(good, stats, strict=True)}, warnings
     )
+
+
+def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
+    """Call a function for each item, several at once. After a stop request nothing that hangs is waited for."""
+    pool = ThreadPoolExecutor(max(1, min(workers, len(items))))
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
 
 
 def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: bool) -> list[str]:
@@ -450,8 +468,10 @@ class View:
         name = choices.vectorize_text_field
         self._text_field = msgspec.json.encode(name) if name else b""
 
-    def to_send(self, text: bytes) -> bytes:
-        """The text of a snapshot's document as the target takes it."""
+    def to_send(self, text: bytes, line_parts: DocumentParts | None = None) -> bytes:
+        """The text of a snapshot's document as the target takes it; the parts of its line, if known, save looking."""
+        if line_parts and not (line_parts.vectorize or line_parts.lexical):
+            return text
         parts = document_parts(text)
         if self._is_open(parts):
             return text
@@ -708,9 +728,11 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
     """Make what is missing, and what is to be dropped anew, and read it back, before any document is written.
 
     If one cannot be had as it was, those just created are dropped again and TargetRefused is raised. A collection that
-    is to be dropped goes only when the target has proved, under another name, that it can make the new one.
+    is to be dropped goes only when the target has proved, under another name, that it can make the new one. If it
+    fails nevertheless once one is gone, RestoreBrokeOff is raised.
     """
     created: list[str] = []
+    dropped: list[str] = []
     try:
         for planned in plan:
             if planned.is_dropped:
@@ -718,26 +740,31 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
         for planned in sorted(plan, key=lambda planned: planned.is_dropped):  # what may be refused comes before a drop
             if planned.is_dropped:
                 log.info("%s: dropping.", planned.target_name)
+                dropped.append(planned.target_name)
                 _drop(api, [planned.target_name], must=True)
             journal.begin(planned.target_name, had_documents=planned.keeps_documents)
             if not planned.exists or planned.is_dropped:
                 log.info("%s: creating.", planned.target_name)
                 created.append(planned.target_name)
                 _create(api, planned.target_name, planned.options)
-    except RequestError as error:
+    except (RequestError, TargetRefused) as error:
         _drop(api, created)
-        if error.code is None or error.retryable:
+        if dropped:
+            raise RestoreBrokeOff(f"{', '.join(dropped)} dropped, and not made anew: {error.message}") from error
+        if isinstance(error, TargetRefused) or error.code is None or error.retryable:
             raise
-        hint = FEATURE_HINTS.get(error.code, "The target cannot give what the collection had.")
-        if "mbedding" in error.message or "rovider" in error.message:
-            hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
-        raise TargetRefused(
-            f"{created[-1] if created else 'A collection'} cannot be created: {error.message}",
-            f"{hint} What had just been created was dropped again; no document was written.",
-        ) from error
-    except TargetRefused:
-        _drop(api, created)
-        raise
+        raise _refusal(created[-1] if created else "A collection", error) from error
+
+
+def _refusal(name: str, error: RequestError) -> TargetRefused:
+    """What to say of a server that refuses to create a collection."""
+    hint = FEATURE_HINTS.get(error.code or "", "The target cannot give what the collection had.")
+    if "mbedding" in error.message or "rovider" in error.message:
+        hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
+    return TargetRefused(
+        f"{name} cannot be created: {error.message}",
+        f"{hint} What had just been created was dropped again; no document was written.",
+    )
 
 
 def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
@@ -856,11 +883,15 @@ class Journal:
 
 
 class Throttle:
-    """How many batches may be in flight: one more after each round that went well, half under pressure. Thread-safe."""
+    """How many batches may be in flight: half under pressure, then one more after each round that went well.
+
+    Until the first pressure each batch that went well adds one, as TCP's slow start does. Thread-safe.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._limit = float(min(most, 4))
+        self._is_slow_start = True
         self._in_flight = 0
         self._backed_off = 0.0
         self._changed = threading.Condition()
@@ -875,7 +906,7 @@ class Throttle:
         try:
             yield
             with self._changed:
-                self._limit = min(self._most, self._limit + 1 / self._limit)
+                self._limit = min(self._most, self._limit + (1 if self._is_slow_start else 1 / self._limit))
         finally:
             with self._changed:
                 self._in_flight -= 1
@@ -886,6 +917,7 @@ class Throttle:
         with self._changed:
             if time.monotonic() - self._backed_off > 1.0:
                 self._backed_off = time.monotonic()
+                self._is_slow_start = False
                 self._limit = max(1.0, self._limit / 2)
                 log.debug("Batches in flight: at most %d.", self._limit)
 
@@ -949,8 +981,8 @@ class CollectionWriter:
         log.info("%s: %s.", self._name, self._outcome.describe())
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
-        for line, _ in iter_documents(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
-            yield self._view.to_send(decode_document(line))
+        for _, parts, text in iter_decoded(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
+            yield self._view.to_send(text, parts)
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1018,13 +1050,14 @@ class CollectionWriter:
         retry, existing = [], []
         for text, error in zip(batch, errors, strict=True):
             if error is None:
-                self._outcome.count(inserted=1)
-            elif error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
+                continue
+            if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
             elif error.get("errorCode") in RETRYABLE_CODES:
                 retry.append(text)
             else:
                 self._reject(text, str(error.get("errorCode")), str(error.get("message")))
+        self._outcome.count(inserted=errors.count(None))
         return retry, existing
 
     def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
@@ -1216,9 +1249,9 @@ def _compare(
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
         wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
         with snapshot.open(record.data_file or "") as stream:
-            for line, _ in iter_documents(stream, compressed=is_compressed(record)):
-                text = view.to_send(decode_document(line))
-                wanted.add(id_key(text), digest(view.to_compare(text)))
+            for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
+                sent = view.to_send(text, parts)
+                wanted.add(id_key(sent), digest(view.to_compare(sent)))
         for text in scan(run.api, name, run.report) if planned.exists else []:
             found.add(id_key(text), digest(view.as_found(text)))
         for number in range(COMPARE_PARTITIONS):
@@ -1326,9 +1359,8 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
-    workers = 1 if differences else max(1, min(run.choices.workers, len(outcomes) or 1))
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda outcome: _compare_outcome(run, outcome, differences), outcomes))
+    workers = 1 if differences else run.choices.workers
+    in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
 
 
 def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | None) -> None:
@@ -1392,10 +1424,10 @@ def run_drill(verified: Verified, target: Target, choices: Choices, report: Repo
         with timed(steps, "neighbours"):
             recalls = {p.record.name: found for p in plan if (found := measure_recall(run, p)) is not None}
     finally:
-        with timed(steps, "drop"):
-            # Not stopped by a signal: what was made is taken away within the grace that is left.
+        # In a thread, which no signal ends: what was made is taken away within the grace that is left.
+        with timed(steps, "drop"), ThreadPoolExecutor(1) as pool:
             cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
-            _drop_scratch(cleaner, frozenset(renames.values()))
+            pool.submit(_drop_scratch, cleaner, frozenset(renames.values())).result()
     return Drill(outcomes, recalls)
 
 
@@ -1458,9 +1490,9 @@ def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tu
     """(id key, vector) of each document that has an array of numbers for a vector."""
     record = planned.record
     with run.verified.snapshot.open(record.data_file or "") as stream:
-        for line, parts in iter_documents(stream, compressed=is_compressed(record)):
+        for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
             if bytes(parts.vector).startswith(b"["):
-                yield id_key(decode_document(line)), msgspec.json.decode(parts.vector, type=list[float])
+                yield id_key(text), msgspec.json.decode(parts.vector, type=list[float])
 
 
 def brute_force_neighbours(
@@ -1776,8 +1808,7 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
             continue
         with snapshot.open(record.data_file or "") as stream:
             try:
-                for line, _ in iter_documents(stream, compressed=is_compressed(record)):
-                    text = decode_document(line)
+                for _, _, text in iter_decoded(stream, compressed=is_compressed(record)):
                     if id_key(text) in keys:
                         log.info("In %s:", record.name)
                         print_result(text.decode())

@@ -5,6 +5,7 @@ python -m bench.float32           all 2^32 patterns but NaN and the infinities; 
 
 from __future__ import annotations
 
+import base64
 import sys
 
 import msgspec
@@ -25,7 +26,8 @@ def main() -> int:
             continue
         (text,) = astra_backup._float32_texts([raw])
         assert text is not None
-        back = astra_backup._round_to_float32(msgspec.json.decode(text, type=list[float]), text)
+        (binary,) = astra_backup.decode_vectors([text])
+        back = base64.b64decode(msgspec.json.decode(binary)["$binary"])
         tried += len(raw) // 4
         wrong += int((numpy.frombuffer(raw, "u4") != numpy.frombuffer(back, "u4")).sum())
     print(f"{tried:,} float32 tried, {wrong} wrong")

@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 import restore
-from astra_backup import decode_document, iter_documents
+from astra_backup import iter_decoded
 from bench.measure import environment, run, script
 from bench.memory import emulator, write_catalog
 
@@ -53,7 +53,7 @@ def our_writers(url: str, cwd: Path, workers: int) -> float:
 def prepared_batches(snapshot: Path) -> list[bytes]:
     """The bodies of the requests, ready to be sent."""
     with restore.open_snapshot(snapshot).open("docs.jsonl.gz") as stream:
-        texts = [decode_document(line) for line, _ in iter_documents(stream, compressed=True)]
+        texts = [text for _, _, text in iter_decoded(stream, compressed=True)]
     head, tail = b'{"insertMany":{"documents":[', b'],"options":{"ordered":false,"returnDocumentResponses":true}}}'
     return [head + b",".join(batch) + tail for batch in restore.make_batches(texts)]
 

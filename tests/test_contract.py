@@ -35,7 +35,7 @@ from astra_backup import (
     compact_json,
     decode_document,
     decode_manifest,
-    decode_vector,
+    decode_vectors,
     encode_document,
     encode_documents,
     encode_manifest,
@@ -597,7 +597,7 @@ def test_200_000_floats_come_back_bit_for_bit() -> None:
     array, is_binary = encode_vectors([vector])[0]
 
     assert is_binary
-    assert decode_vector(array) == vector
+    assert decode_vectors([array]) == [vector]
 
 
 def test_each_float_has_its_shortest_text() -> None:
@@ -638,7 +638,7 @@ def test_the_text_that_rounds_twice() -> None:
     bits = reference.nearest_float32_bits("7.038531e-26")
 
     assert struct.pack(">f", float("7.038531e-26")) != struct.pack(">I", bits)
-    assert decode_vector(b"[7.038531e-26]") == binary_text([bits]).encode()
+    assert decode_vectors([b"[7.038531e-26]"])[0] == binary_text([bits]).encode()
     assert Decimal(encode_vectors([binary_text([bits]).encode()])[0][0][1:-1].decode()) == Decimal("7.038531e-26")
 
 
