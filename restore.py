@@ -98,6 +98,7 @@ MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 COMPARE_PARTITIONS = 64
+_SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 
 
@@ -450,6 +451,7 @@ class Choices:
     vectorize_text_field: str | None = None
     without_vectorize_service: bool = False
     without_lexical: bool = False
+    without_rerank: bool = False
     workers: int = 4
 
     def target_name(self, name: str) -> str:
@@ -565,6 +567,8 @@ def make_plan(
     documents before it.
     """
     existing = {info.name: info for info in list_collections(api)}
+    if left := [name for name in existing if _SCRATCH_NAME.fullmatch(name)]:
+        log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
     plan, refusals = [], []
     for record in select_records(verified, choices):
         planned = _plan_collection(record, verified.stats[record.name], choices)
@@ -588,6 +592,9 @@ def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choice
     if choices.without_lexical and options["lexical"].get("enabled"):
         options["lexical"] = {"enabled": False}
         planned.notes.append(f"without lexical search, {plural(stats.lexical_count, 'text')} left out")
+    if choices.without_rerank and options["rerank"].get("enabled"):
+        options["rerank"] = {"enabled": False}
+        planned.notes.append("without its reranker")
     if stats.both_count and choices.vectorize is not Vectorize.FAIL:
         kept = "vectors" if choices.vectorize is Vectorize.KEEP_VECTORS else "texts, vectors are computed anew"
         planned.notes.append(f"{plural(stats.both_count, 'document')} with vector and text: {kept} sent")
@@ -623,6 +630,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         )
     if info is None:
         planned.is_resumed = False
+        planned.notes += _unproved(planned.options)
         return refusals
     planned.exists = True
     if not planned.is_resumed:
@@ -642,9 +650,25 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
     return refusals
 
 
+def _unproved(options: dict[str, Any]) -> list[str]:
+    """What the server tells only when it creates the collection; it is asked before any document is written."""
+    service = options.get("vector", {}).get("service", {}).get("provider")
+    needs = {
+        "lexical search": options["lexical"].get("enabled"),
+        "a reranker": options["rerank"].get("enabled"),
+        f"the embedding service {service}": service,
+    }
+    found = [need for need, is_needed in needs.items() if is_needed]
+    return [f"needs {' and '.join(found)}, which only creating it proves"] if found else []
+
+
 def _feature_hint(differences: list[str]) -> str:
     """What to do about a difference that a choice can do without."""
-    hints = {"lexical.enabled is false": " --without-lexical", "vector.service": " --without-vectorize-service"}
+    hints = {
+        "lexical.enabled is false": " --without-lexical",
+        "rerank.enabled is false": " --without-rerank",
+        "vector.service": " --without-vectorize-service",
+    }
     found = [hint for start, hint in hints.items() if any(difference.startswith(start) for difference in differences)]
     return f" To do without:{''.join(found)}." if found else ""
 
@@ -718,6 +742,7 @@ class Outcome:
 
 FEATURE_HINTS = {
     "LEXICAL_FEATURE_NOT_ENABLED": "The target has no lexical search: --without-lexical restores without it.",
+    "RERANKING_FEATURE_NOT_ENABLED": "The target has no reranker: --without-rerank restores without it.",
     "VECTORIZE_FEATURE_NOT_AVAILABLE": "The target has no embedding service: see --without-vectorize-service.",
     "TOO_MANY_COLLECTIONS": "Its collections count over all keyspaces: drop some, or use another database.",
     "TOO_MANY_INDEXES": "Its indexes count over all keyspaces: drop some collections, or use another database.",
@@ -1158,8 +1183,12 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
 
 
 def id_key(text: bytes) -> bytes:
-    """What the server takes for the key of a document: a UUID or ObjectId is the same key as its string."""
-    value = bytes(document_parts(text).id)
+    """`key_of` the id of a document."""
+    return key_of(bytes(document_parts(text).id))
+
+
+def key_of(value: bytes) -> bytes:
+    """What the server takes for the key of an id's JSON text: a UUID or ObjectId is the same key as its string."""
     for name in (b'{"$uuid":', b'{"$objectId":'):
         if value.startswith(name):
             return value[len(name) : -1].lower()
@@ -1185,20 +1214,23 @@ class Comparison:
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     first: dict[str, str] = field(default_factory=dict)
+    definition: list[str] = field(default_factory=list)
     differences_file: IO[str] | None = field(default=None, repr=False)
     collection: str = ""
 
-    def add(self, kind: str, key: bytes) -> None:
+    def add(self, kind: str, document_id: bytes) -> None:
         """Count a difference, and write it down if there is a file for it."""
         self.counts[kind] += 1
-        self.first.setdefault(kind, key.decode(errors="replace"))
+        id_text = document_id.decode(errors="replace")
+        self.first.setdefault(kind, id_text)
         if self.differences_file:
-            row = {"collection": self.collection, "kind": kind, "id": json.loads(key)}
-            self.differences_file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            collection = json.dumps(self.collection)
+            self.differences_file.write(f'{{"collection": {collection}, "kind": "{kind}", "id": {id_text}}}\n')
 
     def describe(self) -> str:
         """The differences in words."""
-        parts = [f"{self.counts[kind]:,} {kind} (first: {self.first[kind]})" for kind in KINDS if self.counts[kind]]
+        parts = [f"the definition: {difference}" for difference in self.definition]
+        parts += [f"{self.counts[kind]:,} {kind} (first: {self.first[kind]})" for kind in KINDS if self.counts[kind]]
         return ", ".join(parts) or "equal"
 
 
@@ -1210,18 +1242,21 @@ class KeySpool:
         self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
 
-    def add(self, key: bytes, digest: bytes) -> None:
-        """Note a document."""
+    def add(self, document_id: bytes, digest: bytes) -> None:
+        """Note a document by its id's compact JSON text."""
+        key = key_of(document_id)
         number = zlib.crc32(key) % COMPARE_PARTITIONS
-        self._buffers[number] += digest.hex().encode() + b" " + key + b"\n"
+        row = (digest.hex().encode(), key) if key == document_id else (digest.hex().encode(), key, document_id)
+        self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
         if len(self._buffers[number]) > 32 * 1024:
             self._flush(number)
 
-    def part(self, number: int) -> dict[bytes, bytes]:
-        """One part: id to digest. An id that is there twice keeps its last digest."""
+    def part(self, number: int) -> dict[bytes, tuple[bytes, bytes]]:
+        """One part: key to (digest, id). A key that is there twice keeps its last digest."""
         self._flush(number)
         with self._paths[number].open("rb") as file:
-            return {key: digest for digest, _, key in (line.rstrip(b"\n").partition(b" ") for line in file)}
+            rows = (line.rstrip(b"\n").split(b"\t") for line in file)
+            return {row[1]: (row[0], row[-1]) for row in rows}
 
     def _flush(self, number: int) -> None:
         with self._paths[number].open("ab") as file:
@@ -1251,23 +1286,25 @@ def _compare(
         with snapshot.open(record.data_file or "") as stream:
             for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
                 sent = view.to_send(text, parts)
-                wanted.add(id_key(sent), digest(view.to_compare(sent)))
+                wanted.add(compact_json(bytes(document_parts(sent).id)), digest(view.to_compare(sent)))
         for text in scan(run.api, name, run.report) if planned.exists else []:
-            found.add(id_key(text), digest(view.as_found(text)))
+            found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
     return comparison
 
 
-def _compare_part(wanted: dict[bytes, bytes], found: dict[bytes, bytes], comparison: Comparison) -> None:
-    for key, digest in wanted.items():
+def _compare_part(
+    wanted: dict[bytes, tuple[bytes, bytes]], found: dict[bytes, tuple[bytes, bytes]], comparison: Comparison
+) -> None:
+    for key, (digest, document_id) in wanted.items():
         if key not in found:
-            comparison.add("missing", key)
-        elif found[key] != digest:
-            comparison.add("different", key)
+            comparison.add("missing", document_id)
+        elif found[key][0] != digest:
+            comparison.add("different", document_id)
     for key in found.keys() - wanted.keys():
-        comparison.add("extra", key)
+        comparison.add("extra", found[key][1])
 
 
 def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
@@ -1340,10 +1377,10 @@ def make_run(verified: Verified, api: DataApi, choices: Choices, report: Report,
     return RestoreRun(verified, api, choices, report, journal, View(choices), Throttle(choices.workers))
 
 
-def restore(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
+def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str] | None = None) -> list[Outcome]:
     """Carry out a plan and compare the result. Returns what became of each collection."""
     outcomes = write_collections(run, plan)
-    compare_outcomes(run, outcomes)
+    compare_outcomes(run, outcomes, differences)
     return outcomes
 
 
@@ -1379,7 +1416,7 @@ def is_different(outcome: Outcome) -> bool:
     if found is None:
         return False
     has_extra = found.counts["extra"] and not outcome.planned.keeps_documents
-    return bool(found.counts["missing"] or found.counts["different"] or has_extra)
+    return bool(found.definition or found.counts["missing"] or found.counts["different"] or has_extra)
 
 
 def exit_code(outcomes: list[Outcome]) -> RestoreExit:
@@ -1556,7 +1593,9 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--show", metavar="ID", help="Print a document of the snapshot and stop; needs no credentials.")
 @click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
 @click.option("--compare", "compare_only", is_flag=True, help="Compare the target with the snapshot; writes nothing.")
-@click.option("--differences", metavar="FILE", type=click.Path(path_type=Path), help="With --compare: a line for each.")
+@click.option(
+    "--differences", metavar="FILE", type=click.Path(path_type=Path), help="Write a line for each difference."
+)
 @click.option("--drill", is_flag=True, help="Restore into scratch collections, compare, drop them; tells the times.")
 @click.option("--collection", "collections", metavar="NAME", multiple=True, help="This collection only. Repeatable.")
 @click.option("--rename", "renames", metavar="OLD=NEW", multiple=True, help="Restore under another name. Repeatable.")
@@ -1577,6 +1616,7 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--vectorize-text-field", metavar="NAME", help="With keep-vectors: the field that takes the text.")
 @click.option("--without-vectorize-service", is_flag=True, help="Create collections without embedding services.")
 @click.option("--without-lexical", is_flag=True, help="Create collections without lexical search.")
+@click.option("--without-rerank", is_flag=True, help="Create collections without rerankers.")
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
 @click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
 @click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
@@ -1646,7 +1686,7 @@ def read_choices(options: dict[str, Any]) -> Choices:
         and vectorize is Vectorize.RECOMPUTE,
         "--compare and --drill leave what exists alone: no --on-existing": (options["compare_only"] or options["drill"])
         and options["on_existing"] != "fail",
-        "--differences goes with --compare": options["differences"] and not options["compare_only"],
+        "--differences goes with --compare, or with a restore": options["differences"] and set(modes) - {"--compare"},
         "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
         "--drill chooses its own names: no --rename": options["drill"] and options["renames"],
         "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
@@ -1666,6 +1706,7 @@ def read_choices(options: dict[str, Any]) -> Choices:
         options["vectorize_text_field"],
         options["without_vectorize_service"],
         options["without_lexical"],
+        options["without_rerank"],
         options["workers"],
     )
 
@@ -1701,18 +1742,14 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
         print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
     ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
-    try:
-        journal.open()
-    except OSError as error:
-        if options["journal"]:
-            raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
-        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
-    run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
-    try:
-        outcomes = restore(run, plan)
-    except TargetRefused:
-        journal.remove()
-        raise
+    with differences_file(options["differences"]) as differences:
+        open_for_writing(journal, is_chosen=options["journal"] is not None)
+        run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
+        try:
+            outcomes = restore(run, plan, differences)
+        except TargetRefused:
+            journal.remove()
+            raise
     code = exit_code(outcomes)
     if code is RestoreExit.OK:
         journal.remove()
@@ -1752,6 +1789,16 @@ def open_journal(verified: Verified, target: Target, choices: Choices, options: 
     return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
 
 
+def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
+    """Begin a journal. Raises BackupError if its place was chosen and cannot be written; otherwise there is none."""
+    try:
+        journal.open()
+    except OSError as error:
+        if is_chosen:
+            raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
+        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
+
+
 def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source = verified.manifest.source
@@ -1777,7 +1824,7 @@ def run_compare(verified: Verified, target: Target, choices: Choices, report: Re
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
     started = time.monotonic()
     api = DataApi(target, READ_COMMANDS, stop_event)
-    existing = {info.name for info in list_collections(api)}
+    existing = {info.name: info for info in list_collections(api)}
     plan = [
         _plan_collection(record, verified.stats[record.name], choices) for record in select_records(verified, choices)
     ]
@@ -1785,13 +1832,30 @@ def run_compare(verified: Verified, target: Target, choices: Choices, report: Re
         planned.exists = planned.target_name in existing
     run = make_run(verified, api, choices, report, Journal(None, {}, resume=False))
     outcomes = [Outcome(planned) for planned in plan]
-    with contextlib.ExitStack() as stack:
-        path: Path | None = options["differences"]
-        file = stack.enter_context(path.open("w", encoding="utf-8")) if path else None
+    with differences_file(options["differences"]) as file:
         compare_outcomes(run, outcomes, file)
+    for outcome in outcomes:
+        info = existing.get(outcome.planned.target_name)
+        if info and outcome.comparison:
+            there = explicit_options(json.loads(bytes(info.options)))
+            outcome.comparison.definition = definition_differences(outcome.planned.options, there)
     code = exit_code(outcomes)
     _print_outcomes(run, outcomes, code, duration_s=time.monotonic() - started, as_json=options["as_json"])
     return code
+
+
+@contextlib.contextmanager
+def differences_file(path: Path | None) -> Iterator[IO[str] | None]:
+    """The file of --differences, open; None if there is to be none. Raises BackupError if it cannot be written."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --differences.") from error
+    with file:
+        yield file
 
 
 def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
@@ -1989,7 +2053,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     problem = outcome.error or ""
     if outcome.rejected:
         problem = f"{outcome.rejected:,} documents refused by the server, in {outcome.rejects_file}. {problem}".strip()
-    if any(found.counts.values()):
+    if found.definition or any(found.counts.values()):
         problem = f"{problem} {found.describe()}".strip()
     return {
         "name": outcome.planned.record.name,
@@ -2000,6 +2064,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "already_there": outcome.already_there,
         "rejected": outcome.rejected,
         **found.counts,
+        "definition_differences": found.definition,
         "equal": outcome.comparison is not None and not is_different(outcome),
         "error": outcome.error,
         "problem": problem,

@@ -1015,6 +1015,33 @@ def test_a_dry_run_from_box_writes_nothing(stocked: BoxEmulator, target: DataApi
     assert (writes(target), list(cli.backups.iterdir())) == ([], [])
 
 
+def test_a_restore_from_box_that_broke_off_goes_on(
+    stocked: BoxEmulator, source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """The download is gone, its journal is not: --resume fetches the zip again and sends what is missing only."""
+    load_catalog(source)
+    target.faults = [{"command": "insertMany", "skip": 2, "action": "status", "status": 503, "times": None}]
+    command = ["--from-box", Kept.NAMES["small"], "--workers", "1"]
+    result = cli.restore(target, *command, BACKUP_RETRY_BUDGET="1")
+    assert result.code == RestoreExit.INCOMPLETE, result.err
+    assert "--resume" in result.err
+    assert [path.suffix for path in cli.backups.iterdir()] == [".journal"]
+    target.faults = []
+    assert cli.restore(target, *command, "--resume").code == 0
+    same_documents(source, target)
+    assert list(cli.backups.iterdir()) == []
+
+
+def test_a_drill_from_box_proves_what_is_there(stocked: BoxEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """--drill --from-box fetches, restores, compares, asks for neighbours and leaves nothing, here or there."""
+    result = cli.restore(target, "--from-box", Kept.NAMES["small"], "--drill", "--json")
+    assert result.code == 0, result.err
+    assert all(row["equal"] for row in result.json["collections"])
+    assert set(result.json["steps_seconds"]) >= {"fetch", "verify", "create and write", "compare", "neighbours", "drop"}
+    assert target.collections(KEYSPACE) == {}
+    assert list(cli.backups.iterdir()) == []
+
+
 @pytest.mark.parametrize("at", [9_000_000, 900_000])
 def test_a_download_goes_on_where_it_broke_off(kept: Kept, box: BoxEmulator, cli: Cli, at: int) -> None:
     """After a break the rest is asked for, not the whole."""

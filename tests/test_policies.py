@@ -32,7 +32,7 @@ from tests.conftest import (
     load_catalog,
 )
 from tests.emulators.box import BoxEmulator
-from tests.emulators.data_api import DataApiEmulator, Reply, Request, embed
+from tests.emulators.data_api import NVIDIA_RERANKER, DataApiEmulator, Reply, Request, embed
 from tests.test_backup import wait_for
 from tests.test_restore import OFF, same_documents, snapshot_of, writes
 
@@ -882,6 +882,26 @@ def test_lexical_that_the_target_lacks_is_refused(
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["absent", "exists"])
+def test_a_reranker_that_the_target_lacks_can_be_done_without(target: DataApiEmulator, cli: Cli, exists: bool) -> None:
+    """Astra's default collection has one: the dry run says that it is needed, the refusal what to do, and it works."""
+    with DataApiEmulator(token=TOKEN, astra=True) as source:
+        options = {"lexical": {"enabled": False}, "rerank": {"enabled": True, "service": NVIDIA_RERANKER}}
+        fill(source, "docs", DOCS, options)
+        snapshot_of(source, cli)
+        if exists:
+            fill(target, "docs", [], OFF)
+        else:
+            assert "needs a reranker" in cli.restore(target, "--dry-run").out
+        before = held(target)
+        result = cli.restore(target)
+        assert_left_as_it_was(target, before, result)
+        assert "--without-rerank" in result.err
+        assert cli.restore(target, "--without-rerank").code == 0
+        assert target.collections(KEYSPACE)["docs"]["rerank"] == {"enabled": False}
+        same_documents(source, target, ["docs"])
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["absent", "exists"])
 def test_a_collection_can_be_made_without_lexical(
     lexical: DataApiEmulator, target: DataApiEmulator, cli: Cli, exists: bool
 ) -> None:
@@ -971,8 +991,7 @@ def differences_in(path: Path) -> list[tuple[str, str, object]]:
     """The rows of a file of differences, sorted."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(set(row) == {"collection", "kind", "id"} for row in rows)
-    ids = [row["id"]["$uuid"] if isinstance(row["id"], dict) else row["id"] for row in rows]  # the same key
-    return sorted((row["collection"], row["kind"], json.dumps(key)) for row, key in zip(rows, ids, strict=True))
+    return sorted((row["collection"], row["kind"], json.dumps(row["id"])) for row in rows)
 
 
 def test_an_equal_target_compares_equal(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
@@ -1000,7 +1019,7 @@ def test_differences_are_counted_named_and_listed(kept: Path, target: DataApiEmu
         ("docs", "extra", '"extra"'),
         ("docs", "missing", '"d003"'),
         ("docs", "missing", '"d104"'),
-        ("other", "missing", '"0193e1a6-71b7-7c4e-9d55-1f5f0a1b2c3d"'),
+        ("other", "missing", '{"$uuid": "0193e1a6-71b7-7c4e-9d55-1f5f0a1b2c3d"}'),
     ]
     rows = {row["name"]: row for row in cli.restore(target, "--compare", "--json").json["collections"]}
     assert (rows["docs"]["missing"], rows["docs"]["different"], rows["docs"]["extra"]) == (2, 1, 1)
@@ -1050,6 +1069,34 @@ def test_the_comparison_takes_names_and_a_selection(kept: Path, target: DataApiE
     )
     assert result.code == 5
     assert differences_in(cli.directory / "found.jsonl") == [("moved", "missing", '"d007"')]
+
+
+def test_a_restore_writes_its_differences_down_too(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """--differences with a restore: the documents that --on-existing skip kept are in the file, by their own ids."""
+    fill(target, "docs", [CHANGED])
+    result = cli.restore(target, "--on-existing", "skip", "--differences", "found.jsonl")
+    assert result.code == RestoreExit.DIFFERENT, result.err
+    assert differences_in(cli.directory / "found.jsonl") == [("docs", "different", '"d001"')]
+
+
+def test_the_comparison_finds_another_definition(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """The same documents in a collection with another index are a difference, which is named field by field."""
+    fill(target, "docs", DOCS, {"indexing": {"deny": ["*"]}})
+    fill(target, "other", OTHER)
+    result = cli.restore(target, "--compare")
+    assert result.code == RestoreExit.DIFFERENT, result.out
+    assert "indexing.deny is" in result.out
+    assert "missing" not in result.out
+
+
+def test_scratch_collections_of_a_killed_drill_are_named(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """What a drill left that could not clean up is in the next run's log."""
+    fill(target, "drill_0123abcd_0", [])
+    fill(target, "drill_mine", [])
+    result = cli.restore(target)
+    assert result.code == 0, result.err
+    assert "drill_0123abcd_0" in result.err
+    assert "drill_mine" not in result.err
 
 
 def test_a_file_of_differences_that_cannot_be_written_is_1(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
