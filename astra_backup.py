@@ -20,7 +20,6 @@ Importing this module promises: no side effect, and that the contract (`encode_d
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import dataclasses
 import fcntl
@@ -53,6 +52,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 
 import click
 import msgspec
+import pybase64
 
 if TYPE_CHECKING:
     import httpx
@@ -449,7 +449,7 @@ def decode_vectors(arrays: list[bytes]) -> list[bytes]:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
     raw = _round_to_float32(b"".join(doubles), arrays)
     return [
-        _BINARY_BEGIN + binascii.b2a_base64(raw[start:end], newline=False) + _BINARY_END
+        _BINARY_BEGIN + pybase64.b64encode(raw[start:end]) + _BINARY_END
         for start, end in itertools.pairwise(ends)
     ]
 
@@ -466,12 +466,10 @@ def _binary_floats(vector: bytes) -> bytes | None:
         return None
     base64_text = vector[len(_BINARY_BEGIN) : -len(_BINARY_END)]
     try:
-        raw = binascii.a2b_base64(base64_text, strict_mode=True)
+        raw = pybase64.b64decode(base64_text)
     except ValueError:
         return None
-    if len(raw) % 4 or (len(raw) % 3 and base64.b64encode(raw) != base64_text):  # stray bits before the padding
-        return None
-    return raw
+    return raw if len(raw) % 4 == 0 and pybase64.b64encode(raw) == base64_text else None
 
 
 def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
@@ -479,14 +477,10 @@ def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
     import numpy
     import orjson
 
-    floats = numpy.frombuffer(b"".join(raws), dtype=">f4").reshape(len(raws), -1)
+    floats = numpy.frombuffer(b"".join(raws), dtype=">f4").astype("=f4").reshape(len(raws), -1)
     finite = numpy.isfinite(floats).all(axis=1)
-    if not raws[0] or not finite.any():
-        return [None if raw else b"[]" for raw in raws]
-    floats = floats[finite]
-    text = orjson.dumps(floats.astype("=f4"), option=orjson.OPT_SERIALIZE_NUMPY)
-    rows = iter(text[2:-2].split(b"],["))
-    return [b"[" + next(rows) + b"]" if is_finite else None for is_finite in finite]
+    option = orjson.OPT_SERIALIZE_NUMPY
+    return [orjson.dumps(row, option=option) if ok else None for row, ok in zip(floats, finite, strict=True)]
 
 
 def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
