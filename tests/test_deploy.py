@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import json
 import os
 import re
@@ -38,9 +39,10 @@ from tests.emulators.data_api import DataApiEmulator
 
 DEPLOY = ROOT / "deploy"
 SCHEDULING = (ROOT / "docs" / "SCHEDULING.md").read_text()
+FIRST_STEPS = (ROOT / "docs" / "FIRST_STEPS.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 USER_ID = 10001
-SHELL_WORD = re.compile(r"^(?:\d?>>?|[|&;})]).*$")  # where a command of ours ends
+SHELL_PUNCTUATION = ";|&<>()}"  # where a command of ours ends
 KUBERNETES_VERSIONS = ("1.31", "1.34", "1.37")
 
 
@@ -89,11 +91,9 @@ def commands_in(text: str) -> Iterator[tuple[dict[str, str], str, list[str]]]:
         for match in re.finditer(
             r"((?:[A-Z_]+=\S+ +)*)\S*python3? +(?:\S*/)?(astra_backup|restore)\.py\b([^#`]*)", line
         ):
-            words: list[str] = []
-            for word in shlex.split(match[3].split(")")[0]):
-                if SHELL_WORD.match(word):
-                    break
-                words.append(word)
+            shell = shlex.shlex(re.sub(r"\d?>", " >", match[3]), posix=True, punctuation_chars=True)
+            shell.whitespace_split = True
+            words = list(itertools.takewhile(lambda word: word[0] not in SHELL_PUNCTUATION, shell))
             variables = dict(pair.split("=", 1) for pair in match[1].split())
             yield variables, f"{match[2]}.py", words
 
@@ -435,6 +435,115 @@ def test_the_guide_names_every_file(path: Path) -> None:
 def test_the_guide_says_what_every_exit_code_means_to_a_scheduler(code: int) -> None:
     """Each exit code of a backup has a row in docs/SCHEDULING.md."""
     assert re.search(rf"^\| (?:\d+, )*{code}(?:, \d+)* \|", SCHEDULING, re.MULTILINE)
+
+
+# ======================================================================================================================
+# docs/FIRST_STEPS.md
+# ======================================================================================================================
+
+
+@dataclass
+class Mistake:
+    """A newcomer's mistake: what to set or to give, and what the guide quotes of the reply."""
+
+    quote: str
+    environ: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ("astra_backup.py", "--check", "--json")
+    box_fault: dict[str, Any] | None = None
+    may_upload: bool = True
+
+    def __str__(self) -> str:
+        return self.quote.replace(" ", "-")
+
+
+def token_refused(error: str) -> dict[str, Any]:
+    """Box's reply to a request for a token."""
+    return {"api": "token", "action": "status", "status": 400, "body": {"error": error}, "times": None}
+
+
+NO_SCOPE = {"type": "error", "status": 403, "code": "insufficient_scope", "message": "No."}
+DRILL = ("restore.py", "--from-box", "--drill", "--keyspace")
+MISTAKES = [
+    Mistake("No database is named.", {"ASTRA_DB_API_ENDPOINT": ""}),
+    Mistake("is no http(s) URL.", {"ASTRA_DB_API_ENDPOINT": "id-region.apps.astra.datastax.com"}),
+    Mistake("No token.", {"ASTRA_DB_APPLICATION_TOKEN": ""}),
+    Mistake(
+        "which ASTRA_DB_APPLICATION_TOKEN_FILE names: No such file or directory",
+        {"ASTRA_DB_APPLICATION_TOKEN": "", "ASTRA_DB_APPLICATION_TOKEN_FILE": "~/token"},
+    ),
+    Mistake("The server answered HTTP 401", {"ASTRA_DB_APPLICATION_TOKEN": "AstraCS:another"}),
+    Mistake("No reply from", {"ASTRA_DB_API_ENDPOINT": "http://127.0.0.1:9", "BACKUP_RETRY_BUDGET": "1"}),
+    Mistake(
+        "is no endpoint of the environment", {"ASTRA_DB_API_ENDPOINT": "https://id.apps.astra.datastax.com/api/json"}
+    ),
+    Mistake("UNKNOWN_KEYSPACE", {"ASTRA_DB_KEYSPACE": "shop"}),
+    Mistake("No such collection", {}, ("astra_backup.py", "--check", "--json", "--collection", "asset")),
+    Mistake("cannot be written", {"BACKUP_OUTPUT_DIR": "/dev/null/backups"}),
+    Mistake("Box is not configured: not set:", {"BOX_CLIENT_ID": ""}),
+    Mistake("HTTP 400 invalid_client", {"BOX_CLIENT_SECRET": "another-secret"}),
+    Mistake("HTTP 400 unauthorized_client", box_fault=token_refused("unauthorized_client")),
+    Mistake("HTTP 400 invalid_grant", {"BOX_ENTERPRISE_ID": "4711"}),
+    Mistake(
+        "HTTP 403 insufficient_scope",
+        box_fault={"api": "*", "action": "status", "status": 403, "body": NO_SCOPE, "times": None, "skip": 1},
+    ),
+    Mistake("BOX_FOLDER_ID is 0", {"BOX_FOLDER_ID": "0"}),
+    Mistake("HTTP 404 not_found", {"BOX_FOLDER_ID": "4711"}),
+    Mistake("an Editor of the folder", may_upload=False),
+    Mistake("HTTP 403 access_denied_insufficient_permissions", {}, ("astra_backup.py",), may_upload=False),
+    Mistake("There is no complete snapshot in", {}, (*DRILL, "default_keyspace")),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=str)
+def test_the_first_steps_quote_what_the_product_says(
+    mistake: Mistake, cli: Cli, source: DataApiEmulator, box: BoxEmulator
+) -> None:
+    """Each mistake of a newcomer fails with the words that docs/FIRST_STEPS.md lists, and with the way out."""
+    assert f"| `{mistake.quote}` |" in FIRST_STEPS
+    load_catalog(source)
+    box.can_upload = mistake.may_upload
+    box.faults = [mistake.box_fault] if mistake.box_fault else []
+    variables = {"ASTRA_DB_API_ENDPOINT": source.url} | mistake.environ
+    done = cli.with_box(box).run(*mistake.arguments, **variables)
+    assert done.code != 0
+    if "--json" in mistake.arguments:
+        (check,) = [check for check in done.json["checks"] if not check["ok"]]
+        assert mistake.quote in " ".join(str(value) for value in check.values())
+    else:
+        assert mistake.quote in done.err
+
+
+def test_the_first_steps_list_no_error_that_is_not_tested() -> None:
+    """Each quoted error of the guide's tables is one of those above, or one of the two that only a target gives."""
+    quoted = set(re.findall(r"^\| `([^`]+)` \|", FIRST_STEPS, re.MULTILINE))
+    assert quoted - {mistake.quote for mistake in MISTAKES} == {"TOO_MANY_COLLECTIONS"}
+
+
+def test_a_drill_says_when_there_is_no_room_for_collections(cli: Cli, source: DataApiEmulator) -> None:
+    """A database that takes no more collections is TOO_MANY_COLLECTIONS, as the guide says."""
+    load_catalog(source)
+    assert cli.backup(source).code == 0
+    with DataApiEmulator(token=TOKEN, max_collections=2) as full:
+        done = cli.restore(full, "--drill")
+    assert done.code == 4
+    assert "TOO_MANY_COLLECTIONS" in done.err
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+def test_bash_completes_options_and_choices(tmp_path: Path) -> None:
+    """With the guide's wrapper and its line for ~/.bashrc, bash completes an option and its choices."""
+    wrapper = tmp_path / "restore.py"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/restore.py "$@"\n')
+    wrapper.chmod(0o755)
+    match = re.search(r"`(eval \"\$\(_RESTORE_PY_COMPLETE=bash_source restore\.py\)\")`", FIRST_STEPS)
+    assert match
+    ask = "_restorepy_completion restore.py; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
+    script = f"{match[1]}\nCOMP_WORDS=(restore.py --on-); COMP_CWORD=1; {ask}\n"
+    script += f"COMP_WORDS=(restore.py --on-existing ''); COMP_CWORD=2; {ask}\n"
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.stdout.split() == ["--on-existing", "fail", "skip", "overwrite", "drop"], done.stderr
 
 
 # ======================================================================================================================
