@@ -40,7 +40,8 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -76,6 +77,8 @@ DEFAULT_OUTPUT_DIR = Path("backups")
 DEFAULT_WORKERS = 4
 DEFAULT_REQUEST_TIMEOUT_MS = 60_000
 DEFAULT_RETRY_BUDGET_S = 300
+DEFAULT_KEEP_INCOMPLETE_DAYS = 7
+DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
 # A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -93,6 +96,8 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+PING_LINES = 20  # log lines in a ping's body
+PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
 
 READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
@@ -218,6 +223,15 @@ class RequestError(BackupError):
 
 class PageStateError(BackupError):
     """The place in the scan is lost: the collection has to be read from its start."""
+
+
+def _describe(error: BaseException) -> str:
+    """One line for an error: what failed, why and what to do."""
+    if isinstance(error, BackupError):
+        return f"{error.message} {error.hint}".strip()
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
 
 
 # ======================================================================================================================
@@ -748,7 +762,7 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 # ======================================================================================================================
 
 _SNAPSHOT_NAME = re.compile(r"([0-9]{8}_[0-9]{6})(\.INCOMPLETE)?")
-_INPROGRESS_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}\.inprogress")
+_LEFTOVER_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}(\.inprogress|(\.INCOMPLETE)?\.deleting)")
 _DIGEST_MODULUS = 1 << 256
 
 CONSISTENCY = (
@@ -835,6 +849,8 @@ class Manifest(msgspec.Struct):
     astrapy_version: str = ""
     source: Source = msgspec.field(default_factory=Source)
     selection: Selection | msgspec.UnsetType = msgspec.UNSET  # absent when all collections were asked for
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
+    shrunk_from: str | msgspec.UnsetType = msgspec.UNSET  # absent unless more vanished than was allowed
     serdes_options: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SERDES_OPTIONS))
     document_format: dict[str, Any] = msgspec.field(default_factory=lambda: dict(DOCUMENT_FORMAT))
     consistency: str = CONSISTENCY
@@ -1047,10 +1063,13 @@ def _decode_group(
         yield line, parts, text
 
 
-def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStats:
+def check_data(
+    stream: IO[bytes], *, compressed: bool, decode: bool, advance: Callable[[int], None] | None = None
+) -> DataStats:
     """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
 
     `decode` also proves that every document can be decoded. The backup need not: it did so when it wrote the line.
+    `advance` is told now and then how many documents were read since.
     """
     reader: Any = HashingReader(stream)
     stats = DataStats()
@@ -1061,9 +1080,19 @@ def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStat
             except FormatError as error:
                 raise FormatError(f"line {stats.document_count + 1}: {error}") from error
         stats.add(line, parts)
+        if advance and stats.document_count % PROGRESS_DOCUMENTS == 0:
+            advance(PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ======================================================================================================================
@@ -1198,7 +1227,7 @@ class DataApi:
         def budget() -> float:
             return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
 
-        return retrying_requests(budget, self.stop, on_retry)(send)
+        return retrying_requests(budget, self.stop, on_retry, collection)(send)
 
     def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1271,7 +1300,10 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
 
 
 def retrying_requests(
-    budget_s: Callable[[], float], stop: threading.Event, on_retry: Callable[[], None] | None = None
+    budget_s: Callable[[], float],
+    stop: threading.Event,
+    on_retry: Callable[[], None] | None = None,
+    collection: str | None = None,
 ) -> tenacity.Retrying:
     """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
 
@@ -1297,7 +1329,8 @@ def retrying_requests(
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning("%s Trying again in %.1f s.", getattr(error, "message", error), state.upcoming_sleep)
+        message = getattr(error, "message", error)
+        log.warning("%s Trying again in %.1f s.", message, state.upcoming_sleep, extra=about(collection))
         if on_retry:
             on_retry()
 
@@ -1416,11 +1449,16 @@ def _means_lost_place(error: RequestError) -> bool:
 
 
 class Redactor(logging.Formatter):
-    """Formats log lines and takes every secret out of them, in clear, URL-encoded and base64."""
+    """Formats log lines and takes every secret out of them: in clear, URL-encoded, base64, JSON-escaped.
+
+    `as_json`: one object a line. `is_short`: the time of day only, and no level but a warning's: for a narrow terminal.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         self.converter = time.gmtime
+        self.as_json = False
+        self.is_short = False
         self._secrets: set[str] = set()
 
     def add(self, secret: str) -> None:
@@ -1428,6 +1466,7 @@ class Redactor(logging.Formatter):
         if len(secret) >= 4:
             encoded = base64.b64encode(secret.encode()).decode()
             self._secrets |= {secret, urllib.parse.quote(secret, safe=""), encoded, encoded.rstrip("=")}
+            self._secrets.add(json.dumps(secret)[1:-1])
 
     def redact(self, text: str) -> str:
         """Return `text` without secrets."""
@@ -1437,15 +1476,58 @@ class Redactor(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One log line, redacted, tracebacks included."""
-        return self.redact(super().format(record))
+        if not self.as_json:
+            text = super().format(record)
+            if self.is_short:
+                text = text[11:].replace(" INFO    ", " ", 1)
+            return self.redact(text)
+        moment = datetime.fromtimestamp(record.created, UTC)
+        row = {"time": utc_text(moment), "level": record.levelname.lower(), "message": record.getMessage()}
+        if collection := getattr(record, "collection", None):
+            row["collection"] = collection
+        return self.redact(json.dumps(row, ensure_ascii=False))
 
 
 redactor = Redactor()
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
+            encoding = sys.stderr.encoding or "utf-8"
+            sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
+            sys.stderr.flush()
+
+
+class LastLines(logging.Handler):
+    """Keeps the last log lines, for a ping's body."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[str] = deque(maxlen=count)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._lines.append(self.format(record))
+
+    def text(self) -> str:
+        """The lines."""
+        return "\n".join(self._lines)
+
+
+last_lines = LastLines(PING_LINES)
+
+
+def about(collection: str | None) -> dict[str, Any]:
+    """What a log call says of a collection, as its `extra`: `--log-format json` has a field for it."""
+    return {"collection": collection}
+
+
 @dataclass
 class Tally:
-    """How far a collection is."""
+    """How far a collection, a transfer or a stage is. `expected` None: nobody knows."""
 
     done: float = 0
     expected: int | None = None
@@ -1458,20 +1540,30 @@ class Tally:
         """Units a second."""
         return self.done / max(1e-6, time.monotonic() - self.started)
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end, None when nobody knows."""
+        if not self.expected or not self.done:
+            return None
+        return max(0.0, self.expected - self.done) / self.rate
+
 
 class Report:
     """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._tallies: dict[str, Tally] = {}
+        self._stage = Tally(unit="collections")
+        self._documents = 0.0  # of the stage's collections that are done
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-        self.is_live = sys.stderr.isatty() and not quiet
+        self._live: Any = None
+        is_dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+        self.is_live = sys.stderr.isatty() and not quiet and not redactor.as_json and not is_dumb
         self.warnings: list[str] = []
 
     def __enter__(self) -> Self:
+        redactor.is_short = self.is_live
         if self.is_live:
             self._start_bars()
         else:
@@ -1480,31 +1572,31 @@ class Report:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._bars:
-            self._bars.stop()
+        if self._live:
+            self._live.stop()
+
+    def stage(self, count: int) -> None:
+        """A stage of so many collections begins."""
+        with self._lock:
+            self._stage, self._documents = Tally(expected=count, unit="collections"), 0.0
 
     def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
-        """A collection or a transfer begins, or begins anew."""
+        """A collection or a transfer begins, or begins anew, or comes to its next phase."""
         with self._lock:
             self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
-            if self._bars:
-                if name in self._tasks:
-                    self._bars.remove_task(self._tasks[name])
-                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
         with self._lock:
             self._tallies[name].done += done
-            if self._bars:
-                self._bars.advance(self._tasks[name], done)
 
     def finish(self, name: str) -> None:
         """A collection is done, well or not."""
         with self._lock:
             tally = self._tallies.pop(name, None)
-            if self._bars and tally:
-                self._bars.update(self._tasks[name], total=tally.done, phase="done")
+            if tally and tally.unit == "documents":
+                self._stage.done += 1
+                self._documents += tally.done
 
     def warn(self, message: str) -> None:
         """Something a person should know, though nothing failed."""
@@ -1518,32 +1610,72 @@ class Report:
                     f"{name} {tally.phase} {tally.done:,.0f} {tally.unit}, {tally.rate:,.0f}/s"
                     for name, tally in self._tallies.items()
                 ]
+                if (self._stage.expected or 0) > 1:
+                    parts.append(f"{self._stage.done:,.0f} of {plural(self._stage.expected or 0, 'collection')} done")
             log.info("At work: %s.", "; ".join(parts) or "waiting")
 
     def _start_bars(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.live import Live
 
         console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[phase]}"),
-            BarColumn(),
-            TaskProgressColumn(show_speed=True),
-            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._bars.start()
+        draw: Callable[[], Any] = lambda: self.draw(console.height)  # noqa: E731
+        self._live = Live(console=console, get_renderable=draw, refresh_per_second=5, transient=True)
+        self._live.start()
+
+    def draw(self, height: int) -> Any:
+        """A bar for each collection at work, and one for the stage; never higher than a terminal of `height` lines."""
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
+            stage, documents = dataclasses.replace(self._stage), self._documents
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True)
+        table.add_column(ratio=2, min_width=6)
+        for _ in range(3):
+            table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, justify="right", min_width=7)
+        room = max(1, height - 4)
+        shown = rows if len(rows) <= room else rows[: room - 1]
+        for name, tally in shown:
+            table.add_row(name, tally.phase, *_bar_cells(tally))
+        if len(shown) < len(rows):
+            table.add_row(f"and {len(rows) - len(shown)} more")
+        if (stage.expected or 0) > 1:
+            count = f"{documents:,.0f} docs"
+            bar, percent, *_ = _bar_cells(stage)
+            text = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
+            table.add_row(Text(text, "bold"), "", bar, percent, count, "", "")
+        return table
 
 
-def start_logging(*, verbose: bool, quiet: bool) -> None:
+def _bar_cells(tally: Tally) -> tuple[Any, ...]:
+    """The bar, per cent, count, rate and time left."""
+    from rich.progress_bar import ProgressBar
+
+    left_s = tally.left_s
+    total = max(tally.expected, tally.done) if tally.expected else None
+    return (
+        ProgressBar(total=total, completed=tally.done, pulse=total is None),
+        f"{min(1.0, tally.done / total):.0%}" if total else "",
+        f"{tally.done:,.0f} {'docs' if tally.unit == 'documents' else tally.unit}",
+        f"{tally.rate:,.0f}/s",
+        "" if left_s is None else str(timedelta(seconds=round(left_s))),
+    )
+
+
+def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
     """Send our log, and nobody else's, to stderr. May be called twice."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(redactor)
-    log.handlers[:] = [handler]
+    redactor.as_json = as_json
+    handler = _StderrHandler(logging.WARNING if quiet else logging.NOTSET)
+    for each in (handler, last_lines):
+        each.setFormatter(redactor)
+    log.handlers[:] = [handler, last_lines]
     log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 # ======================================================================================================================
@@ -1692,6 +1824,15 @@ class ZipStream:
         moment = datetime.strptime(self.name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
         time_of_day = moment.hour << 11 | moment.minute << 5 | moment.second // 2
         return time_of_day, (moment.year - 1980) << 9 | moment.month << 5 | moment.day
+
+
+def zip_size_bytes(name: str, manifest_size_bytes: int, manifest: Manifest) -> int:
+    """The size of the zip that `ZipStream` makes of a complete snapshot."""
+    sizes = {record.data_file or "": record.data_size_bytes or 0 for record in manifest.collections}
+    sizes[MANIFEST_NAME] = manifest_size_bytes
+    sizes[CHECKSUMS_NAME] = sum(64 + len(f"  {file}\n".encode()) for file in sizes)
+    headers = 30 + 20 + 46 + 28  # of a file: local header and entry of the central directory, each with ZIP64's part
+    return sum(headers + 2 * len(f"{name}/{file}".encode()) + size for file, size in sizes.items()) + 56 + 20 + 22
 
 
 def read_sums(directory: Path) -> dict[str, str | None]:
@@ -2069,6 +2210,17 @@ class Box:
             elif file.version_id:
                 self._call("remove the upload", lambda: delete_version(file.id, file.version_id))
 
+    def delete(self, file: BoxFile) -> None:
+        """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
+        if not file.name.endswith(".zip") or not _is_complete_name(file.name[:-4]):
+            raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
+        delete = self._client.files.delete_file_by_id
+        try:
+            self._call("delete a snapshot", lambda: delete(file.id, if_match=file.etag))
+        except BoxError as error:
+            if error.status != 404:  # it is gone: an earlier request did it, and its reply was lost
+                raise
+
     # ------------------------------------------------------------------------------------------------- download
 
     def download(self, file: BoxFile, path: Path, report: Report) -> None:
@@ -2217,6 +2369,22 @@ def _is_complete_name(name: str) -> bool:
     return parsed is not None and not parsed[1]
 
 
+def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
+    """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
+    head = read(4096)
+    if head[:4] != b"PK\3\4" or len(head) < 66:
+        raise FormatError("no zip of ours")
+    method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
+    extra = head[30 + name_size :][:extra_size]
+    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
+        raise FormatError("no zip of ours")
+    (size,) = struct.unpack_from("<Q", extra, 4)
+    start = 30 + name_size + extra_size
+    if size > MAX_MANIFEST_BYTES:
+        raise FormatError("its first entry is no manifest")
+    return (head if start + size <= len(head) else read(start + size))[start : start + size]
+
+
 def _having(found: Any, *names: str) -> Any:
     """The SDK's object, which must have these fields: an HTML page gives one in which all are None."""
     if any(getattr(found, name, None) is None for name in names):
@@ -2314,6 +2482,436 @@ def _conflict(context: dict[str, Any]) -> BoxFile | None:
 
 
 # ======================================================================================================================
+# Operations: retention, the shrink alarm, pings, metrics. What decides is pure; what acts stands below it.
+# ======================================================================================================================
+
+PING_TIMEOUT_S = 10.0
+PING_ATTEMPTS = 3
+PING_BODY_BYTES = 10_000
+MIN_SECRET_SEGMENT = 16  # a part of a ping URL's path of that length is a key, a shorter one may be an ordinary word
+METRICS_PREFIX = "astra_backup_"
+
+
+@dataclass(frozen=True)
+class KeepRules:
+    """How many good snapshots are kept. None: that rule is not given; if none is, nothing is ever deleted."""
+
+    last: int | None = None
+    daily: int | None = None
+    weekly: int | None = None
+    monthly: int | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a rule is given."""
+        return any(count is not None for count in (self.last, self.daily, self.weekly, self.monthly))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A name among the snapshots, and what was found out about it.
+
+    `is_good`: proved to be whole. `obstacle`: why it is none of the retention's business ("": it is). `is_damaged`: it
+    should be whole, and is not. `shrunk_from`: the snapshot that held far more.
+    """
+
+    name: str
+    is_good: bool = False
+    obstacle: str = ""
+    is_damaged: bool = False
+    shrunk_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a snapshot stays, and why."""
+
+    name: str
+    stays: bool
+    reason: str
+
+
+def plan_retention(found: Iterable[Found], rules: KeepRules, *, incomplete_days: int, now: datetime) -> list[Decision]:
+    """Decide about every name, newest first. Pure: the same for a dry run and a real one.
+
+    Only good snapshots take the places that the rules give; each rule takes the newest of its days, weeks or months.
+    What goes is a good snapshot that no rule keeps, and an incomplete one that is too old. Everything else stays: the
+    newest good one, what is not proved good, what is dated in the future, other names, and a good one that shrank
+    together with the last one before it, until a person has looked at them and deleted one of the two.
+    """
+    named = sorted(found, key=lambda one: (parse_snapshot_name(one.name) is not None, one.name), reverse=True)
+    good = [one for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
+    names = [one.name for one in good]
+    reasons = _kept_by_rules(names, rules)
+    for one in good:
+        if one.shrunk_from in names:
+            reasons.setdefault(one.shrunk_from or "", []).append(f"the last before the shrink in {one.name}")
+            reasons.setdefault(one.name, []).append(f"shrank since {one.shrunk_from}")
+    return [_decide(one, rules, reasons, incomplete_days, now) for one in named]
+
+
+def _decide(
+    one: Found, rules: KeepRules, reasons: dict[str, list[str]], incomplete_days: int, now: datetime
+) -> Decision:
+    parsed = parse_snapshot_name(one.name)
+    if one.obstacle or parsed is None:
+        return Decision(one.name, True, one.obstacle or "not the name of a snapshot")
+    if not rules.is_on:
+        return Decision(one.name, True, "no --keep option is given")
+    if not _is_past(one.name, now):
+        return Decision(one.name, True, "dated in the future")
+    if parsed[1]:
+        is_old = now - snapshot_moment(one.name) > timedelta(days=incomplete_days)
+        age = f"{'more' if is_old else 'not more'} than {plural(incomplete_days, 'day')} old"
+        return Decision(one.name, not is_old, f"incomplete, {age}")
+    if not one.is_good:
+        return Decision(one.name, True, "not proved to be whole")
+    kept = reasons.get(one.name)
+    return Decision(one.name, bool(kept), "; ".join(kept) if kept else "no rule keeps it")
+
+
+def _kept_by_rules(names: list[str], rules: KeepRules) -> dict[str, list[str]]:
+    """Why each of these good snapshots, newest first, is kept; those that no rule keeps are not in it."""
+    reasons: dict[str, list[str]] = {name: ["the newest good one"] for name in names[:1]}
+    periods: tuple[tuple[str, int | None, str], ...] = (
+        ("last", rules.last, "%Y%m%d_%H%M%S"),
+        ("daily", rules.daily, "%Y-%m-%d"),
+        ("weekly", rules.weekly, "%G-W%V"),
+        ("monthly", rules.monthly, "%Y-%m"),
+    )
+    for rule, count, form in periods:
+        taken: list[str] = []
+        for name in names:
+            period = snapshot_moment(name).strftime(form)
+            if period in taken or len(taken) >= (count or 0):
+                continue
+            taken.append(period)
+            place = f"{len(taken)} of {count}"
+            reasons.setdefault(name, []).append(f"{rule} {place}" if rule == "last" else f"{rule} {period}, {place}")
+    return reasons
+
+
+def snapshot_moment(name: str) -> datetime:
+    """The time in a snapshot's name."""
+    return datetime.strptime(name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+
+
+def _is_past(name: str, now: datetime) -> bool:
+    return parse_snapshot_name(name) is not None and snapshot_moment(name) <= now
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a snapshot is of. Snapshots of other databases, keyspaces or selections never compete."""
+
+    api_endpoint: str
+    keyspace: str
+    collections: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Scope:
+        """The scope of a snapshot."""
+        source, chosen = manifest.source, manifest.selection or Selection()
+        endpoint = source.api_endpoint.rstrip("/").lower()
+        return cls(endpoint, source.keyspace, frozenset(chosen.collections), frozenset(chosen.exclude))
+
+    def is_same_source(self, other: Scope) -> bool:
+        """Whether both are of one keyspace of one database."""
+        return (self.api_endpoint, self.keyspace) == (other.api_endpoint, other.keyspace)
+
+    def is_whole(self) -> bool:
+        """Whether all collections were asked for."""
+        return not self.collections and not self.exclude
+
+    def covers(self, other: Scope) -> bool:
+        """Whether it holds all that a snapshot of the other scope can hold."""
+        return self.is_same_source(other) and (self.is_whole() or self == other)
+
+
+def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str]:
+    """A sentence for each collection of which more than `max_percent` of the documents or vectors are gone.
+
+    Only what both were asked for is compared; 100 switches the alarm off. A collection that vanished is one of those.
+    """
+    chosen = new.selection or Selection()
+    found = {record.name: record for record in new.collections}
+    sentences = []
+    for before in old.collections if max_percent < 100 else []:
+        name = before.name
+        if name in chosen.exclude or (chosen.collections and name not in chosen.collections):
+            continue
+        now = found.get(name)
+        if now is None:
+            sentences.append(f"{name}: the collection is gone; it had {plural(before.document_count, 'document')}")
+        elif now.is_ok:
+            sentences += _lost(name, "document", before.document_count, now.document_count, max_percent)
+            sentences += _lost(name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent)
+    return sentences
+
+
+def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> list[str]:
+    if before <= 0 or (before - now) * 100 <= max_percent * before:
+        return []
+    return [f"{name}: {plural(before, what)} before, {now:,} now (-{(before - now) / before:.1%})"]
+
+
+# ------------------------------------------------------------------------------------------------- what is there
+
+
+def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
+    """The complete snapshots of a directory whose manifest can be read, newest first."""
+    names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    for name in sorted(filter(_is_complete_name, names), reverse=True):
+        with contextlib.suppress(FormatError, OSError):
+            manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
+            if manifest.is_complete:
+                yield name, manifest
+
+
+def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
+    """The snapshots of a Box folder that `read_box_manifest` takes for complete, newest first. Raises BoxError."""
+    for file in box.snapshots():
+        with contextlib.suppress(FormatError):
+            yield file, read_box_manifest(box, file)
+
+
+def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
+    """The manifest at the beginning of a zip in Box. Raises FormatError if that is no complete snapshot of ours.
+
+    Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
+    has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
+    """
+    try:
+        text = first_zip_entry(lambda size: box.read_beginning(file, size))
+    except struct.error as error:
+        raise FormatError("no zip of ours") from error
+    manifest = decode_manifest(text)
+    if not manifest.is_complete:
+        raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
+    if zip_size_bytes(file.name.removesuffix(".zip"), len(text), manifest) != file.size_bytes:
+        raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
+    """What `sha256sum -c` does, and that no file is missing or extra. Raises FormatError, OSError.
+
+    `advance` is told of the bytes that were read.
+    """
+    sums = read_sums(directory)
+    del sums[CHECKSUMS_NAME]
+    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.collections}
+    if sums != {**expected, MANIFEST_NAME: sums.get(MANIFEST_NAME)}:
+        raise FormatError(f"{CHECKSUMS_NAME} and {MANIFEST_NAME} name different files")
+    if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
+        raise FormatError("a file is missing or extra")
+    for name, digest in sums.items():
+        sha256 = hashlib.sha256()
+        with (directory / name).open("rb") as file:
+            while chunk := file.read(DOWNLOAD_BYTES):
+                sha256.update(chunk)
+                advance(len(chunk))
+        if sha256.hexdigest() != digest:
+            raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
+
+
+def survey_local(output_dir: Path, scope: Scope, report: Report) -> list[Found]:
+    """Everything in a directory but hidden names; every complete snapshot of the scope is read to the last byte."""
+    paths = sorted(output_dir.iterdir()) if output_dir.is_dir() else []
+    return [_survey_directory(path, scope, report) for path in paths if not path.name.startswith(".")]
+
+
+def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
+    name, parsed = path.name, parse_snapshot_name(path.name)
+    if parsed is None:
+        return Found(name)
+    if path.is_symlink() or not path.is_dir():
+        return Found(name, obstacle="not a directory")
+    if any(path.parent.glob(f".restore-{name}-*.journal")):
+        return Found(name, obstacle="a restore of it has not ended")
+    try:
+        manifest = decode_manifest((path / MANIFEST_NAME).read_bytes())
+        if obstacle := _foreign_scope(Scope.of(manifest), scope, is_incomplete=parsed[1]):
+            return Found(name, obstacle=obstacle)
+        if parsed[1]:
+            return Found(name)
+        if not manifest.is_complete:
+            raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
+        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
+            return Found(name, obstacle=f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole")
+        report.start(name, sum(file.stat().st_size for file in path.iterdir()) // 1_000_000, "checking", unit="MB")
+        verify_files(path, manifest, lambda size: report.advance(name, size / 1e6))
+        return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+    except (FormatError, UnicodeDecodeError, OSError) as error:
+        if parsed[1] and not isinstance(error, OSError):
+            return Found(name)  # no restore would take it
+        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+    finally:
+        report.finish(name)
+
+
+def _foreign_scope(found: Scope, wanted: Scope, *, is_incomplete: bool = False) -> str:
+    """Why a snapshot of that scope does not compete; "" if it does."""
+    if not found.is_same_source(wanted):
+        return "of another database or keyspace"
+    if found != wanted and not is_incomplete:
+        return "of other collections (--collection, --exclude)"
+    return ""
+
+
+def survey_box(box: Box, scope: Scope) -> dict[str, tuple[BoxFile, Found]]:
+    """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
+    files = box.files()
+    with ThreadPoolExecutor(BOX_PARALLEL_PARTS) as pool:
+        found = pool.map(lambda file: _survey_box_file(box, file, scope), files)
+        return {one.name: (file, one) for file, one in zip(files, found, strict=True)}
+
+
+def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
+    name = file.name.removesuffix(".zip")
+    if name == file.name or not _is_complete_name(name):
+        return Found(file.name, obstacle="not the name of a snapshot")
+    try:
+        manifest = read_box_manifest(box, file)
+    except FormatError as error:
+        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+    except BoxError as error:
+        return Found(name, obstacle=f"could not be looked at: {error.message}")
+    if obstacle := _foreign_scope(Scope.of(manifest), scope):
+        return Found(name, obstacle=obstacle)
+    return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+
+
+def delete_local(output_dir: Path, name: str) -> None:
+    """Delete a snapshot's directory. First it loses its name: whatever has the name is whole, also after a crash.
+
+    The caller holds the directory's lock. Raises OSError, and BackupError for a name that is not exactly ours.
+    """
+    if parse_snapshot_name(name) is None:
+        raise BackupError(f"{name} is not the name of a snapshot.")
+    grave = output_dir / f".{name}.deleting"
+    (output_dir / name).rename(grave)
+    _fsync_directory(output_dir)
+    shutil.rmtree(grave)
+
+
+# ------------------------------------------------------------------------------------------------- pings
+
+
+class Pinger:
+    """Tells a monitor, by the conventions of healthchecks.io, that a run began and how it ended. Never raises.
+
+    The URL is a secret: whoever has it can say that all is well.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        redactor.add(url)
+        for secret in (parts.path, parts.query, *parts.path.split("/")):
+            if len(secret) >= MIN_SECRET_SEGMENT:
+                redactor.add(secret)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise BackupError("--ping-url is no http(s) URL.", "Copy it from the check's page (BACKUP_PING_URL).")
+        self._parts = parts if url else None
+
+    def start(self) -> None:
+        """A run begins."""
+        self._send("/start", "")
+
+    def finish(self, code: int, text: str) -> None:
+        """A run ended. The end of `text` goes along."""
+        self._send(f"/{code}" if code else "", redactor.redact(text))
+
+    def _send(self, suffix: str, text: str) -> None:
+        if self._parts is None:
+            return
+        url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
+        body = text.encode()[-PING_BODY_BYTES:]
+        attempts = 1 if stop_event.is_set() else PING_ATTEMPTS
+        reason = ""
+        for attempt in range(attempts):
+            if attempt:
+                stop_event.wait(1.0)
+            reason, may_pass = _post_ping(url, body, PING_TIMEOUT_S if not stop_event.is_set() else STOP_GRACE_S / 2)
+            if not reason:
+                return
+            if not may_pass:
+                break
+        log.warning("The ping to %s failed: %s. The result stands.", self._parts.hostname, reason)
+
+
+def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
+    """Send a ping; return why it failed ("": it did not), and whether another try may help."""
+    import httpx
+
+    def post() -> tuple[str, bool]:
+        try:
+            status = httpx.post(url, content=body, timeout=timeout_s).status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__, isinstance(error, httpx.TransportError)
+        return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
+
+    pool = ThreadPoolExecutor(1)  # a reply that trickles must not hold the run: httpx's limit is for each piece
+    try:
+        return pool.submit(post).result(timeout_s)
+    except TimeoutError:
+        return f"no reply in {timeout_s:.0f} s", True
+    finally:
+        pool.shutdown(wait=False)
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+METRICS = {
+    "last_run_timestamp_seconds": "When the last run ended, as Unix time.",
+    "last_run_exit_code": "Exit code of the last run: 0 is a success and nothing else is.",
+    "last_run_duration_seconds": "How long the last run took.",
+    "last_success_timestamp_seconds": "When the last run that ended with exit code 0 ended, as Unix time.",
+    "last_snapshot_timestamp_seconds": "Start of the newest complete snapshot, as Unix time.",
+    "bytes": "Size of the newest complete snapshot.",
+    "documents": "Documents of each collection in the newest complete snapshot.",
+    "vectors": "Vectors of each collection in the newest complete snapshot.",
+}
+"""Names without their prefix, with their meanings. The first three are of the last run, the others outlive failures."""
+
+
+def encode_metrics(samples: dict[str, list[tuple[str, float]]], old_text: str) -> str:
+    """Prometheus text: for each metric the given samples (labels, value), or else those of the file's old text."""
+    lines: list[str] = []
+    for metric, meaning in METRICS.items():
+        name = METRICS_PREFIX + metric
+        own = [f"{name}{labels} {_number_text(value)}" for labels, value in samples.get(metric, [])]
+        if metric not in samples:
+            own = [line for line in old_text.splitlines() if re.match(rf"{name}[{{ ]", line)]
+        if own:
+            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge", *own]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
+
+
+def _label(collection: str) -> str:
+    escaped = collection.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{{collection="{escaped}"}}'
+
+
+def write_metrics(path: Path, samples: dict[str, list[tuple[str, float]]]) -> None:
+    """Renew a metrics file in one step; a reader never sees half of it. Readable for everybody. Raises OSError."""
+    old_text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        new.write_text(encode_metrics(samples, old_text), encoding="utf-8")
+        new.chmod(0o644)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+# ======================================================================================================================
 # Backup
 # ======================================================================================================================
 
@@ -2328,17 +2926,26 @@ class BackupPlan:
     exclude: tuple[str, ...] = ()
     compressed: bool = True
     workers: int = DEFAULT_WORKERS
+    max_shrink_percent: float = DEFAULT_MAX_SHRINK_PERCENT
+    box_config: BoxConfig | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """What the snapshot will be of."""
+        endpoint = self.target.api_endpoint.rstrip("/").lower()
+        return Scope(endpoint, self.target.keyspace, frozenset(self.collections), frozenset(self.exclude))
 
 
 @dataclass
 class BackupResult:
-    """What a run left behind."""
+    """What a run left behind. `deleted`: names of old snapshots, by their place."""
 
     exit_code: Exit
     snapshot_dir: Path
     manifest: Manifest
     warnings: list[str]
     upload: dict[str, Any] | None = None
+    deleted: dict[str, list[str]] = field(default_factory=dict)
 
 
 class OutputDir:
@@ -2370,7 +2977,7 @@ class OutputDir:
     def sweep(self) -> None:
         """Remove what dead runs left. Only we hold the lock, so no run is alive in there."""
         for path in self.path.iterdir():
-            if _INPROGRESS_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if _LEFTOVER_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 log.info("Removing %s, left by a run that died.", path)
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -2448,6 +3055,7 @@ class CollectionBackup:
     """Backs up one collection: reads it, writes it, reads it back."""
 
     def __init__(self, api: DataApi, info: CollectionInfo, directory: Path, plan: BackupPlan, report: Report) -> None:
+        self._about = about(info.name)
         self._api = api
         self._report = report
         self._compressed = plan.compressed
@@ -2472,6 +3080,7 @@ class CollectionBackup:
                 record.name,
                 f"{stats.document_count:,}",
                 f"{stats.vector_count:,}",
+                extra=self._about,
             )
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             self._fail(error)
@@ -2489,7 +3098,7 @@ class CollectionBackup:
                 if attempt == MAX_SCANS:
                     raise
                 self.record.retries += 1
-                log.warning("%s: %s Starting the collection over.", self.record.name, error.message)
+                log.warning("%s: %s Starting the collection over.", self.record.name, error.message, extra=self._about)
         raise AssertionError("unreachable")
 
     def _scan(self) -> DataStats:
@@ -2528,7 +3137,7 @@ class CollectionBackup:
             if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
                 raise PageStateError("the server does not move on from a page.")
             if is_repeated:
-                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name)
+                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name, extra=self._about)
                 self._count_retry()
             else:
                 yield documents
@@ -2554,8 +3163,16 @@ class CollectionBackup:
 
     def _read_back(self, stats: DataStats) -> None:
         """Decode the file as it is on the disk and compare with what was sent by the server."""
+        name = self.record.name
+        self._report.start(name, stats.document_count, "reading back")
         with self._path.open("rb") as stream:
-            found = check_data(stream, compressed=self._compressed, decode=False)
+            found = check_data(
+                stream,
+                compressed=self._compressed,
+                decode=False,
+                advance=lambda count: self._report.advance(name, count),
+            )
+        self._report.advance(name, found.document_count % PROGRESS_DOCUMENTS)
         if found != stats:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written.",
@@ -2579,17 +3196,8 @@ class CollectionBackup:
         self._path.unlink(missing_ok=True)
         self.record.status = "failed"
         self.record.error = redactor.redact(_describe(error))
-        log.error("%s failed: %s", self.record.name, _describe(error))
-        log.debug("%s", "".join(traceback.format_exception(error)))
-
-
-def _describe(error: BaseException) -> str:
-    """One line for an error: what failed, why and what to do."""
-    if isinstance(error, BackupError):
-        return f"{error.message} {error.hint}".strip()
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-    return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+        log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)
+        log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
@@ -2608,6 +3216,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             )
             records = _run_collections(api, selected, directory, plan, report)
             manifest = _make_manifest(plan, records, started)
+            _compare_with_last(plan, manifest, report, stop)
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise BackupError(
@@ -2655,6 +3264,7 @@ def _run_collections(
     api: DataApi, selected: list[CollectionInfo], directory: Path, plan: BackupPlan, report: Report
 ) -> list[CollectionRecord]:
     """Back up several collections at once; the records come in the server's order."""
+    report.stage(len(selected))
     pool = ThreadPoolExecutor(max(1, min(plan.workers, len(selected) or 1)))
     try:
         jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
@@ -2691,6 +3301,31 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
     )
 
 
+def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, stop: threading.Event) -> None:
+    """Write into the manifest what shrank since the last complete snapshot here, or in Box if there is none here."""
+    last = _newest_of(local_manifests(plan.output_dir), plan.scope)
+    if last is None and plan.box_config:
+        try:
+            in_box = box_manifests(Box(plan.box_config, stop))
+            last = _newest_of(((file.name[:-4], old) for file, old in in_box), plan.scope)
+        except BoxError as error:
+            report.warn(f"It is not known whether anything shrank since the last snapshot: {error.message}")
+    if last is None:
+        return
+    name, old = last
+    sentences = find_shrinkage(old, manifest, plan.max_shrink_percent)
+    for sentence in sentences:
+        report.warn(f"Shrunk since {name}: {sentence}.")
+    if sentences:
+        manifest.warnings = [f"shrunk since {name}: {sentence}" for sentence in sentences]
+        manifest.shrunk_from = name
+
+
+def _newest_of(manifests: Iterator[tuple[str, Manifest]], scope: Scope) -> tuple[str, Manifest] | None:
+    """The first snapshot that holds all that one of the scope would; None if there is none."""
+    return next(((name, manifest) for name, manifest in manifests if Scope.of(manifest).covers(scope)), None)
+
+
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
     text = encode_manifest(manifest)
@@ -2703,7 +3338,7 @@ def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> Bac
     final = directory.with_name(name if manifest.is_complete else name + INCOMPLETE_SUFFIX)
     directory.replace(final)
     _fsync_directory(final.parent)
-    code = Exit.OK if manifest.is_complete else Exit.INCOMPLETE
+    code = Exit.INCOMPLETE if not manifest.is_complete else Exit.SHRUNK if manifest.shrunk_from else Exit.OK
     return BackupResult(code, final, manifest, report.warnings)
 
 
@@ -2712,14 +3347,6 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ======================================================================================================================
@@ -2828,8 +3455,92 @@ def connection_options(function: _F) -> _F:
             default=DEFAULT_OUTPUT_DIR,
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
+        _option(
+            "--log-format",
+            "BACKUP_LOG_FORMAT",
+            "Form of the log on stderr: lines for people, or one JSON object a line.",
+            type=click.Choice(["text", "json"]),
+            default="text",
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
         click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+class Duration(click.ParamType[timedelta]):
+    """A time span: a whole number and one of s, m, h, d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read `26h`, `90m`, `7d`."""
+        match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
+        if not match:
+            self.fail(f"{value!r} is no duration: a whole number and one of s, m, h, d, as in 26h.", param, ctx)
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
+        return timedelta(**{unit: int(match[1])})
+
+
+def operations_options(function: _F) -> _F:
+    """Options of a backup that runs unattended: what is kept, what raises an alarm, who is told."""
+    count = click.IntRange(1, 100_000)
+    options = []
+    for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
+        for rule, text in {
+            "last": f"Keep the newest N snapshots {place}, and delete what no --keep option keeps.",
+            "daily": f"Keep {place} the newest snapshot of each of the last N days that have one.",
+            "weekly": "The same for weeks (Monday to Sunday, UTC).",
+            "monthly": "The same for months.",
+        }.items():
+            settings = {"metavar": "N", "type": count}
+            name = f"{prefix}-{rule}"
+            options.append(_option(f"--{name}", f"BACKUP_{name.upper().replace('-', '_')}", text, **settings))
+    options += [
+        _option(
+            "--keep-incomplete-days",
+            "BACKUP_KEEP_INCOMPLETE_DAYS",
+            "With a --keep option: delete INCOMPLETE snapshots that are older.",
+            metavar="N",
+            type=click.IntRange(0, 100_000),
+            default=DEFAULT_KEEP_INCOMPLETE_DAYS,
+        ),
+        click.option(
+            "--prune-dry-run", is_flag=True, help="Say why each snapshot would stay or go; delete and back up nothing."
+        ),
+        _option(
+            "--max-shrink",
+            "BACKUP_MAX_SHRINK",
+            "End in 5, and delete nothing, if more of a collection is gone since the last snapshot. 100: never.",
+            metavar="PERCENT",
+            type=click.FloatRange(0, 100),
+            default=DEFAULT_MAX_SHRINK_PERCENT,
+        ),
+        click.option(
+            "--status", is_flag=True, help="Show the newest snapshots, here and in Box; ends in 1 without one."
+        ),
+        _option(
+            "--max-age",
+            "BACKUP_MAX_AGE",
+            "With --status: 1 if it is older than, say, 26h.",
+            metavar="TIME",
+            type=Duration(),
+        ),
+        _option(
+            "--ping-url",
+            "BACKUP_PING_URL",
+            "Tell this check (healthchecks.io or alike) of start, success and failure.",
+            metavar="URL",
+        ),
+        _option(
+            "--metrics-file",
+            "BACKUP_METRICS_FILE",
+            "Write metrics for Prometheus (node_exporter's textfile collector).",
+            metavar="FILE",
+            type=click.Path(path_type=Path, dir_okay=False),
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -2852,6 +3563,7 @@ def connection_options(function: _F) -> _F:
     "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
 )
 @click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
+@operations_options
 @click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
 def main(
     collections: tuple[str, ...],
@@ -2873,24 +3585,241 @@ def main(
       python astra_backup.py --no-box                    every collection, kept on this machine
       python astra_backup.py --check                     test everything, write nothing
       python astra_backup.py --no-box --collection docs  one collection
+      python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
+      python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
+    modes = {"--check": check, "--status": options["status"], "--prune-dry-run": options["prune_dry_run"]}
+    if sum(map(bool, (*modes.values(), upload_only))) > 1:
+        raise BackupError(f"Only one of {', '.join(modes)}, --upload-only.", "Nothing was touched.")
     if check:
         return run_check(options, collections, exclude, to_box=to_box)
+    if options["status"]:
+        return run_status(options, collections, exclude, to_box=to_box)
+    if options["prune_dry_run"]:
+        return run_prune_dry_run(options, collections, exclude, to_box=to_box)
+    record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
+    at_exit.append(record.finish)
+    record.pinger.start()
     hint = "Set them." if upload_only else "Set them, or give --no-box."
     box_config = read_box_config(options, hint) if to_box or upload_only else None
-    started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
         if upload_only:
             result = existing_snapshot(options["output_dir"], upload_only)
         else:
-            plan = BackupPlan(
-                make_target(options), options["output_dir"], collections, exclude, compress, options["workers"]
-            )
+            output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
+            target = make_target(options)
+            plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
             result = run_backup(plan, report, stop_event)
-        if box_config and result.exit_code is Exit.OK:
+        record.step("backup")
+        if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
             result = upload_snapshot(result, box_config, report)
-    _print_result(result, time.monotonic() - started, as_json=options["as_json"])
+            record.step("upload")
+        if result.exit_code is Exit.OK:
+            result = prune(result, options, box_config, report)
+            record.step("prune")
+    record.result = result
+    _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
+
+
+class RunRecord:
+    """What the monitors of a run are told: a ping at both ends, metrics at the end. No failure changes the result."""
+
+    def __init__(self, ping_url: str, metrics_file: Path | None) -> None:
+        self.metrics_file = metrics_file
+        self.result: BackupResult | None = None
+        self.steps_s: dict[str, float] = {}
+        self._started = time.monotonic()
+        self.pinger = Pinger(ping_url)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def step(self, name: str) -> None:
+        """A step of the run ended."""
+        self.steps_s[name] = round(self.duration_s - sum(self.steps_s.values()), 3)
+
+    def finish(self, code: int) -> None:
+        """The run ended, well or not."""
+        if self.metrics_file:
+            try:
+                write_metrics(self.metrics_file, self._samples(code))
+            except OSError as error:
+                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, _describe(error))
+        text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
+        self.pinger.finish(code, "\n".join(text))
+
+    def _samples(self, code: int) -> dict[str, list[tuple[str, float]]]:
+        """The metrics that this run can tell; the others stay as they were."""
+        ended = utc_now().timestamp()
+        samples: dict[str, list[tuple[str, float]]] = {
+            "last_run_timestamp_seconds": [("", ended)],
+            "last_run_exit_code": [("", code)],
+            "last_run_duration_seconds": [("", self.duration_s)],
+        }
+        if code == Exit.OK:
+            samples["last_success_timestamp_seconds"] = [("", ended)]
+        if self.result and self.result.manifest.is_complete:
+            records = self.result.manifest.collections
+            samples["last_snapshot_timestamp_seconds"] = [
+                ("", snapshot_moment(self.result.snapshot_dir.name).timestamp())
+            ]
+            samples["bytes"] = [("", directory_size(self.result.snapshot_dir))]
+            samples["documents"] = [(_label(record.name), record.document_count) for record in records]
+            samples["vectors"] = [(_label(record.name), record.vector_count or 0) for record in records]
+        return samples
+
+
+def directory_size(path: Path) -> int:
+    """Bytes of the files in a snapshot's directory; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in path.iterdir())
+    return 0
+
+
+def keep_rules(options: dict[str, Any], prefix: str) -> KeepRules:
+    """The rules that the options `{prefix}_last`, … give."""
+    return KeepRules(*(options[f"{prefix}_{rule}"] for rule in ("last", "daily", "weekly", "monthly")))
+
+
+def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, report: Report) -> BackupResult:
+    """Delete the snapshots that no rule keeps, after a success. What cannot be deleted is a warning."""
+    scope, days, now = Scope.of(result.manifest), options["keep_incomplete_days"], utc_now()
+    deleted: dict[str, list[str]] = {}
+    here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
+    if here.is_on:
+        try:
+            with OutputDir(options["output_dir"]) as output:
+                output.sweep()
+                found = survey_local(output.path, scope, report)
+                decisions = plan_retention(found, here, incomplete_days=days, now=now)
+                deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
+                _warn_of_damage(found, str(output.path), report)
+        except (BackupError, OSError) as error:
+            report.warn(f"No old snapshots were deleted here: {_describe(error)}")
+    if in_box.is_on and box_config:
+        try:
+            box = Box(box_config, stop_event)
+            files = survey_box(box, scope)
+            stored = [one for _, one in files.values()]
+            decisions = plan_retention(stored, in_box, incomplete_days=days, now=now)
+            deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
+            _warn_of_damage(stored, "Box", report)
+        except BackupError as error:
+            report.warn(f"No old snapshots were deleted in Box: {_describe(error)}")
+    return dataclasses.replace(result, deleted=deleted)
+
+
+def _delete(decisions: list[Decision], delete: Callable[[str], None], place: str, report: Report) -> list[str]:
+    """Delete what goes, the oldest first; return the names of what is gone."""
+    deleted = []
+    for decision in reversed(decisions):
+        if decision.stays:
+            continue
+        try:
+            delete(decision.name)
+        except (BackupError, OSError) as error:
+            report.warn(f"{decision.name} could not be deleted {place}: {_describe(error)}")
+            continue
+        log.info("Deleted %s %s: %s.", decision.name, place, decision.reason)
+        deleted.append(decision.name)
+    return deleted
+
+
+def _warn_of_damage(found: list[Found], place: str, report: Report) -> None:
+    for one in found:
+        if one.is_damaged:
+            report.warn(f"{one.name} in {place} is {one.obstacle}. It stays, and counts as nothing.")
+
+
+def read_scope(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> Scope:
+    """What a backup with these options is of. Raises BackupError when no database is named."""
+    if not options["api_endpoint"]:
+        raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
+    endpoint = options["api_endpoint"].rstrip("/").lower()
+    return Scope(endpoint, options["keyspace"], frozenset(collections), frozenset(exclude))
+
+
+def run_prune_dry_run(
+    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
+) -> int:
+    """Print why each snapshot stays or goes. Changes nothing."""
+    scope, days, now = read_scope(options, collections, exclude), options["keep_incomplete_days"], utc_now()
+    box = Box(read_box_config(options), stop_event) if to_box else None
+    with Report(quiet=options["quiet"]) as report:
+        found = {"here": (survey_local(options["output_dir"], scope, report), keep_rules(options, "keep"))}
+        if box:
+            found["in Box"] = ([one for _, one in survey_box(box, scope).values()], keep_rules(options, "box_keep"))
+    plans = {
+        place: plan_retention(stored, rules, incomplete_days=days, now=now) for place, (stored, rules) in found.items()
+    }
+    rows = [(place, decision) for place, decisions in plans.items() for decision in decisions]
+    if options["as_json"]:
+        snapshots = [{"place": place, **dataclasses.asdict(decision)} for place, decision in rows]
+        print_result(json.dumps({"exit_code": 0, "snapshots": snapshots}))
+    for place, decision in [] if options["as_json"] else rows:
+        verb = "stays" if decision.stays else "goes"
+        print_result(f"{place:<7} {verb:<6} {decision.name:<28} {decision.reason}")
+    if not rows:
+        log.warning("There are no snapshots.")
+    return Exit.OK
+
+
+def run_status(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
+    """Print the newest complete snapshot here and in Box. Returns 1 if the one that counts is missing or too old.
+
+    With Box the one in Box counts, without it the one here. Snapshots of other databases and selections are left out.
+    """
+    scope = read_scope(options, collections, exclude) if options["api_endpoint"] else None
+
+    def is_ours(manifest: Manifest) -> bool:
+        found = Scope.of(manifest)
+        return found.is_whole() if scope is None else found.covers(scope)
+
+    rows = [_status_row("here", None, {}, options["max_age"])]
+    for name, manifest in local_manifests(options["output_dir"]):
+        if is_ours(manifest):
+            size = directory_size(options["output_dir"] / name)
+            rows = [_status_row("here", name, _manifest_facts(manifest, size), options["max_age"])]
+            break
+    if to_box:
+        rows.append(_status_row("in Box", None, {}, options["max_age"]))
+        for file, manifest in box_manifests(Box(read_box_config(options), stop_event)):
+            if is_ours(manifest):
+                facts = _manifest_facts(manifest, file.size_bytes)
+                rows[1] = _status_row("in Box", file.name[:-4], facts, options["max_age"])
+                break
+    code = Exit.OK if rows[-1]["ok"] else Exit.FAILED
+    if options["as_json"]:
+        print_result(json.dumps({"ok": code is Exit.OK, "exit_code": int(code), "newest": rows}))
+    for row in [] if options["as_json"] else rows:
+        print_result(_status_line(row))
+    return code
+
+
+def _manifest_facts(manifest: Manifest, size_bytes: int) -> dict[str, Any]:
+    warnings = list(manifest.warnings or [])
+    return {"documents": manifest.totals.documents, "size_bytes": size_bytes, "warnings": warnings}
+
+
+def _status_row(place: str, name: str | None, facts: dict[str, Any], max_age: timedelta | None) -> dict[str, Any]:
+    """What is the newest in a place; `ok`: there is one, and it is not older than `max_age` (None: of any age)."""
+    age = utc_now() - snapshot_moment(name) if name else None
+    is_ok = age is not None and (max_age is None or age <= max_age)
+    seconds = None if age is None else int(age.total_seconds())
+    return {"place": place, "name": name, "ok": is_ok, "age_seconds": seconds, **facts}
+
+
+def _status_line(row: dict[str, Any]) -> str:
+    mark = "✓" if row["ok"] else "✗"
+    if row["name"] is None:
+        return f"{mark} {row['place']:<7} no complete snapshot"
+    minutes = row["age_seconds"] // 60
+    age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
+    text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    return "; ".join([f"{mark} {row['place']:<7} {row['name']}: {text}", *row["warnings"]])
 
 
 def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
@@ -2947,7 +3876,8 @@ def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
         manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
     except (OSError, FormatError) as error:
         raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
-    return BackupResult(Exit.OK, directory, manifest, [])
+    code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
+    return BackupResult(code, directory, manifest, list(manifest.warnings or []))
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -2973,107 +3903,153 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     return dataclasses.replace(result, upload=upload)
 
 
+@dataclass(frozen=True)
+class Check:
+    """One thing that a run needs: what was found, and what to do if it is not as it should be."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+    def text(self) -> str:
+        """Both in one line."""
+        return self.detail if self.ok else f"{self.detail} {self.hint}".strip()
+
+    @classmethod
+    def failed(cls, name: str, error: BackupError) -> Check:
+        """A check that ended in an error."""
+        return cls(name, False, error.message, error.hint)
+
+
 def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
     rows = _check_database(options, collections, exclude)
-    rows.append(_check_output_dir(options["output_dir"]))
+    rows.append(_check_directory("output directory", options["output_dir"], "--output-dir (BACKUP_OUTPUT_DIR)"))
+    if options["metrics_file"]:
+        rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
     if to_box:
         rows += _check_box(options)
-    is_ok = all(ok for _, ok, _ in rows)
+    is_ok = all(row.ok for row in rows)
     if options["as_json"]:
-        checks = [{"name": name, "ok": ok, "detail": redactor.redact(detail)} for name, ok, detail in rows]
+        checks = [{"name": row.name, "ok": row.ok, "detail": redactor.redact(row.text())} for row in rows]
         print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
-    for name, ok, detail in [] if options["as_json"] else rows:
-        print_result(f"{'✓' if ok else '✗'} {name}: {detail}")
+    else:
+        print_result(check_table(rows))
     return Exit.OK if is_ok else Exit.FAILED
 
 
-def _check_database(
-    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]
-) -> list[tuple[str, bool, str]]:
+def check_table(rows: list[Check]) -> str:
+    """A table of ✓ and ✗, with what to do below each ✗; as wide as the terminal, or as it needs to be without one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=None if is_terminal else 1000)
+    table = Table.grid(padding=(0, 1))
+    for row in rows:
+        style = "green" if row.ok else "red"
+        detail = Text(redactor.redact(row.detail))
+        if row.hint and not row.ok:
+            detail.append(f"\n→ {redactor.redact(row.hint)}", "bold")
+        table.add_row(Text("✓" if row.ok else "✗", style), Text(row.name), detail)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> list[Check]:
     try:
         target = make_target(options)
         plan = BackupPlan(target, options["output_dir"], collections, exclude)
         api = DataApi(target, READ_COMMANDS, stop_event)
         found = list_collections(api)
     except BackupError as error:
-        return [("database", False, _describe(error))]
-    row = ("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
+        return [Check.failed("database", error)]
+    row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
     return [row, *_check_collections(api, found, plan)]
 
 
-def _check_box(options: dict[str, Any]) -> list[tuple[str, bool, str]]:
+def _check_box(options: dict[str, Any]) -> list[Check]:
     """Token, who we are, the folder, the right to upload; what comes after a failure is not tried."""
-    rows: list[tuple[str, bool, str]] = []
+    rows: list[Check] = []
     try:
         box = Box(read_box_config(options), stop_event)
         account = box.whoami()
-        rows.append(("Box account", True, f"{account.login} (the login to invite to the folder)"))
+        rows.append(Check("Box account", True, f"{account.login} (the login to invite to the folder)"))
         folder = box.folder()
-        rows.append(("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
+        rows.append(Check("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
         may_upload = bool(folder.permissions and folder.permissions.can_upload)
-        detail = "yes" if may_upload else f"no: make {account.login} an Editor of the folder"
-        rows.append(("Box upload", may_upload, detail))
+        hint = f"Make {account.login} an Editor of the folder."
+        rows.append(Check("Box upload", may_upload, "allowed" if may_upload else "not allowed", hint))
     except BackupError as error:
-        rows.append(("Box folder" if rows else "Box account", False, _describe(error)))
+        rows.append(Check.failed("Box folder" if rows else "Box account", error))
     return rows
 
 
-def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[tuple[str, bool, str]]:
+def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[Check]:
     rows = []
     try:
         for info in select_collections(found, plan, Report(quiet=True)):
             count = api.estimated_count(info.name)
             detail = "count unknown" if count is None else f"about {count:,} documents"
-            rows.append((f"collection {info.name}", True, detail))
+            rows.append(Check(f"collection {info.name}", True, detail))
     except BackupError as error:
-        rows.append(("collections", False, _describe(error)))
+        rows.append(Check.failed("collections", error))
     return rows
 
 
-def _check_output_dir(path: Path) -> tuple[str, bool, str]:
-    """Whether the output directory, or the one in which it would be made, can be written, and its free space."""
+def _check_directory(name: str, path: Path, option: str) -> Check:
+    """Whether a directory, or the one in which it would be made, can be written, and its free space."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    free = shutil.disk_usage(existing).free
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return (
-            "output directory",
-            False,
-            f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)",
-        )
-    return "output directory", True, f"{path}, {size_text(free)} free"
+        return Check(name, False, f"{existing} cannot be written", f"Give it to this user, or choose another {option}.")
+    return Check(name, True, f"{path}, {size_text(shutil.disk_usage(existing).free)} free")
 
 
-def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> None:
-    manifest = result.manifest
-    if as_json:
-        print_result(
-            json.dumps(
-                {
-                    "status": "upload failed" if result.exit_code is Exit.UPLOAD_FAILED else manifest.status,
-                    "exit_code": int(result.exit_code),
-                    "snapshot": str(result.snapshot_dir),
-                    "documents": manifest.totals.documents,
-                    "collections": [_record_row(record) for record in manifest.collections],
-                    "upload": result.upload,
-                    "warnings": result.warnings,
-                    "duration_seconds": round(duration_s, 3),
-                }
-            )
-        )
+def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> None:
+    if not as_json:
+        print_result(_result_line(result, record.duration_s))
         return
-    totals = manifest.totals
-    size = size_text(sum(path.stat().st_size for path in result.snapshot_dir.iterdir()))
-    failed = [record.name for record in manifest.collections if not record.is_ok]
+    status = {Exit.UPLOAD_FAILED: "upload failed", Exit.SHRUNK: "shrunk"}
+    fields = {
+        "status": status.get(result.exit_code, result.manifest.status),
+        "exit_code": int(result.exit_code),
+        "snapshot": str(result.snapshot_dir),
+        "documents": result.manifest.totals.documents,
+        "collections": [_record_row(each) for each in result.manifest.collections],
+        "upload": result.upload,
+        "deleted": result.deleted,
+        "warnings": result.warnings,
+        "duration_seconds": round(record.duration_s, 3),
+        "steps_seconds": record.steps_s,
+    }
+    print_result(json.dumps(fields))
+
+
+def _result_line(result: BackupResult, duration_s: float) -> str:
+    """What exists now, and where."""
+    totals = result.manifest.totals
+    failed = [each.name for each in result.manifest.collections if not each.is_ok]
     verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
     if result.upload:
-        verdict += ", in Box" if result.exit_code is Exit.OK else ", NOT in Box"
-    print_result(
+        verdict += ", NOT in Box" if result.exit_code is Exit.UPLOAD_FAILED else ", in Box"
+    if result.exit_code is Exit.SHRUNK:
+        verdict += f", but SHRUNK since {result.manifest.shrunk_from}"
+    text = (
         f"{result.snapshot_dir}: {verdict}; {plural(totals.collections_ok, 'collection')},"
-        f" {plural(totals.documents, 'document')}, {size}, {duration_s:.1f} s"
+        f" {plural(totals.documents, 'document')}, {size_text(directory_size(result.snapshot_dir))},"
+        f" {duration_s:.1f} s"
     )
+    for place, names in result.deleted.items():
+        text += f"; deleted {place}: {', '.join(names)}" if names else ""
+    if result.exit_code is Exit.INCOMPLETE:
+        last = next((name for name, _ in local_manifests(result.snapshot_dir.parent)), None)
+        text += f"; the newest complete one here is {last}" if last else "; there is no complete one here"
+    return text
 
 
 def _record_row(record: CollectionRecord) -> dict[str, Any]:
@@ -3093,6 +4069,8 @@ def print_result(text: str) -> None:
 
 
 stop_event = threading.Event()
+at_exit: list[Callable[[int], None]] = []
+"""Called with the exit code when a command line ended; they never change it."""
 
 
 def _stop(signal_number: int, _frame: object) -> NoReturn:
@@ -3113,15 +4091,32 @@ def run_command(command: click.Command) -> NoReturn:
     load_dotenv(Path.cwd() / ".env", override=False)
     read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
     start_logging(
-        verbose={"-v", "--verbose"} & set(sys.argv) != set(), quiet={"-q", "--quiet"} & set(sys.argv) != set()
+        verbose={"-v", "--verbose"} & set(sys.argv) != set(),
+        quiet={"-q", "--quiet"} & set(sys.argv) != set(),
+        as_json=_is_json_wanted(),
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     code = _run_guarded(command)
+    for function in at_exit:
+        try:
+            function(code)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the result stands, whatever the monitors meet)
+            log.warning("After the run: %s", _describe(error))
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # worker threads may hang in a request; they must not keep the process
+
+
+def _is_json_wanted() -> bool:
+    """--log-format, looked up before the options are read: what is wrong with those is logged too."""
+    wanted = os.environ.get("BACKUP_LOG_FORMAT", "")
+    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if argument == "--log-format":
+            wanted = following
+        wanted = argument.removeprefix("--log-format=") if argument.startswith("--log-format=") else wanted
+    return wanted == "json"
 
 
 def read_secret_quietly(*names: str) -> None:

@@ -42,6 +42,7 @@ from astra_backup import (
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    PROGRESS_DOCUMENTS,
     READ_COMMANDS,
     RETRYABLE_CODES,
     TOOL_VERSION,
@@ -61,6 +62,7 @@ from astra_backup import (
     Report,
     RequestError,
     Target,
+    about,
     check_data,
     compact_json,
     connection_options,
@@ -68,6 +70,7 @@ from astra_backup import (
     decode_page,
     digest_text,
     document_parts,
+    first_zip_entry,
     iter_decoded,
     iter_documents,
     list_collections,
@@ -323,6 +326,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
+    report.stage(len(good))
     stats = in_threads(lambda record: _check_record(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -409,9 +413,15 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
-            stats = check_data(stream, compressed=is_compressed(record), decode=True)
+            stats = check_data(
+                stream,
+                compressed=is_compressed(record),
+                decode=True,
+                advance=lambda count: report.advance(record.name, count),
+            )
     except (FormatError, zipfile.BadZipFile, OSError) as error:
         raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
+    report.advance(record.name, stats.document_count % PROGRESS_DOCUMENTS)
     report.finish(record.name)
     facts = {
         "data_sha256": stats.data_sha256,
@@ -999,11 +1009,11 @@ class CollectionWriter:
                 raise SnapshotRefused(f"{snapshot.path}: {record.data_file} changed after it was verified.")
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
-            log.error("%s failed: %s", self._name, self._outcome.error)
+            log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         finally:
             pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
         self._run.report.finish(self._name)
-        log.info("%s: %s.", self._name, self._outcome.describe())
+        log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
         for _, parts, text in iter_decoded(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
@@ -1387,6 +1397,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run.api, plan, run.journal)
+    run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
@@ -1397,6 +1408,7 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
     workers = 1 if differences else run.choices.workers
+    run.report.stage(len(outcomes))
     in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
 
 
@@ -1404,10 +1416,10 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
     name = outcome.planned.target_name
     try:
         outcome.comparison = compare_collection(run, outcome.planned, differences)
-        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe())
+        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
     except (BackupError, FormatError, OSError) as error:
         outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}"
-        log.error("%s: %s", name, outcome.error)
+        log.error("%s: %s", name, outcome.error, extra=about(name))
 
 
 def is_different(outcome: Outcome) -> bool:
@@ -1937,22 +1949,6 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
             row |= _manifest_row(manifest)
         rows.append(row)
     return rows
-
-
-def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
-    """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
-    head = read(4096)
-    if head[:4] != b"PK\3\4" or len(head) < 66:
-        raise FormatError("no zip of ours")
-    method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
-    extra = head[30 + name_size :][:extra_size]
-    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
-        raise FormatError("no zip of ours")
-    (size,) = struct.unpack_from("<Q", extra, 4)
-    start = 30 + name_size + extra_size
-    if size > MAX_MANIFEST_BYTES:
-        raise FormatError("its first entry is no manifest")
-    return (head if start + size <= len(head) else read(start + size))[start : start + size]
 
 
 def list_snapshots(options: dict[str, Any]) -> int:

@@ -21,6 +21,7 @@ GROUPS = ("ASTR", "BACK", "BOX_")  # how variables begin, in the order of the ta
 NO_OPTION = {
     "ASTRA_DB_APPLICATION_TOKEN": "The token. Required, but for `--list`, `--verify-only` and `--upload-only`.",
     "ASTRA_DB_APPLICATION_TOKEN_FILE": "A file that holds the token, instead.",
+    "BACKUP_PING_URL_FILE": "A file that holds the URL, instead.",
     "BOX_CLIENT_ID": "The Box application's client id; needed with Box.",
     "BOX_CLIENT_SECRET": "The application's secret; needed with Box.",
     "BOX_CLIENT_SECRET_FILE": "A file that holds the secret, instead.",
