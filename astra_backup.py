@@ -3233,7 +3233,8 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
                 names = ", ".join(name for name in sorted(api.list_keyspaces()) if not name.startswith("system"))
-                error.hint = f"Check --keyspace (ASTRA_DB_KEYSPACE). The database has: {names}."
+                wanted = api.target.keyspace
+                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE). There is: {names}."
         raise
 
 
@@ -4086,9 +4087,7 @@ def _stop(signal_number: int, _frame: object) -> NoReturn:
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
-    from dotenv import load_dotenv
-
-    load_dotenv(Path.cwd() / ".env", override=False)
+    read_dotenv()
     read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(),
@@ -4107,6 +4106,17 @@ def run_command(command: click.Command) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # worker threads may hang in a request; they must not keep the process
+
+
+def read_dotenv() -> None:
+    """Read `.env` in the working directory. Real variables win, a real NAME_FILE over a NAME in the file, too."""
+    from dotenv import dotenv_values
+
+    real = dict(os.environ)
+    for name, value in dotenv_values(Path.cwd() / ".env").items():
+        other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+        if value is not None and name not in real and not real.get(other):
+            os.environ[name] = value
 
 
 def _is_json_wanted() -> bool:
