@@ -1744,6 +1744,9 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     started = time.monotonic()
     dry_run: bool = options["dry_run"]
     journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
+    if options["resume"] and not journal.begun:
+        log.warning("%s is not there or empty: nothing to go on with.", journal.path)
+        log.warning("If the restore had ended well, --compare says so; otherwise --on-existing skip completes it.")
     plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, journal.begun)
     if choices.vectorize_text_field:
         _check_text_field(verified, plan, choices.vectorize_text_field)
