@@ -94,6 +94,7 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
@@ -1424,11 +1425,15 @@ class Redactor(logging.Formatter):
 redactor = Redactor()
 
 
+terminal_lock = threading.RLock()
+"""Held by whoever writes to the terminal: rich mixes up lines and bars when two threads draw at once."""
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
+        with terminal_lock, contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
             encoding = sys.stderr.encoding or "utf-8"
             sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
             sys.stderr.flush()
@@ -1484,6 +1489,8 @@ class Tally:
 class Report:
     """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
 
+    current: ClassVar[Report | None] = None
+
     def __init__(self, *, quiet: bool = False) -> None:
         self._tallies: dict[str, Tally] = {}
         self._stage = Tally(unit="collections")
@@ -1496,17 +1503,14 @@ class Report:
         self.warnings: list[str] = []
 
     def __enter__(self) -> Self:
+        Report.current = self
         redactor.is_short = self.is_live
-        if self.is_live:
-            self._start_bars()
-        else:
-            threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._refresh if self.is_live else self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._live:
-            self._live.stop()
+        self.end_bars()
 
     def stage(self, count: int) -> None:
         """A stage of so many collections begins."""
@@ -1517,6 +1521,8 @@ class Report:
         """A collection or a transfer begins, or begins anew, or comes to its next phase."""
         with self._lock:
             self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
+        if self.is_live:
+            self._show_bars()
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
@@ -1547,14 +1553,36 @@ class Report:
                     parts.append(f"{self._stage.done:,.0f} of {plural(self._stage.expected or 0, 'collection')} done")
             log.info("At work: %s.", "; ".join(parts) or "waiting")
 
-    def _start_bars(self) -> None:
+    def _show_bars(self) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=True)
-        draw: Callable[[], Any] = lambda: self.draw(console.height)  # noqa: E731
-        self._live = Live(console=console, get_renderable=draw, refresh_per_second=5, transient=True)
-        self._live.start()
+        with terminal_lock:
+            if self._ended.is_set():
+                return
+            if self._live:
+                self._live.refresh()
+                return
+            console = Console(stderr=True)
+            draw: Callable[[], Any] = lambda: self.draw(console.height)  # noqa: E731
+            # stdout is left alone: it may lead elsewhere. Ours is the one thread that refreshes, under the one lock.
+            self._live = Live(
+                console=console, get_renderable=draw, auto_refresh=False, transient=True, redirect_stdout=False
+            )
+            self._live.start(refresh=True)
+
+    def end_bars(self) -> None:
+        """Leave the terminal to a question or a result; bars come back with the next `start`."""
+        with terminal_lock:
+            live, self._live = self._live, None
+            if live:
+                live.stop()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(REFRESH_S):
+            with terminal_lock:
+                if self._live:
+                    self._live.refresh()
 
     def draw(self, height: int) -> Any:
         """A bar for each collection at work, and one for the stage; never higher than a terminal of `height` lines."""
@@ -3537,7 +3565,7 @@ def main(
     box_config = read_box_config(options, hint) if to_box or upload_only else None
     with Report(quiet=options["quiet"]) as report:
         if upload_only:
-            result = existing_snapshot(options["output_dir"], upload_only)
+            result = existing_snapshot(options["output_dir"], upload_only, report)
         else:
             output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
             target = make_target(options)
@@ -3798,7 +3826,7 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
     )
 
 
-def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
+def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResult:
     """A complete snapshot that is there already. Raises BackupError for any other."""
     directory = output_dir / name
     if Path(name).name != name or not _is_complete_name(directory.name) or not directory.is_dir():
@@ -3810,7 +3838,8 @@ def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
     except (OSError, FormatError) as error:
         raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
     code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
-    return BackupResult(code, directory, manifest, list(manifest.warnings or []))
+    report.warnings += manifest.warnings or []
+    return BackupResult(code, directory, manifest, report.warnings)
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -3994,6 +4023,8 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
+    if Report.current:
+        Report.current.end_bars()
     text = redactor.redact(text)
     with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
         encoding = sys.stdout.encoding or "utf-8"
@@ -4009,12 +4040,18 @@ at_exit: list[Callable[[int], None]] = []
 def _stop(signal_number: int, _frame: object) -> NoReturn:
     """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
     if stop_event.is_set():
-        os._exit(128 + signal_number)
+        _exit_at_once(128 + signal_number)
     stop_event.set()
-    watchdog = threading.Timer(STOP_GRACE_S, os._exit, [128 + signal_number])
+    watchdog = threading.Timer(STOP_GRACE_S, _exit_at_once, [128 + signal_number])
     watchdog.daemon = True
     watchdog.start()
     raise SystemExit(128 + signal_number)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h")  # bars hide the cursor
+    os._exit(code)
 
 
 def run_command(command: click.Command) -> NoReturn:
