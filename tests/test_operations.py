@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -23,12 +22,14 @@ from typing import Any
 import pytest
 
 import astra_backup
-from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, Result, assert_no_secret, load_catalog
+from tests.clockwork import Clockwork
+from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.screens import Screen, watch
 from tests.screens import fill as fill_many
 
+CLOCKWORK: list[Clockwork] = []
 PING_KEY = "3f2b8c1e-7d54-4f0a-9a55-0a1b2c3d4e5f"
 
 
@@ -57,26 +58,22 @@ def drop(emulator: DataApiEmulator, name: str) -> None:
     send(emulator, KEYSPACE, {"deleteCollection": {"name": name}})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _clockwork() -> Iterator[None]:
+    """One process for all runs under another clock."""
+    with Clockwork() as clockwork:
+        CLOCKWORK.append(clockwork)
+        yield
+    CLOCKWORK.clear()
+
+
 def run_at(cli: Cli, moment: datetime, *arguments: object, **environ: str) -> Result:
     """astra_backup.py under a clock that is at `moment` when it starts, and goes on from there."""
-    program = (
-        "import sys, datetime as d, astra_backup as a;"
-        "gap = d.datetime.fromisoformat(sys.argv.pop(1)) - d.datetime.now(d.UTC);"
-        "a.utc_now = lambda: d.datetime.now(d.UTC) + gap;"
-        "sys.argv[0] = 'astra_backup.py'; a.run_command(a.main)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, moment.isoformat(), *map(str, arguments)],
-        cwd=cli.directory,
-        env=cli.environ | environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-    assert_no_secret(done.stdout + done.stderr)
-    assert PING_KEY not in done.stdout + done.stderr
-    return Result(done.returncode, done.stdout, done.stderr)
+    env = cli.environ | environ
+    code, out, err = CLOCKWORK[0].run([*map(str, arguments)], moment=moment, cwd=cli.directory, env=env)
+    assert_no_secret(out + err)
+    assert PING_KEY not in out + err
+    return Result(code, out, err)
 
 
 def names(cli: Cli) -> list[str]:
