@@ -1593,12 +1593,11 @@ class Report:
             rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
             stage, documents = dataclasses.replace(self._stage), self._documents
         table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
-        table.add_column(no_wrap=True)
-        table.add_column(ratio=2, min_width=6)
-        for _ in range(3):
-            table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, justify="right", min_width=7)
+        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=len("12 of 40 collections"))
+        table.add_column(no_wrap=True, min_width=len("reading back"))
+        table.add_column(ratio=1, min_width=6)
+        for width in (len("100%"), len("12,345 docs"), len("1,234/s"), len("0:00:00")):
+            table.add_column(no_wrap=True, justify="right", min_width=width)
         room = max(1, height - 4)
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, tally in shown:

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,24 +37,6 @@ def fill(emulator: DataApiEmulator, name: str, count: int) -> None:
     emulator.create(KEYSPACE, name)
     for number in range(count):
         emulator.put(KEYSPACE, name, f'{{"_id":"d{number:05}","n":{number}}}')
-
-
-def send(emulator: DataApiEmulator, path: str, command: dict[str, Any]) -> None:
-    """A command of another client."""
-    headers = {"Token": TOKEN, "Content-Type": "application/json"}
-    body = json.dumps(command).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{emulator.url}/v1/{path}", body, headers)) as reply:
-        assert "errors" not in json.load(reply)
-
-
-def empty(emulator: DataApiEmulator, name: str) -> None:
-    """Somebody deletes all documents of a collection."""
-    send(emulator, f"{KEYSPACE}/{name}", {"deleteMany": {"filter": {}}})
-
-
-def drop(emulator: DataApiEmulator, name: str) -> None:
-    """Somebody drops a collection."""
-    send(emulator, KEYSPACE, {"deleteCollection": {"name": name}})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -179,7 +160,7 @@ class Month:
         if code == 1:
             environ["ASTRA_DB_APPLICATION_TOKEN"] = "AstraCS:expired"
         if code == 5:
-            empty(self.source, "docs")
+            self.source.delete_all(KEYSPACE, "docs")
             self.documents["docs"] = 0
         with (self.cli.backups / ".lock").open("w") if code == 4 else open(os.devnull) as lock:
             if code == 4:
@@ -332,7 +313,7 @@ def test_the_shrink_alarm(
     """More documents gone than allowed: the snapshot is complete and kept, 5, and the manifest says why."""
     fill(source, "docs", before)
     assert cli.backup(source).code == 0
-    empty(source, "docs")
+    source.delete_all(KEYSPACE, "docs")
     for number in range(after):
         source.put(KEYSPACE, "docs", f'{{"_id":{number}}}')
     result = cli.backup(source, "--json", "--keep-last", "1", *arguments)
@@ -373,7 +354,7 @@ def test_a_collection_that_is_gone_is_a_shrink_unless_it_was_not_asked_for(sourc
     assert cli.backup(source).code == 0
     assert cli.backup(source, "--exclude", "b").code == 0
     assert cli.backup(source, "--collection", "a").code == 0
-    drop(source, "b")
+    source.drop(KEYSPACE, "b")
     result = cli.backup(source)
     assert result.code == 5
     assert "b: the collection is gone; it had 4 documents" in result.err
@@ -385,7 +366,7 @@ def test_a_partial_backup_does_not_hide_a_shrink(source: DataApiEmulator, cli: C
     for name in ("a", "b"):
         fill(source, name, 4)
     assert cli.backup(source).code == 0
-    empty(source, "b")
+    source.delete_all(KEYSPACE, "b")
     assert cli.backup(source, "--collection", "a").code == 0
     assert cli.backup(source).code == 5
 
@@ -398,7 +379,7 @@ def test_without_local_snapshots_the_one_in_box_is_compared(
     fill(source, "docs", 10)
     backup = ("--api-endpoint", source.url, "--json", "--box-keep-last", "1")
     assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), *backup).code == 0
-    empty(source, "docs")
+    source.delete_all(KEYSPACE, "docs")
     for path in cli.snapshots():
         path.rename(cli.directory / path.name)
     result = run_at(cli, datetime(2026, 6, 2, tzinfo=UTC), *backup)
@@ -414,7 +395,7 @@ def test_a_shrunk_snapshot_that_could_not_be_uploaded(source: DataApiEmulator, b
     cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
     fill(source, "docs", 10)
     assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
-    empty(source, "docs")
+    source.delete_all(KEYSPACE, "docs")
     box.can_upload = False
     assert run_at(cli, datetime(2026, 6, 2, tzinfo=UTC)).code == 3
     box.can_upload = True
@@ -768,3 +749,33 @@ def test_check_is_a_table_with_what_to_do(source: DataApiEmulator, box: BoxEmula
     assert all(len(line) <= 60 for line in last.text().splitlines())
     assert "✗ Box upload" in last.text()
     assert BOX_SECRET not in last.text()
+
+
+def test_the_result_leaves_the_terminal_when_it_is_sent_elsewhere(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """With bars on the terminal and stdout in a file, the file holds the result, and the terminal does not."""
+    source.latency_s = 0.05
+    fill_many(source, 2, 60)
+    for script, emulator, says in (
+        ("astra_backup.py", source, "complete"),
+        ("restore.py", target, "ok"),
+    ):
+        arguments = ["--api-endpoint", emulator.url, "--json", *(["--no-box"] if emulator is source else [])]
+        command = " ".join(cli.command(script, *arguments))
+        environ = cli.environ
+        code, frames, last = watch(["sh", "-c", f"{command} > out.json"], columns=80, cwd=cli.directory, env=environ)
+        assert code == 0, last.text()
+        assert json.loads((cli.directory / "out.json").read_text())["status"] == says
+        assert '"exit_code"' not in "".join(frame.text() for frame in frames)
+
+
+def test_a_question_can_be_read_before_it_is_answered(source: DataApiEmulator, cli: Cli) -> None:
+    """The question whether to write to where the snapshot came from is on the screen, whole, below what was logged."""
+    fill_many(source, 2, 60)
+    assert cli.backup(source).code == 0
+    command = cli.command("restore.py", "--api-endpoint", source.url, "--on-existing", "skip")
+    code, frames, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={"[y/N]:": "n\n"})
+    assert code == 4, last.text()
+    assert any(frame.text().rstrip().endswith("Go on? [y/N]:") for frame in frames)
+    assert "Not confirmed" in last.text()
