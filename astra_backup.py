@@ -1601,7 +1601,7 @@ class Report:
         room = max(1, height - 4)
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, tally in shown:
-            table.add_row(name, tally.phase, *_bar_cells(tally))
+            table.add_row(Text(name), tally.phase, *_bar_cells(tally))
         if len(shown) < len(rows):
             table.add_row(f"and {len(rows) - len(shown)} more")
         if (stage.expected or 0) > 1:
@@ -3263,6 +3263,8 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
 
 def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, stop: threading.Event) -> None:
     """Write into the manifest what shrank since the last complete snapshot here, or in Box if there is none here."""
+    if plan.max_shrink_percent >= 100:
+        return
     last = _newest_of(local_manifests(plan.output_dir), plan.scope)
     if last is None and plan.box_config:
         try:
@@ -3450,7 +3452,7 @@ def operations_options(function: _F) -> _F:
     options = []
     for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
         for rule, text in {
-            "last": f"Keep the newest N snapshots {place}, and delete what no --keep option keeps.",
+            "last": f"Keep the newest N snapshots {place}, and delete what no --{prefix} option keeps.",
             "daily": f"Keep {place} the newest snapshot of each of the last N days that have one.",
             "weekly": "The same for weeks (Monday to Sunday, UTC).",
             "monthly": "The same for months.",
@@ -3570,14 +3572,14 @@ def main(
             target = make_target(options)
             plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
             result = run_backup(plan, report, stop_event)
+        record.result = result
         record.step("backup")
         if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
-            result = upload_snapshot(result, box_config, report)
+            record.result = result = upload_snapshot(result, box_config, report)
             record.step("upload")
         if result.exit_code is Exit.OK:
-            result = prune(result, options, box_config, report)
+            record.result = result = prune(result, options, box_config, report)
             record.step("prune")
-    record.result = result
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
 
@@ -4058,7 +4060,7 @@ def run_command(command: click.Command) -> NoReturn:
     from dotenv import load_dotenv
 
     load_dotenv(Path.cwd() / ".env", override=False)
-    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
+    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL")
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(),
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),

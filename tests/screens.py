@@ -155,7 +155,9 @@ def save_svg(screen: Screen, path: Path, title: str) -> None:
             record=True, width=screen.columns, file=nowhere, force_terminal=True, color_system="truecolor"
         )
         console.print(Text.from_ansi(screen.ansi()))
-        console.save_svg(str(path), title=title)
+        drawn = console.export_svg(title=title)
+    # Without the fonts that it would fetch from elsewhere: any monospaced one does.
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
 
 
 def fill(emulator: DataApiEmulator, collections: int, documents: int) -> None:
