@@ -94,6 +94,7 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
 REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
@@ -1564,7 +1565,7 @@ class Report:
                 self._live.refresh()
                 return
             console = Console(stderr=True)
-            draw: Callable[[], Any] = lambda: self.draw(console.height)  # noqa: E731
+            draw: Callable[[], Any] = lambda: self.draw(console.width, console.height)  # noqa: E731
             # stdout is left alone: it may lead elsewhere. Ours is the one thread that refreshes, under the one lock.
             self._live = Live(
                 console=console, get_renderable=draw, auto_refresh=False, transient=True, redirect_stdout=False
@@ -1584,31 +1585,33 @@ class Report:
                 if self._live:
                     self._live.refresh()
 
-    def draw(self, height: int) -> Any:
-        """A bar for each collection at work, and one for the stage; never higher than a terminal of `height` lines."""
+    def draw(self, width: int, height: int) -> Any:
+        """A bar for each collection at work, and one for the stage: never more than fit the terminal."""
         from rich.table import Table
         from rich.text import Text
 
         with self._lock:
             rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
             stage, documents = dataclasses.replace(self._stage), self._documents
+        is_narrow = width < NARROW_COLUMNS
         table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=len("12 of 40 collections"))
-        table.add_column(no_wrap=True, min_width=len("reading back"))
-        table.add_column(ratio=1, min_width=6)
-        for width in (len("100%"), len("12,345 docs"), len("1,234/s"), len("0:00:00")):
-            table.add_column(no_wrap=True, justify="right", min_width=width)
+        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
+        for least in () if is_narrow else (len("reading back"), 6):
+            table.add_column(ratio=1 if least == 6 else None, no_wrap=True, min_width=least)
+        for text in ("100%", "12,345 docs") if is_narrow else ("100%", "12,345 docs", "1,234/s", "0:00:00"):
+            table.add_column(no_wrap=True, justify="right", min_width=len(text))
         room = max(1, height - 4)
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, tally in shown:
-            table.add_row(Text(name), tally.phase, *_bar_cells(tally))
+            bar, *figures = _bar_cells(tally)
+            table.add_row(Text(name), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
         if len(shown) < len(rows):
             table.add_row(f"and {len(rows) - len(shown)} more")
         if (stage.expected or 0) > 1:
-            count = f"{documents:,.0f} docs"
             bar, percent, *_ = _bar_cells(stage)
-            text = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
-            table.add_row(Text(text, "bold"), "", bar, percent, count, "", "")
+            name = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
+            figures = [percent, f"{documents:,.0f} docs"]
+            table.add_row(Text(name, "bold"), *(figures if is_narrow else ("", bar, *figures)))
         return table
 
 

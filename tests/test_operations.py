@@ -719,6 +719,20 @@ def test_the_terminal_shows_each_phase(
     assert re.search(r"writing .*\d+% +[\d,]+ docs +[\d,]+/s +0:\d\d:\d\d", text), "per cent, count, rate, time left"
 
 
+@pytest.mark.parametrize("columns", [30, 60])
+def test_a_narrow_terminal_shows_names_and_figures(source: DataApiEmulator, cli: Cli, columns: int) -> None:
+    """Where bars have no room, each collection's name, per cent and count are still there, one line each."""
+    source.latency_s = 0.1
+    fill_many(source, 3, 110)
+    arguments = ("astra_backup.py", "--no-box", "--api-endpoint", source.url)
+    code, frames, last = on_terminal(cli, *arguments, columns=columns)
+    assert code == 0, last.text()
+    lines = [line for frame in frames for line in frame.text().splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert any(re.fullmatch(r"collection.* +\d+% +[\d,]+ docs", line) for line in lines)
+    assert any(re.fullmatch(r"\d of 3.* +\d+% +[\d,]+ docs", line) for line in lines)
+
+
 def test_no_color_is_respected(source: DataApiEmulator, cli: Cli) -> None:
     """With NO_COLOR there are bars without colours; with TERM=dumb there are lines only."""
     source.latency_s = 0.1
