@@ -2623,9 +2623,12 @@ def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> li
 
 
 def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
-    """The complete snapshots of a directory whose manifest can be read, newest first."""
+    """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
     names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    now = utc_now()
     for name in sorted(filter(_is_complete_name, names), reverse=True):
+        if not _is_past(name, now):
+            continue
         with contextlib.suppress(FormatError, OSError):
             manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
             if manifest.is_complete:
@@ -2633,10 +2636,12 @@ def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
 
 
 def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
-    """The snapshots of a Box folder that `read_box_manifest` takes for complete, newest first. Raises BoxError."""
+    """The same for a Box folder, with what `read_box_manifest` takes for complete. Raises BoxError."""
+    now = utc_now()
     for file in box.snapshots():
         with contextlib.suppress(FormatError):
-            yield file, read_box_manifest(box, file)
+            if _is_past(file.name.removesuffix(".zip"), now):
+                yield file, read_box_manifest(box, file)
 
 
 def read_box_manifest(box: Box, file: BoxFile) -> Manifest:

@@ -454,6 +454,18 @@ def test_status_does_not_count_what_is_damaged_or_incomplete(source: DataApiEmul
     assert (result.code, "20260601_000000" in result.out) == (1, True)
 
 
+def test_a_snapshot_from_the_future_hides_nothing(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """A snapshot of a night with a wrong clock makes no monitor content, and a shrink is still found."""
+    fill(source, "docs", 10)
+    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
+    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
+    source.delete_all(KEYSPACE, "docs")
+    assert run_at(cli, datetime(2036, 6, 1, tzinfo=UTC), "--max-shrink", "100").code == 0
+    status = run_at(cli, datetime(2026, 6, 5, tzinfo=UTC), "--status", "--max-age", "2d")
+    assert (status.code, status.out.count("20260601_000000"), status.out.count("2036")) == (1, 2, 0)
+    assert run_at(cli, datetime(2026, 6, 5, tzinfo=UTC)).code == 5
+
+
 # ------------------------------------------------------------------------------------------------ pings and metrics
 
 
