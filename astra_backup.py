@@ -96,6 +96,8 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
+REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
@@ -1491,11 +1493,15 @@ class Redactor(logging.Formatter):
 redactor = Redactor()
 
 
+terminal_lock = threading.RLock()
+"""Held by whoever writes to the terminal: rich mixes up lines and bars when two threads draw at once."""
+
+
 class _StderrHandler(logging.Handler):
     """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
+        with terminal_lock, contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
             encoding = sys.stderr.encoding or "utf-8"
             sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
             sys.stderr.flush()
@@ -1551,6 +1557,8 @@ class Tally:
 class Report:
     """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
 
+    current: ClassVar[Report | None] = None
+
     def __init__(self, *, quiet: bool = False) -> None:
         self._tallies: dict[str, Tally] = {}
         self._stage = Tally(unit="collections")
@@ -1563,17 +1571,14 @@ class Report:
         self.warnings: list[str] = []
 
     def __enter__(self) -> Self:
+        Report.current = self
         redactor.is_short = self.is_live
-        if self.is_live:
-            self._start_bars()
-        else:
-            threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._refresh if self.is_live else self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._live:
-            self._live.stop()
+        self.end_bars()
 
     def stage(self, count: int) -> None:
         """A stage of so many collections begins."""
@@ -1584,6 +1589,8 @@ class Report:
         """A collection or a transfer begins, or begins anew, or comes to its next phase."""
         with self._lock:
             self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
+        if self.is_live:
+            self._show_bars()
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
@@ -1614,41 +1621,64 @@ class Report:
                     parts.append(f"{self._stage.done:,.0f} of {plural(self._stage.expected or 0, 'collection')} done")
             log.info("At work: %s.", "; ".join(parts) or "waiting")
 
-    def _start_bars(self) -> None:
+    def _show_bars(self) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=True)
-        draw: Callable[[], Any] = lambda: self.draw(console.height)  # noqa: E731
-        self._live = Live(console=console, get_renderable=draw, refresh_per_second=5, transient=True)
-        self._live.start()
+        with terminal_lock:
+            if self._ended.is_set():
+                return
+            if self._live:
+                self._live.refresh()
+                return
+            console = Console(stderr=True)
+            draw: Callable[[], Any] = lambda: self.draw(console.width, console.height)  # noqa: E731
+            # stdout is left alone: it may lead elsewhere. Ours is the one thread that refreshes, under the one lock.
+            self._live = Live(
+                console=console, get_renderable=draw, auto_refresh=False, transient=True, redirect_stdout=False
+            )
+            self._live.start(refresh=True)
 
-    def draw(self, height: int) -> Any:
-        """A bar for each collection at work, and one for the stage; never higher than a terminal of `height` lines."""
+    def end_bars(self) -> None:
+        """Leave the terminal to a question or a result; bars come back with the next `start`."""
+        with terminal_lock:
+            live, self._live = self._live, None
+            if live:
+                live.stop()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(REFRESH_S):
+            with terminal_lock:
+                if self._live:
+                    self._live.refresh()
+
+    def draw(self, width: int, height: int) -> Any:
+        """A bar for each collection at work, and one for the stage: never more than fit the terminal."""
         from rich.table import Table
         from rich.text import Text
 
         with self._lock:
             rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
             stage, documents = dataclasses.replace(self._stage), self._documents
+        is_narrow = width < NARROW_COLUMNS
         table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
-        table.add_column(no_wrap=True)
-        table.add_column(ratio=2, min_width=6)
-        for _ in range(3):
-            table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, justify="right", min_width=7)
+        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
+        for least in () if is_narrow else (len("reading back"), 6):
+            table.add_column(ratio=1 if least == 6 else None, no_wrap=True, min_width=least)
+        for text in ("100%", "12,345 docs") if is_narrow else ("100%", "12,345 docs", "1,234/s", "0:00:00"):
+            table.add_column(no_wrap=True, justify="right", min_width=len(text))
         room = max(1, height - 4)
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, tally in shown:
-            table.add_row(name, tally.phase, *_bar_cells(tally))
+            bar, *figures = _bar_cells(tally)
+            table.add_row(Text(name), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
         if len(shown) < len(rows):
             table.add_row(f"and {len(rows) - len(shown)} more")
         if (stage.expected or 0) > 1:
-            count = f"{documents:,.0f} docs"
             bar, percent, *_ = _bar_cells(stage)
-            text = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
-            table.add_row(Text(text, "bold"), "", bar, percent, count, "", "")
+            name = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
+            figures = [percent, f"{documents:,.0f} docs"]
+            table.add_row(Text(name, "bold"), *(figures if is_narrow else ("", bar, *figures)))
         return table
 
 
@@ -2660,9 +2690,12 @@ def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> li
 
 
 def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
-    """The complete snapshots of a directory whose manifest can be read, newest first."""
+    """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
     names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    now = utc_now()
     for name in sorted(filter(_is_complete_name, names), reverse=True):
+        if not _is_past(name, now):
+            continue
         with contextlib.suppress(FormatError, OSError):
             manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
             if manifest.is_complete:
@@ -2670,10 +2703,12 @@ def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
 
 
 def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
-    """The snapshots of a Box folder that `read_box_manifest` takes for complete, newest first. Raises BoxError."""
+    """The same for a Box folder, with what `read_box_manifest` takes for complete. Raises BoxError."""
+    now = utc_now()
     for file in box.snapshots():
         with contextlib.suppress(FormatError):
-            yield file, read_box_manifest(box, file)
+            if _is_past(file.name.removesuffix(".zip"), now):
+                yield file, read_box_manifest(box, file)
 
 
 def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
@@ -3304,6 +3339,8 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
 
 def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, stop: threading.Event) -> None:
     """Write into the manifest what shrank since the last complete snapshot here, or in Box if there is none here."""
+    if plan.max_shrink_percent >= 100:
+        return
     last = _newest_of(local_manifests(plan.output_dir), plan.scope)
     if last is None and plan.box_config:
         try:
@@ -3491,7 +3528,7 @@ def operations_options(function: _F) -> _F:
     options = []
     for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
         for rule, text in {
-            "last": f"Keep the newest N snapshots {place}, and delete what no --keep option keeps.",
+            "last": f"Keep the newest N snapshots {place}, and delete what no --{prefix} option keeps.",
             "daily": f"Keep {place} the newest snapshot of each of the last N days that have one.",
             "weekly": "The same for weeks (Monday to Sunday, UTC).",
             "monthly": "The same for months.",
@@ -3605,20 +3642,20 @@ def main(
     box_config = read_box_config(options, hint) if to_box or upload_only else None
     with Report(quiet=options["quiet"]) as report:
         if upload_only:
-            result = existing_snapshot(options["output_dir"], upload_only)
+            result = existing_snapshot(options["output_dir"], upload_only, report)
         else:
             output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
             target = make_target(options)
             plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
             result = run_backup(plan, report, stop_event)
+        record.result = result
         record.step("backup")
         if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
-            result = upload_snapshot(result, box_config, report)
+            record.result = result = upload_snapshot(result, box_config, report)
             record.step("upload")
         if result.exit_code is Exit.OK:
-            result = prune(result, options, box_config, report)
+            record.result = result = prune(result, options, box_config, report)
             record.step("prune")
-    record.result = result
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
 
@@ -3866,7 +3903,7 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
     )
 
 
-def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
+def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResult:
     """A complete snapshot that is there already. Raises BackupError for any other."""
     directory = output_dir / name
     if Path(name).name != name or not _is_complete_name(directory.name) or not directory.is_dir():
@@ -3878,7 +3915,8 @@ def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
     except (OSError, FormatError) as error:
         raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
     code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
-    return BackupResult(code, directory, manifest, list(manifest.warnings or []))
+    report.warnings += manifest.warnings or []
+    return BackupResult(code, directory, manifest, report.warnings)
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -4062,6 +4100,8 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
+    if Report.current:
+        Report.current.end_bars()
     text = redactor.redact(text)
     with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
         encoding = sys.stdout.encoding or "utf-8"
@@ -4077,18 +4117,24 @@ at_exit: list[Callable[[int], None]] = []
 def _stop(signal_number: int, _frame: object) -> NoReturn:
     """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
     if stop_event.is_set():
-        os._exit(128 + signal_number)
+        _exit_at_once(128 + signal_number)
     stop_event.set()
-    watchdog = threading.Timer(STOP_GRACE_S, os._exit, [128 + signal_number])
+    watchdog = threading.Timer(STOP_GRACE_S, _exit_at_once, [128 + signal_number])
     watchdog.daemon = True
     watchdog.start()
     raise SystemExit(128 + signal_number)
 
 
+def _exit_at_once(code: int) -> NoReturn:
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h")  # bars hide the cursor
+    os._exit(code)
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
     read_dotenv()
-    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
+    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL")
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(),
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),

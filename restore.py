@@ -1756,6 +1756,7 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
         as_json = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
         print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
+    report.end_bars()
     ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
     with differences_file(options["differences"]) as differences:
         open_for_writing(journal, is_chosen=options["journal"] is not None)

@@ -80,6 +80,12 @@ def print_variables() -> None:
     _print_table(("variable", "option", "meaning", "default"), sorted(rows, key=lambda row: GROUPS.index(row[0][1:5])))
 
 
+def print_metrics() -> None:
+    """Print the metrics and what they mean."""
+    rows = ((f"`{astra_backup.METRICS_PREFIX}{name}`", meaning) for name, meaning in astra_backup.METRICS.items())
+    _print_table(("metric", "meaning"), rows)
+
+
 def print_values() -> None:
     """Print a document of each type and the line that it becomes."""
     for kind, text in VALUES.items():

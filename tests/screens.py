@@ -102,9 +102,19 @@ class Screen:
 
 
 def watch(
-    command: Sequence[str], *, columns: int, lines: int = 24, cwd: Path, env: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    columns: int,
+    lines: int = 24,
+    cwd: Path,
+    env: Mapping[str, str],
+    answers: Mapping[str, str] | None = None,
 ) -> tuple[int, list[Screen], Screen]:
-    """Run a command on a terminal; return its exit code, a screen for each piece that it sent, and the last screen."""
+    """Run a command on a terminal; return its exit code, a screen for each piece that it sent, and the last screen.
+
+    `answers`: what is typed, once, when the screen ends in a text.
+    """
+    open_answers = dict(answers or {})
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environ = {"TERM": "xterm-256color", **env}
@@ -126,6 +136,8 @@ def watch(
         screen.feed(pending[:whole])
         pending = pending[whole:]
         frames.append(_copy(screen))
+        for question in [question for question in open_answers if screen.text().endswith(question)]:
+            os.write(master, open_answers.pop(question).encode())
     os.close(master)
     return process.wait(30), frames, screen
 
@@ -143,16 +155,19 @@ def save_svg(screen: Screen, path: Path, title: str) -> None:
             record=True, width=screen.columns, file=nowhere, force_terminal=True, color_system="truecolor"
         )
         console.print(Text.from_ansi(screen.ansi()))
-        console.save_svg(str(path), title=title)
+        drawn = console.export_svg(title=title)
+    # Without the fonts that it would fetch from elsewhere: any monospaced one does.
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
 
 
 def fill(emulator: DataApiEmulator, collections: int, documents: int) -> None:
-    """Collections of small documents; every third has a long name."""
+    """Collections of small documents, of which the server knows the number; every third has a long name."""
     for number in range(collections):
         name = f"collection_{number:02}" + "_whose_name_is_rather_long" * (number % 3 == 1)
-        emulator.create("default_keyspace", name)
+        made = emulator.create("default_keyspace", name)
         for document in range(documents):
             emulator.put("default_keyspace", name, f'{{"_id":"d{document:05}","n":{document}}}')
+        made.loaded = documents
 
 
 def busiest(frames: list[Screen]) -> Screen:
@@ -162,34 +177,49 @@ def busiest(frames: list[Screen]) -> Screen:
     return best[len(best) * 2 // 3]
 
 
+def draw(name: str, script: str, *arguments: str, columns: int, cwd: Path, env: Mapping[str, str]) -> None:
+    """Run a script and draw it at work, or, when no bar was seen, at its end; say what was drawn."""
+    command = [sys.executable, str(ROOT / script), *arguments]
+    _, frames, last = watch(command, columns=columns, cwd=cwd, env=env)
+    is_busy = any("/s" in frame.text() for frame in frames)
+    screen = busiest(frames) if is_busy else last
+    save_svg(screen, ROOT / "docs" / f"screen-{name}.svg", " ".join(["python", script, *arguments]))
+    sys.stdout.write(f"--- {name}\n{screen.text()}\n")
+    if is_busy:
+        sys.stdout.write(f"--- {name}, at the end\n{last.text()}\n")
+
+
 def main() -> None:
     """Draw all screens of the documentation."""
     for collections, documents in ((1, 4000), (40, 300)):
-        for columns in (80, 120):
-            with (
-                DataApiEmulator(token="AstraCS:demo", latency_s=0.03) as emulator,
-                BoxEmulator() as box,
-                tempfile.TemporaryDirectory() as directory,
-            ):
-                fill(emulator, collections, documents)
-                env = {
-                    "PATH": os.environ["PATH"],
-                    "ASTRA_DB_APPLICATION_TOKEN": "AstraCS:demo",
-                    "ASTRA_DB_ENVIRONMENT": "hcd",
-                    "ASTRA_DB_API_ENDPOINT": emulator.url,
-                    "BOX_CLIENT_ID": box.client_id,
-                    "BOX_CLIENT_SECRET": box.client_secret,
-                    "BOX_ENTERPRISE_ID": box.enterprise_id,
-                    "BOX_FOLDER_ID": box.folder_id,
-                    "BOX_BASE_URL": box.url,
-                    "BOX_UPLOAD_URL": box.upload_url,
-                }
-                command = [sys.executable, str(ROOT / "astra_backup.py")]
-                code, frames, last = watch(command, columns=columns, cwd=Path(directory), env=env)
-                assert code == 0, last.text()
-                name = f"screen-backup-{collections}-{columns}"
-                save_svg(busiest(frames), ROOT / "docs" / f"{name}.svg", "python astra_backup.py")
-                sys.stdout.write(f"--- {name}, at work\n{busiest(frames).text()}\n--- at the end\n{last.text()}\n")
+        with (
+            DataApiEmulator(token="AstraCS:demo", latency_s=0.03) as source,
+            DataApiEmulator(token="AstraCS:demo", latency_s=0.03) as target,
+            BoxEmulator() as box,
+            tempfile.TemporaryDirectory() as directory,
+        ):
+            fill(source, collections, documents)
+            cwd = Path(directory)
+            env = {
+                "PATH": os.environ["PATH"],
+                "ASTRA_DB_APPLICATION_TOKEN": "AstraCS:demo",
+                "ASTRA_DB_ENVIRONMENT": "hcd",
+                "ASTRA_DB_API_ENDPOINT": source.url,
+                "BOX_CLIENT_ID": box.client_id,
+                "BOX_CLIENT_SECRET": box.client_secret,
+                "BOX_ENTERPRISE_ID": box.enterprise_id,
+                "BOX_FOLDER_ID": box.folder_id,
+                "BOX_BASE_URL": box.url,
+                "BOX_UPLOAD_URL": box.upload_url,
+            }
+            for columns in (80, 120):
+                draw(f"backup-{collections}-{columns}", "astra_backup.py", columns=columns, cwd=cwd, env=env)
+            env["ASTRA_DB_API_ENDPOINT"] = target.url
+            draw(f"restore-{collections}-80", "restore.py", columns=80, cwd=cwd, env=env)
+            box.can_upload = False
+            if collections == 1:
+                env["ASTRA_DB_API_ENDPOINT"] = source.url
+                draw("check-80", "astra_backup.py", "--check", columns=80, cwd=cwd, env=env)
 
 
 if __name__ == "__main__":

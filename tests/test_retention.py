@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -226,17 +226,27 @@ def make_snapshot(directory: Path, made: Made) -> None:
         "".join(f"{hashlib.sha256(content.encode()).hexdigest()}  {name}\n" for name, content in sums.items())
     )
     if made.kind == "damaged":
-        damage = int(hashlib.sha256(made.name.encode()).hexdigest(), 16) % 5
-        if damage == 0:
-            (path / "docs.jsonl").write_text(line.replace("_id", "_ix"))
-        elif damage == 1:
-            (path / "docs.jsonl").unlink()
-        elif damage == 2:
-            (path / "manifest.json").write_text(text[:-9])
-        elif damage == 3:
-            (path / "SHA256SUMS").unlink()
-        else:
-            (path / "extra").write_text("")
+        DAMAGES[sorted(DAMAGES)[int(hashlib.sha256(made.name.encode()).hexdigest(), 16) % len(DAMAGES)]](path)
+
+
+def change(path: Path, old: str, new: str) -> None:
+    """Replace something in a file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a byte of the data": lambda path: change(path / "docs.jsonl", "_id", "_ix"),
+    "a byte of the manifest": lambda path: change(path / "manifest.json", "docs", "docz"),
+    "the manifest cut short": lambda path: change(path / "manifest.json", "}", ""),
+    "no data": lambda path: (path / "docs.jsonl").unlink(),
+    "no manifest": lambda path: (path / "manifest.json").unlink(),
+    "no checksums": lambda path: (path / "SHA256SUMS").unlink(),
+    "checksums of less": lambda path: change(path / "SHA256SUMS", (path / "SHA256SUMS").read_text().split("\n")[0], ""),
+    "an extra file": lambda path: (path / "extra").touch(),
+}
+"""What can be wrong with a snapshot whose name says that it is complete."""
 
 
 class Quiet(astra_backup.Report):
@@ -262,7 +272,7 @@ def at(moment: datetime) -> Iterator[None]:
         astra_backup.utc_now = real
 
 
-@given(history=histories(), given_rules=rules)
+@given(history=histories(), given_rules=st.builds(KeepRules, last=st.integers(1, 2), monthly=st.none() | st.just(2)))
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_dry_run_predicts_the_real_run(
     tmp_path_factory: pytest.TempPathFactory, history: list[Made], given_rules: KeepRules
@@ -332,6 +342,27 @@ def test_a_foreign_name_is_never_deleted(tmp_path: Path, name: str) -> None:
     with pytest.raises(astra_backup.BackupError):
         astra_backup.delete_local(tmp_path, name)
     assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_found_stays_and_takes_no_place(tmp_path: Path, damage: str) -> None:
+    """Whatever is wrong with the newest of three snapshots, it counts as nothing: the one before it is kept."""
+    for name in nights(3):
+        make_snapshot(tmp_path, Made(name, "good"))
+    DAMAGES[damage](tmp_path / nights(1)[0])
+    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
+    assert [decision.stays for decision in decisions.values()] == [True, True, False]
+    assert decisions[nights(1)[0]].reason.startswith(("damaged: ", "of another"))
+
+
+def test_incomplete_ones_of_other_databases_stay(tmp_path: Path) -> None:
+    """An old INCOMPLETE snapshot goes, but not one of another keyspace or database: that is another job's business."""
+    ours, theirs = (name + ".INCOMPLETE" for name in nights(30)[-2:])
+    make_snapshot(tmp_path, Made(ours, "incomplete"))
+    make_snapshot(tmp_path, Made(theirs, "incomplete"))
+    change(tmp_path / theirs / "manifest.json", '"keyspace": "default_keyspace"', '"keyspace": "other"')
+    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
+    assert {name: decision.stays for name, decision in decisions.items()} == {ours: False, theirs: True}
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
