@@ -1103,6 +1103,39 @@ class DataApi:
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
+    def pages(
+        self, collection: str, *, filter_json: bytes = b"{}", on_retry: Callable[[], None] | None = None
+    ) -> Iterator[list[bytes]]:
+        """Yield each page's documents. The end is a page state of null and nothing else.
+
+        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us:
+        PageStateError, as for a page state that no longer works.
+        """
+        state: str | None = None
+        last: list[bytes] = []
+        stalled = 0
+        anchor, steps, limit = "", 0, 1  # Brent's way to find that we go in circles, with one state kept
+        while True:
+            documents, next_state = self.find_page(collection, state, filter_json=filter_json, on_retry=on_retry)
+            is_repeated = bool(documents) and documents == last
+            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
+            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
+                raise PageStateError("the server does not move on from a page.")
+            if not stalled and next_state is not None:
+                if next_state == anchor:
+                    raise PageStateError("the server leads back to a page that was there before.")
+                if (steps := steps + 1) == limit:
+                    anchor, steps, limit = next_state, 0, 2 * limit
+            if is_repeated:
+                log.warning("%s: the server sent a page twice; it is kept once.", collection)
+                if on_retry:
+                    on_retry()
+            else:
+                yield documents
+            if next_state is None:
+                return
+            state, last = next_state, documents or last
+
     def call(
         self,
         command: str,
@@ -1122,7 +1155,8 @@ class DataApi:
 
         def send() -> _T:
             reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
-            if reply.errors and not reply.status:
+            # A write may succeed for some documents and fail for others; a page with errors is no page.
+            if reply.errors and (not reply.status or command in READ_COMMANDS):
                 raise _error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
@@ -1143,9 +1177,11 @@ class DataApi:
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
             text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
-        except httpx.HTTPError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
-        self.was_reached = True
+        except httpx.HTTPError as error:
+            self.was_reached = True  # something is there, and may be about to wake up
+            raise _transport_error(error, self.target) from error
         return _decode_reply(text, Reply)
 
     def _post(self, url: str, content: bytes) -> bytes:
@@ -1155,6 +1191,7 @@ class DataApi:
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
         with self._http.stream("POST", url, content=content) as response:
+            self.was_reached = True  # with an error too: a database that hibernates answers 503
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
                 if time.monotonic() > deadline:
@@ -1165,6 +1202,20 @@ class DataApi:
         if response.status_code != 200:
             raise _status_error(response.status_code, response.headers.get("retry-after"), body)
         return body
+
+
+def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[], None] | None = None) -> _T:
+    """Do a scan; begin it anew when the server has lost the place in it. Raises the last of MAX_SCANS errors."""
+    for attempt in range(1, MAX_SCANS + 1):
+        try:
+            return scan()
+        except PageStateError as error:
+            if attempt == MAX_SCANS:
+                raise
+            log.warning("%s: %s Starting the collection over.", collection, error.message)
+            if on_restart:
+                on_restart()
+    raise AssertionError("unreachable")
 
 
 def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
@@ -1360,7 +1411,8 @@ class Redactor(logging.Formatter):
         """Hide `secret` from now on."""
         if len(secret) >= 4:
             encoded = base64.b64encode(secret.encode()).decode()
-            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), encoded, encoded.rstrip("=")}
+            self._secrets |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
+            self._secrets |= {encoded, encoded.rstrip("="), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def redact(self, text: str) -> str:
         """Return `text` without secrets."""
@@ -1414,7 +1466,8 @@ class Report:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bars.stop()
 
     def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
         """A collection or a transfer begins, or begins anew."""
@@ -2320,6 +2373,11 @@ class OutputDir:
         directory.mkdir(mode=0o700)
         return directory, moment
 
+    def names_after(self, moment: datetime) -> list[str]:
+        """Complete snapshots whose names are later than `moment`: the clock was, or is, wrong."""
+        names = sorted(path.name for path in self.path.iterdir() if _is_complete_name(path.name))
+        return [name for name in names if name > snapshot_name(moment)]
+
 
 class DataFileWriter:
     """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
@@ -2396,7 +2454,8 @@ class CollectionBackup:
         """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
         record = self.record
         try:
-            stats = self._scan_until_whole()
+            self.record.estimated_document_count = self._api.estimated_count(self.record.name)
+            stats = until_whole(self.record.name, self._scan_as_defined, self._count_retry)
             self._check_vectors(stats)
             self._read_back(stats)
             self._fill_in(stats)
@@ -2412,18 +2471,17 @@ class CollectionBackup:
         self._report.finish(record.name)
         return record
 
-    def _scan_until_whole(self) -> DataStats:
-        """Scan the collection; start over when the place in the scan is lost."""
-        self.record.estimated_document_count = self._api.estimated_count(self.record.name)
-        for attempt in range(1, MAX_SCANS + 1):
-            try:
-                return self._scan()
-            except PageStateError as error:
-                if attempt == MAX_SCANS:
-                    raise
-                self.record.retries += 1
-                log.warning("%s: %s Starting the collection over.", self.record.name, error.message)
-        raise AssertionError("unreachable")
+    def _scan_as_defined(self) -> DataStats:
+        """Scan, and look whether the collection is still the one that was defined: it may have been made anew.
+
+        One that is gone by now was read to its end before.
+        """
+        stats = self._scan()
+        for info in self._api.list_collections():
+            if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
+                self.record.definition = info.options
+                raise PageStateError("the collection's definition is another than before the scan.")
+        return stats
 
     def _scan(self) -> DataStats:
         """Read all pages; each is encoded and compressed while the next one is on its way."""
@@ -2433,7 +2491,8 @@ class CollectionBackup:
         pool = ThreadPoolExecutor(1)
         try:
             written: Future[None] | None = None
-            for documents in self._pages():
+            for documents in self._api.pages(self.record.name, on_retry=self._count_retry):
+                self.record.pages += 1
                 if written:
                     written.result()
                 written = pool.submit(writer.write, documents)
@@ -2444,30 +2503,6 @@ class CollectionBackup:
         finally:
             pool.shutdown(wait=False)
             writer.abandon()
-
-    def _pages(self) -> Iterator[list[bytes]]:
-        """Yield each page's documents. The end is a page state of null and nothing else.
-
-        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us.
-        """
-        state: str | None = None
-        last: list[bytes] = []
-        stalled = 0
-        while True:
-            documents, next_state = self._api.find_page(self.record.name, state, on_retry=self._count_retry)
-            self.record.pages += 1
-            is_repeated = bool(documents) and documents == last
-            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
-            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
-                raise PageStateError("the server does not move on from a page.")
-            if is_repeated:
-                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name)
-                self._count_retry()
-            else:
-                yield documents
-            if next_state is None:
-                return
-            state, last = next_state, documents or last
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -2516,6 +2551,10 @@ class CollectionBackup:
         log.debug("%s", "".join(traceback.format_exception(error)))
 
 
+def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
+    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
+
+
 def _describe(error: BaseException) -> str:
     """One line for an error: what failed, why and what to do."""
     if isinstance(error, BackupError):
@@ -2532,7 +2571,10 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
         try:
             output.sweep()
             selected = select_collections(list_collections(api), plan, report)
+            begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
+            for name in output.names_after(started):
+                report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
             log.info(
                 "Backing up %s of keyspace %s at %s.",
                 plural(len(selected), "collection"),
@@ -2540,7 +2582,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
                 plan.target.api_endpoint,
             )
             records = _run_collections(api, selected, directory, plan, report)
-            manifest = _make_manifest(plan, records, started)
+            manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise BackupError(
@@ -2601,18 +2643,17 @@ def _run_collections(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime) -> Manifest:
+def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime, duration_s: float) -> Manifest:
     import astrapy
 
-    finished = utc_now()
     failed = sum(not record.is_ok for record in records)
     target = plan.target
     return Manifest(
         backup_format_version=FORMAT_VERSION,
         status="incomplete" if failed else "complete",
         created_at_utc=utc_text(started),
-        finished_at_utc=utc_text(finished),
-        duration_seconds=round((finished - started).total_seconds(), 3),
+        finished_at_utc=utc_text(started + timedelta(seconds=duration_s)),  # the clock may have been set meanwhile
+        duration_seconds=round(duration_s, 3),
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
         source=Source(target.api_endpoint, target.keyspace, target.environment),
@@ -2678,18 +2719,26 @@ def read_secret(name: str) -> str:
     return value
 
 
+def _check_url(name: str, url: str) -> None:
+    """Raise BackupError for what is no http(s) URL, or holds a credential, which would end up in the manifest."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no port, its host no host
+        is_web = False
+    if "@" in url:
+        raise BackupError(f"{name} holds a user name or a password.", "Leave out what stands before the @.")
+    if not is_web:
+        raise BackupError(f"{name} {url!r} is no http(s) URL.", "Copy it from the database's page in Astra.")
+
+
 def make_target(options: dict[str, Any]) -> Target:
     """Check the connection's options (those of `connection_options`). Raises BackupError that names what is missing."""
     api_endpoint = options["api_endpoint"]
     token = read_secret("ASTRA_DB_APPLICATION_TOKEN")
     if not api_endpoint:
         raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    parts = urllib.parse.urlsplit(api_endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BackupError(
-            f"--api-endpoint {api_endpoint!r} is no http(s) URL.",
-            "Copy it from the database's page in Astra.",
-        )
+    _check_url("--api-endpoint", api_endpoint)
     if not token:
         raise BackupError(
             "No token.",
@@ -3019,10 +3068,12 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
     text = redactor.redact(text)
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
+    try:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stdout.flush()
+    except OSError as error:  # nobody reads it, the terminal is gone, the disk is full: the exit code still tells
+        log.warning("The result could not be printed: %s.", error.strerror)
 
 
 stop_event = threading.Event()
@@ -3043,6 +3094,8 @@ def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
     from dotenv import load_dotenv
 
+    _open_standard_streams()
+    os.umask(0o077)  # whatever is written is for its owner only, parents of the output directory too
     load_dotenv(Path.cwd() / ".env", override=False)
     read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
     start_logging(
@@ -3055,6 +3108,15 @@ def run_command(command: click.Command) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # worker threads may hang in a request; they must not keep the process
+
+
+def _open_standard_streams() -> None:
+    """Make up for streams that we were started without, so that no data file gets the number of one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "r+" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115  (to the end)
 
 
 def read_secret_quietly(*names: str) -> None:

@@ -77,9 +77,11 @@ from astra_backup import (
     plural,
     print_result,
     read_box_config,
+    redactor,
     run_command,
     size_text,
     stop_event,
+    until_whole,
     without_member,
 )
 
@@ -631,11 +633,7 @@ def _feature_hint(differences: list[str]) -> str:
 
 def has_documents(api: DataApi, collection: str) -> bool:
     """Whether a collection holds any document."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
-        if documents or state is None:
-            return bool(documents)
+    return until_whole(collection, lambda: any(api.pages(collection)))
 
 
 def explicit_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -794,6 +792,7 @@ class Journal:
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
         self._file: IO[str] | None = None
+        self._is_open = False
         self._goes_on = resume and path is not None and path.exists()
         if path and self._goes_on:
             self._load(path, key)
@@ -804,6 +803,7 @@ class Journal:
             mode = os.O_APPEND if self._goes_on else os.O_TRUNC
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC, 0o600)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
+            self._is_open = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
     def begin(self, collection: str, *, had_documents: bool) -> None:
@@ -826,9 +826,11 @@ class Journal:
 
     def remove(self) -> None:
         """The restore is over."""
-        if self._file and self.path:
-            self._file.close()
-            self.path.unlink(missing_ok=True)
+        if self._is_open and self.path:
+            with contextlib.suppress(OSError):
+                if self._file:
+                    self._file.close()
+                self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
         rows: list[dict[str, Any]] = []
@@ -849,10 +851,14 @@ class Journal:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._file:
-            with self._lock:
-                self._file.write(json.dumps(row) + "\n" if row else "\n")
-                self._file.flush()
+        with self._lock:
+            if self._file:
+                try:
+                    self._file.write(json.dumps(row) + "\n" if row else "\n")
+                    self._file.flush()
+                except OSError as error:  # what it says so far is true
+                    log.warning("The journal cannot be kept any more (%s): the restore goes on.", error.strerror)
+                    self._file = None
 
 
 class Throttle:
@@ -901,7 +907,7 @@ class Rejects:
         """Write a document with the server's reason."""
         row = b'{"code":%b,"message":%b,"document":%b}\n' % (
             msgspec.json.encode(code),
-            msgspec.json.encode(message),
+            msgspec.json.encode(redactor.redact(message)),
             text,
         )
         with self._lock:
@@ -1115,12 +1121,9 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     found: dict[bytes, bytes] = {}
     for start in range(0, len(texts), MAX_IN_IDS):
         ids = b",".join(bytes(document_parts(text).id) for text in texts[start : start + MAX_IN_IDS])
-        state: str | None = None
-        while True:
-            documents, state = api.find_page(collection, state, filter_json=b'{"_id":{"$in":[' + ids + b"]}}")
-            found.update((id_key(text), text) for text in documents)
-            if state is None:
-                break
+        chosen = b'{"_id":{"$in":[' + ids + b"]}}"
+        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
+        found.update((id_key(text), text) for page in pages for text in page)
     return found
 
 
@@ -1214,13 +1217,19 @@ def _compare(
     run.report.start(name, record.document_count, "comparing")
     comparison = Comparison(differences_file=differences, collection=name)
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
-        wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
+        wanted = KeySpool(Path(directory, "snapshot"))
         with snapshot.open(record.data_file or "") as stream:
             for line, _ in iter_documents(stream, compressed=is_compressed(record)):
                 text = view.to_send(decode_document(line))
                 wanted.add(id_key(text), digest(view.to_compare(text)))
-        for text in scan(run.api, name, run.report) if planned.exists else []:
-            found.add(id_key(text), digest(view.as_found(text)))
+
+        def read_target() -> KeySpool:
+            found = KeySpool(Path(directory, secrets.token_hex(4)))
+            for text in scan(run.api, name, run.report) if planned.exists else []:
+                found.add(id_key(text), digest(view.as_found(text)))
+            return found
+
+        found = until_whole(name, read_target)
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
@@ -1239,13 +1248,9 @@ def _compare_part(wanted: dict[bytes, bytes], found: dict[bytes, bytes], compari
 
 def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
     """All documents of a collection, page by page."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
+    for documents in api.pages(collection):
         yield from documents
         report.advance(collection, len(documents))
-        if state is None:
-            return
 
 
 def same_document(one: bytes, other: bytes) -> bool:
