@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Fault:
     speed: float = SPEED
     budget_s: float = 8
     hits_all: bool = False  # every collection, not only the one that the rule names
-    places: str = "list page pages | list create insert inserts compare"
+    places: str = "list page pages | list insert compare"
 
     @property
     def is_retried(self) -> bool:
@@ -63,9 +63,10 @@ def status(number: int, **more: Any) -> dict[str, Any]:
 
 
 HTML = "<!DOCTYPE html><html><body>Sign in to the guest network</body></html>"
+WIDE = {"refused", "reset", "cut-json", "302", "401", "413", "429-seconds", "503", "unknown"}
+"""Faults that also meet the places `create` and `inserts`; each kind is among them."""
 SHAPE = "not one of the Data API"
 FEW = "page | insert"
-DONE_TOO = "insert"  # what was done before the reply was lost matters for writes
 
 FAULTS = {
     "refused": Fault(
@@ -81,7 +82,7 @@ FAULTS = {
     "reset-inside": Fault("connection reset inside the body", "passing", "No reply", {"action": "reset_inside"}),
     "cut": Fault("connection closed inside the body", "passing", "No reply", {"action": "truncate"}),
     "cut-json": Fault("JSON that ends in its middle", "puzzling", SHAPE, {"action": "invalid_json"}),
-    "empty": Fault("200 with an empty body", "puzzling", SHAPE, {"action": "other_json", "json": ""}),
+    "empty": Fault("200 with an empty body", "puzzling", SHAPE, status(200)),
     "list": Fault("JSON of another shape: `[]`", "puzzling", SHAPE, {"action": "other_json", "json": []}),
     "object": Fault("JSON of another shape: `{}`", "puzzling", "", {"action": "other_json", "json": {}}, places=FEW),
     "no-page": Fault(
@@ -204,14 +205,42 @@ RESTORE_PLACES = {
 }
 
 
+def is_met(name: str, place: str, script: int) -> bool:
+    """Whether a fault is tried at a place of the backup (0) or the restore (1)."""
+    places = FAULTS[name].places.split("|")[script].split()
+    return place in places or (script == 1 and name in WIDE and place in ("create", "inserts"))
+
+
 def cases(script: int, places: dict[str, Place]) -> list[Any]:
     """Parameters: each fault at each of its places."""
     return [
         pytest.param(name, place, id=f"{place}-{name}")
         for place in places
-        for name, fault in FAULTS.items()
-        if place in fault.places.split("|")[script].split()
+        for name in FAULTS
+        if is_met(name, place, script)
     ]
+
+
+def print_rows() -> None:
+    """Print the tables of docs/RELIABILITY.md."""
+    for script, (test, places) in enumerate((("test_backup", BACKUP_PLACES), ("test_restore", RESTORE_PLACES))):
+        heads = ["what was done", *(place.text for place in places.values()), "run it"]
+        print(f"### `{('astra_backup.py', 'restore.py')[script]}`\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+        for name, fault in FAULTS.items():
+            found = [str(places[place].codes[fault.kind]) if is_met(name, place, script) else "" for place in places]
+            if any(found):
+                command = f"`pytest tests/test_faults.py -k '{test} and -{name}]'`"
+                print(f"| {' | '.join([fault.text, *found, command])} |")
+        print()
+    for test, rows in (
+        ("test_a_database_that_changes", BACKUP_CHANGES),
+        ("test_a_target_that_changes", RESTORE_CHANGES),
+    ):
+        script = "astra_backup.py" if rows is BACKUP_CHANGES else "restore.py"
+        print(f"### `{script}` while others write\n\n| what was done | what it did | run it |\n|---|---|---|")
+        for name, change in rows.items():
+            print(f"| {change.text} | {change.outcome} | `pytest 'tests/test_faults.py::{test}[{name}]'` |")
+        print()
 
 
 # ------------------------------------------------------------------------------------------------ running them
@@ -361,3 +390,351 @@ def test_restore(
         assert again.code == 0, again.err
     same_documents(origin, target)
     assert [path.name for path in cli.backups.glob(".restore-*")] == []
+
+
+# ------------------------------------------------------------------------------------------------ while others write
+
+
+@dataclass(frozen=True)
+class Change:
+    """What others do to a database meanwhile: rules, the exit code, what is said, and how it ended, for a person."""
+
+    text: str
+    code: int
+    outcome: str
+    rules: list[dict[str, Any]]
+    says: str = ""
+    holds: Callable[[list[str]], bool] | None = None  # of the lines of `docs`; None: exactly what was there before
+
+
+def find(action: str, skip: int = 2, **more: Any) -> dict[str, Any]:
+    """A rule for a page of `docs`."""
+    return {"command": "find", **DOCS, "action": action, "skip": skip, **more}
+
+
+FOREVER: dict[str, Any] = {"times": None}
+OTHER_DENY = {"indexing": {"deny": ["m"]}}
+WHOLE = "exit 0; each document once"
+LOST = "exit 2; `INCOMPLETE`, no file for it, the other collection whole"
+NEW = [f'{{"_id":"new{number}"}}' for number in range(40)]
+GONE = [f"d{number:05}" for number in range(0, COUNT, 9)]
+
+
+def has_all_but_new(lines: list[str]) -> bool:
+    """Every document that was there all the time, once; of the new ones some."""
+    old = [line for line in lines if '"new' not in line]
+    return sorted(old) == documents() and len(set(lines)) == len(lines) and set(lines) <= {*documents(), *NEW}
+
+
+def has_all_but_gone(lines: list[str]) -> bool:
+    """Every document that was not deleted, once; of the deleted ones some."""
+    stayed = [line for line in documents() if json.loads(line)["_id"] not in GONE]
+    return set(stayed) <= set(lines) <= set(documents()) and len(set(lines)) == len(lines)
+
+
+BACKUP_CHANGES = {
+    "dropped-before": Change(
+        "the collection is dropped before its scan", 2, LOST, [find("drop_collection", 0)], "UNKNOWN_COLL"
+    ),
+    "dropped": Change("the collection is dropped during its scan", 2, LOST, [find("drop_collection")], "UNKNOWN_COLL"),
+    "dropped-after": Change(
+        "the collection is dropped after its last page",
+        0,
+        WHOLE,
+        [{"command": "findCollections", "skip": 1, "action": "drop_collection", "target": "docs"}],
+    ),
+    "created": Change(
+        "another collection is created during the run",
+        0,
+        f"{WHOLE}; the new collection is not in the snapshot",
+        [find("create_collection", name="new")],
+    ),
+    "recreated": Change(
+        "the collection is dropped and made anew, with the same documents",
+        0,
+        f"{WHOLE}; the scan was begun anew",
+        [find("recreate_collection", keep_documents=True)],
+        "Starting the collection over",
+    ),
+    "redefined": Change(
+        "the collection is dropped and made anew with another definition",
+        0,
+        f"{WHOLE}; the definition is the new one; the scan was begun anew",
+        [find("recreate_collection", keep_documents=True, definition=OTHER_DENY)],
+        "Starting the collection over",
+    ),
+    "altered": Change(
+        "its definition changes, the page states go on working",
+        0,
+        f"{WHOLE}; the definition is the new one; the scan was begun anew",
+        [find("alter_definition", definition=OTHER_DENY)],
+        "definition is another",
+    ),
+    "recreated-always": Change(
+        "the collection is made anew at every page",
+        2,
+        LOST,
+        [find("recreate_collection", 0, contains="pageState", keep_documents=True, **FOREVER)],
+        "page state no longer works",
+    ),
+    "inserted": Change(
+        "40 documents are inserted during the scan",
+        0,
+        "exit 0; each old document once, no new one twice",
+        [find("insert", documents=NEW)],
+        holds=has_all_but_new,
+    ),
+    "deleted": Change(
+        "26 documents are deleted during the scan",
+        0,
+        "exit 0; each document that stayed once, no deleted one twice",
+        [find("delete", ids=GONE)],
+        holds=has_all_but_gone,
+    ),
+    "state": Change(
+        "a page state no longer works, once",
+        0,
+        f"{WHOLE}; the scan was begun anew",
+        [find("bad_page_state", times=4)],
+        "Starting the collection over",
+    ),
+    "state-always": Change(
+        "page states never work", 2, LOST, [find("bad_page_state", 0, contains="pageState", **FOREVER)], "page state"
+    ),
+    "repeat": Change("the same page twice", 0, WHOLE, [find("repeat_page")], "a page twice"),
+    "repeat-always": Change("the same page for ever", 2, LOST, [find("repeat_page", **FOREVER)], "does not move on"),
+    "empty": Change("an empty page in the middle", 0, WHOLE, [find("empty_page")]),
+    "empty-always": Change("empty pages for ever", 2, LOST, [find("empty_page", **FOREVER)], "does not move on"),
+    "back": Change(
+        "a page state leads back to the start, once",
+        0,
+        f"{WHOLE}; the scan was begun anew",
+        [find("first_page", 3)],
+        "Starting the collection over",
+    ),
+    "circle": Change(
+        "pages that lead in a circle", 2, LOST, [find("first_page", 1, every=3, **FOREVER)], "that was there before"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKUP_CHANGES)
+def test_a_database_that_changes(catalog: DataApiEmulator, cli: SabotagedCli, name: str) -> None:
+    """Whatever others do during a backup, a complete snapshot holds what its definition and its counts say."""
+    change = BACKUP_CHANGES[name]
+    catalog.faults = change.rules
+    cli.sabotage = {"speed": SPEED}
+    result = cli.backup(catalog, "-v", "--workers", 1)
+    assert result.code == change.code, result.err
+    assert all(fault.fired for fault in catalog.faults)
+    assert change.says in result.err
+    if change.holds:
+        (snapshot,) = cli.snapshots()
+        assert_whole(snapshot)
+        assert change.holds(lines_of(snapshot, "docs"))
+    else:
+        assert_backed_up(cli, change.code, {"docs": documents(), "other": documents(3)})
+    if change.code == 0:
+        definitions = catalog.collections(KEYSPACE)
+        manifest = json.loads((cli.snapshots()[0] / "manifest.json").read_text())
+        assert [record["name"] for record in manifest["collections"]] == ["docs", "other"]
+        for record in manifest["collections"]:
+            assert record["definition"] == definitions.get(record["name"], record["definition"])
+
+
+def insert(action: str, **more: Any) -> dict[str, Any]:
+    """A rule for the second batch of `docs`."""
+    return {"command": "insertMany", **DOCS, "action": action, "skip": 1, **more}
+
+
+EQUAL = "exit 0; equal to the snapshot"
+RESTORE_CHANGES = {
+    "dropped": Change(
+        "the target's collection is dropped meanwhile",
+        2,
+        "exit 2; the other collection is there; the next run completes it",
+        [insert("drop_collection")],
+        "UNKNOWN_COLL",
+    ),
+    "recreated": Change(
+        "the target's collection is dropped and made anew meanwhile",
+        5,
+        "exit 5; what is missing is counted and named",
+        [insert("recreate_collection")],
+        "missing (first",
+    ),
+    "created": Change("somebody makes another collection", 0, EQUAL, [insert("create_collection", name="new")]),
+    "inserted": Change(
+        "somebody else's documents are inserted meanwhile",
+        5,
+        "exit 5; what is extra is counted and named",
+        [insert("insert", documents=NEW)],
+        "40 extra (first",
+    ),
+    "deleted": Change(
+        "documents are deleted meanwhile",
+        5,
+        "exit 5; what is missing is counted and named",
+        [find("delete", 0, count=7)],
+        "7 missing (first",
+    ),
+    "altered": Change(
+        "a document is altered meanwhile",
+        5,
+        "exit 5; it is counted and named",
+        [insert("alter_document")],
+        "1 different (first",
+    ),
+    "state": Change(
+        "a page state of the comparison no longer works",
+        0,
+        EQUAL,
+        [find("bad_page_state", times=4)],
+        "Starting the collection over",
+    ),
+    "state-always": Change(
+        "page states of the comparison never work",
+        2,
+        "exit 2; all documents are there; the next run ends in 0",
+        [find("bad_page_state", 0, contains="pageState", **FOREVER)],
+        "page state",
+    ),
+    "repeat": Change("the comparison gets a page twice", 0, EQUAL, [find("repeat_page")], "a page twice"),
+    "repeat-always": Change(
+        "the comparison gets the same page for ever",
+        2,
+        "exit 2; all documents are there; the next run ends in 0",
+        [find("repeat_page", **FOREVER)],
+        "does not move on",
+    ),
+    "empty": Change("the comparison gets an empty page in the middle", 0, EQUAL, [find("empty_page")]),
+    "empty-always": Change(
+        "the comparison gets empty pages for ever",
+        2,
+        "exit 2; all documents are there; the next run ends in 0",
+        [find("empty_page", **FOREVER)],
+        "does not move on",
+    ),
+    "circle": Change(
+        "the comparison is led in a circle",
+        2,
+        "exit 2; all documents are there; the next run ends in 0",
+        [find("first_page", 1, every=3, **FOREVER)],
+        "that was there before",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESTORE_CHANGES)
+def test_a_target_that_changes(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, name: str
+) -> None:
+    """Whatever others do during a restore, 0 means that the target equals the snapshot; after 2 a second run ends."""
+    change = RESTORE_CHANGES[name]
+    target.faults = change.rules
+    cli.sabotage = {"speed": SPEED}
+    result = cli.restore(target, "-v", "--workers", 1, "--collection", "docs", "--collection", "other")
+    assert result.code == change.code, result.err
+    assert all(fault.fired for fault in target.faults)
+    assert change.says in result.err
+    same_documents(origin, target, ["other"])
+    if change.code == 2:
+        target.faults = []
+        assert cli.restore(target, "--on-existing", "skip").code == 0
+    if change.code in (0, 2):
+        same_documents(origin, target, ["docs"])
+
+
+# ------------------------------------------------------------------------------------------------ never reached
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    "backup": lambda cli, url, *more: cli.run("astra_backup.py", "--no-box", "--api-endpoint", url, *more),
+    "restore": lambda cli, url, *more: cli.run("restore.py", "--api-endpoint", url, *more),
+}
+
+
+def assert_not_reached(cli: SabotagedCli, result: Any) -> None:
+    """It ended in 1, said so in a sentence, and made nothing."""
+    assert result.code == 1, result.err
+    assert "No reply from" in result.err
+    assert "Traceback" not in result.err
+    assert not [name for name in left_in(cli) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_host_without_a_name_ends_in_1(kept: Path, cli: SabotagedCli, run: str) -> None:
+    """DNS knows no such host: 1 after half a minute at most, however great the budget is."""
+    cli.sabotage = {"speed": 100.0}
+    result = RUNS[run](cli, "http://no-such-host.invalid")
+    assert_not_reached(cli, result)
+    assert "Trying again" in result.err
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_port_nobody_listens_on_ends_in_1(kept: Path, cli: SabotagedCli, run: str) -> None:
+    """Connection refused from the start: 1 after half a minute at most."""
+    cli.sabotage = {"speed": 100.0}
+    assert_not_reached(cli, RUNS[run](cli, "http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_server_that_speaks_no_tls_ends_in_1(
+    kept: Path, target: DataApiEmulator, cli: SabotagedCli, run: str
+) -> None:
+    """An https address of a server that only knows http: 1."""
+    cli.sabotage = {"speed": 100.0}
+    assert_not_reached(cli, RUNS[run](cli, target.url.replace("http", "https"), "--request-timeout-ms", 1000))
+
+
+@pytest.fixture(scope="module")
+def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server whose certificate nobody vouches for; whoever gets through is counted."""
+    directory = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=directory, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_certificate_nobody_vouches_for_ends_in_1_at_once(
+    kept: Path, cli: SabotagedCli, impostor: str, run: str
+) -> None:
+    """A certificate that cannot be verified will not be better in a minute: 1, without another try."""
+    started = time.monotonic()
+    result = RUNS[run](cli, impostor)
+    assert_not_reached(cli, result)
+    assert "CERTIFICATE_VERIFY_FAILED" in result.err
+    assert "Trying again" not in result.err
+    assert time.monotonic() - started < 10
+
+
+HIBERNATED_S = 120
+HURRY = 120.0
+
+
+@pytest.mark.parametrize(
+    ("how", "skip"),
+    [(status(503), 0), ({"action": "reset"}, 0), (status(503, body=HTML), 4)],
+    ids=["503-at-the-start", "reset-at-the-start", "html-in-the-middle"],
+)
+def test_a_hibernated_database_is_waited_for(
+    catalog: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, how: dict[str, Any], skip: int
+) -> None:
+    """A database that wakes after two minutes (of a clock that runs 120 times as fast) is backed up and restored."""
+    rule = {**how, "skip": skip, "for_s": HIBERNATED_S / HURRY, "times": None}
+    cli.sabotage = {"speed": HURRY}
+    for emulator, run in ((catalog, cli.backup), (target, cli.restore)):
+        emulator.faults = [rule]
+        result = run(emulator, "--retry-budget", 300)
+        assert result.code == 0, result.err
+        assert emulator.faults[0].fired >= 3
+    same_documents(catalog, target)
