@@ -3101,8 +3101,10 @@ def run_command(command: click.Command) -> NoReturn:
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(), quiet={"-q", "--quiet"} & set(sys.argv) != set()
     )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, _stop)
     code = _run_guarded(command)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -3140,6 +3142,9 @@ def _run_guarded(command: click.Command) -> int:
         if code > 128:
             log.error("Stopped by signal %d.", code - 128)  # noqa: TRY400
         return code
+    except OSError as error:
+        hint = "Check that it is there and readable; what is written to must be writable and have room."
+        return _show_error(f"{_describe(error)}.", hint, Exit.FAILED)
     except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
         return _show_error(
             f"{type(error).__name__}: {error}", "This is a bug: run it with -v and report it.", Exit.FAILED

@@ -314,7 +314,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
-    with ThreadPoolExecutor(max(1, min(workers, len(good) or 1))) as pool:
+    with stoppable_pool(max(1, min(workers, len(good) or 1))) as pool:
         stats = list(pool.map(lambda record: _check_record(snapshot, record, report), good))
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -938,9 +938,11 @@ class CollectionWriter:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
         self._run.report.start(self._name, record.document_count, "writing")
-        pool = ThreadPoolExecutor(self._run.choices.workers)
         try:
-            with snapshot.open(record.data_file or "") as stream:
+            with (
+                stoppable_pool(self._run.choices.workers) as pool,
+                snapshot.open(record.data_file or "") as stream,
+            ):
                 reader = HashingReader(stream)
                 self._send_all(pool, make_batches(self._texts(reader, record)))
                 reader.drain()
@@ -949,8 +951,6 @@ class CollectionWriter:
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
             log.error("%s failed: %s", self._name, self._outcome.error)
-        finally:
-            pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe())
 
@@ -1332,8 +1332,18 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
     workers = 1 if differences else max(1, min(run.choices.workers, len(outcomes) or 1))
-    with ThreadPoolExecutor(workers) as pool:
+    with stoppable_pool(workers) as pool:
         list(pool.map(lambda outcome: _compare_outcome(run, outcome, differences), outcomes))
+
+
+@contextlib.contextmanager
+def stoppable_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for at the end, unless a signal wants it soon."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
 
 
 def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | None) -> None:
