@@ -1399,6 +1399,9 @@ def _means_lost_place(error: RequestError) -> bool:
 # ======================================================================================================================
 
 
+_TOKEN_LIKE = re.compile(r"""AstraCS(?::|%3A)[^\s'"<>]+""")
+
+
 class Redactor(logging.Formatter):
     """Formats log lines and takes every secret out of them, in clear, URL-encoded and base64."""
 
@@ -1412,6 +1415,7 @@ class Redactor(logging.Formatter):
         if len(secret) >= 4:
             encoded = base64.b64encode(secret.encode()).decode()
             self._secrets |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
+            self._secrets |= {urllib.parse.quote_plus(secret)}
             self._secrets |= {encoded, encoded.rstrip("="), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def redact(self, text: str) -> str:
@@ -1420,9 +1424,13 @@ class Redactor(logging.Formatter):
             text = text.replace(secret, "***")
         return text
 
+    def redact_error(self, text: str) -> str:
+        """Return `text` without secrets, and without what looks like a token that somebody gave in the wrong place."""
+        return _TOKEN_LIKE.sub("***", self.redact(text))
+
     def format(self, record: logging.LogRecord) -> str:
         """One log line, redacted, tracebacks included."""
-        return self.redact(super().format(record))
+        return self.redact_error(super().format(record))
 
 
 redactor = Redactor()
@@ -1474,9 +1482,12 @@ class Report:
         with self._lock:
             self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
             if self._bars:
-                if name in self._tasks:
-                    self._bars.remove_task(self._tasks[name])
-                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
+                try:
+                    if name in self._tasks:
+                        self._bars.remove_task(self._tasks[name])
+                    self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
+                except OSError:  # the terminal is gone, the run goes on
+                    self._bars = None
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
@@ -3156,6 +3167,7 @@ def _show_error(message: str, hint: str, code: int) -> int:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
     if "--json" in sys.argv:
+        message = redactor.redact_error(message)  # before JSON escapes it
         print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
     return int(code)
 

@@ -517,11 +517,17 @@ def test_output_that_goes_nowhere(
 
 
 def print_rows() -> None:
-    """Print the table of docs/RELIABILITY.md: each test's sentence, and how often it is done."""
+    """Print the table of docs/RELIABILITY.md."""
+    print_table(globals(), "tests/test_local.py")
+
+
+def print_table(module: dict[str, Any], path: str) -> None:
+    """Print each test's sentence, and how often it is done."""
     print("| what was done, and what it did | how often | run it |\n|---|---|---|")
-    for name, function in list(globals().items()):
-        if name.startswith("test_"):
-            print(f"| {function.__doc__} | {times(function)} | `pytest tests/test_local.py -k {name}` |")
+    for name, function in module.items():
+        if name.startswith("test_") and callable(function):
+            text = " ".join((function.__doc__ or "").split()).replace("|", "&#124;")
+            print(f"| {text} | {times(function)} | `pytest {path} -k {name}` |")
 
 
 def times(function: Callable[..., None]) -> int:
