@@ -936,6 +936,7 @@ def test_down_and_up_again(filled: Api) -> None:
     filled.emulator.faults = [{"action": "down", "seconds": 0.2}]
     with pytest.raises(httpx.HTTPError):
         filled.page("c")
+    time.sleep(0.5)
     while not filled.emulator.is_up:
         time.sleep(0.05)
     assert filled.page("c")
