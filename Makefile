@@ -9,7 +9,7 @@ DOCS := README.md docs/FORMAT.md docs/RELIABILITY.md
 PINS := requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench memory memory-box float32 audit upgrade clean
+.PHONY: help install demo test lint format docs bench soak memory memory-box float32 audit upgrade clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ docs: $(INSTALLED)  ## renew the generated parts of the documentation
 
 bench: $(INSTALLED)  ## measure speed
 	$(BIN)/python -m bench.speed
+
+soak: $(INSTALLED)  ## what the tests do, much more often: 1,000 backups and 200 restores killed
+	$(BIN)/python -m bench.kills --count 1000
 
 memory: $(INSTALLED)  ## measure memory
 	$(BIN)/python -m bench.memory

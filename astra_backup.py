@@ -1201,6 +1201,39 @@ class DataApi:
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
+    def pages(
+        self, collection: str, *, filter_json: bytes = b"{}", on_retry: Callable[[], None] | None = None
+    ) -> Iterator[list[bytes]]:
+        """Yield each page's documents. The end is a page state of null and nothing else.
+
+        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us:
+        PageStateError, as for a page state that no longer works.
+        """
+        state: str | None = None
+        last: list[bytes] = []
+        stalled = 0
+        anchor, steps, limit = "", 0, 1  # Brent's way to find that we go in circles, with one state kept
+        while True:
+            documents, next_state = self.find_page(collection, state, filter_json=filter_json, on_retry=on_retry)
+            is_repeated = bool(documents) and documents == last
+            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
+            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
+                raise PageStateError("the server does not move on from a page.")
+            if not stalled and next_state is not None:
+                if next_state == anchor:
+                    raise PageStateError("the server leads back to a page that was there before.")
+                if (steps := steps + 1) == limit:
+                    anchor, steps, limit = next_state, 0, 2 * limit
+            if is_repeated:
+                log.warning("%s: the server sent a page twice; it is kept once.", collection, extra=about(collection))
+                if on_retry:
+                    on_retry()
+            else:
+                yield documents
+            if next_state is None:
+                return
+            state, last = next_state, documents or last
+
     def call(
         self,
         command: str,
@@ -1220,7 +1253,8 @@ class DataApi:
 
         def send() -> _T:
             reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
-            if reply.errors and not reply.status:
+            # A write may succeed for some documents and fail for others; a page with errors is no page.
+            if reply.errors and (not reply.status or command in READ_COMMANDS):
                 raise _error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
@@ -1241,9 +1275,11 @@ class DataApi:
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
             text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
-        except httpx.HTTPError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
-        self.was_reached = True
+        except httpx.HTTPError as error:
+            self.was_reached = True  # something is there, and may be about to wake up
+            raise _transport_error(error, self.target) from error
         return _decode_reply(text, Reply)
 
     def _post(self, url: str, content: bytes) -> bytes:
@@ -1253,6 +1289,7 @@ class DataApi:
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
         with self._http.stream("POST", url, content=content) as response:
+            self.was_reached = True  # with an error too: a database that hibernates answers 503
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
                 if time.monotonic() > deadline:
@@ -1263,6 +1300,20 @@ class DataApi:
         if response.status_code != 200:
             raise _status_error(response.status_code, response.headers.get("retry-after"), body)
         return body
+
+
+def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[], None] | None = None) -> _T:
+    """Do a scan; begin it anew when the server has lost the place in it. Raises the last of MAX_SCANS errors."""
+    for attempt in range(1, MAX_SCANS + 1):
+        try:
+            return scan()
+        except PageStateError as error:
+            if attempt == MAX_SCANS:
+                raise
+            log.warning("%s: %s Starting the collection over.", collection, error.message, extra=about(collection))
+            if on_restart:
+                on_restart()
+    raise AssertionError("unreachable")
 
 
 def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
@@ -1450,6 +1501,9 @@ def _means_lost_place(error: RequestError) -> bool:
 # ======================================================================================================================
 
 
+_TOKEN_LIKE = re.compile(r"""AstraCS(?::|%3A)[^\s'"<>]+""")
+
+
 class Redactor(logging.Formatter):
     """Formats log lines and takes every secret out of them: in clear, URL-encoded, base64, JSON-escaped.
 
@@ -1467,8 +1521,9 @@ class Redactor(logging.Formatter):
         """Hide `secret` from now on."""
         if len(secret) >= 4:
             encoded = base64.b64encode(secret.encode()).decode()
-            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), encoded, encoded.rstrip("=")}
-            self._secrets.add(json.dumps(secret)[1:-1])
+            self._secrets |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
+            self._secrets |= {urllib.parse.quote_plus(secret)}
+            self._secrets |= {encoded, encoded.rstrip("="), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def redact(self, text: str) -> str:
         """Return `text` without secrets."""
@@ -1476,18 +1531,22 @@ class Redactor(logging.Formatter):
             text = text.replace(secret, "***")
         return text
 
+    def redact_error(self, text: str) -> str:
+        """Return `text` without secrets, and without what looks like a token that somebody gave in the wrong place."""
+        return _TOKEN_LIKE.sub("***", self.redact(text))
+
     def format(self, record: logging.LogRecord) -> str:
         """One log line, redacted, tracebacks included."""
         if not self.as_json:
             text = super().format(record)
             if self.is_short:
                 text = text[11:].replace(" INFO    ", " ", 1)
-            return self.redact(text)
+            return self.redact_error(text)
         moment = datetime.fromtimestamp(record.created, UTC)
         row = {"time": utc_text(moment), "level": record.levelname.lower(), "message": record.getMessage()}
         if collection := getattr(record, "collection", None):
             row["collection"] = collection
-        return self.redact(json.dumps(row, ensure_ascii=False))
+        return self.redact_error(json.dumps(row, ensure_ascii=False))
 
 
 redactor = Redactor()
@@ -1625,7 +1684,7 @@ class Report:
         from rich.console import Console
         from rich.live import Live
 
-        with terminal_lock:
+        with self._drawing():
             if self._ended.is_set():
                 return
             if self._live:
@@ -1641,16 +1700,25 @@ class Report:
 
     def end_bars(self) -> None:
         """Leave the terminal to a question or a result; bars come back with the next `start`."""
-        with terminal_lock:
+        with self._drawing():
             live, self._live = self._live, None
             if live:
                 live.stop()
 
     def _refresh(self) -> None:
         while not self._ended.wait(REFRESH_S):
-            with terminal_lock:
+            with self._drawing():
                 if self._live:
                     self._live.refresh()
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """The terminal is ours; if it is gone, the run goes on without bars."""
+        with terminal_lock:
+            try:
+                yield
+            except OSError:
+                self._live, self.is_live = None, False
 
     def draw(self, width: int, height: int) -> Any:
         """A bar for each collection at work, and one for the stage: never more than fit the terminal."""
@@ -3029,6 +3097,11 @@ class OutputDir:
         directory.mkdir(mode=0o700)
         return directory, moment
 
+    def names_after(self, moment: datetime) -> list[str]:
+        """Complete snapshots whose names are later than `moment`: the clock was, or is, wrong."""
+        names = sorted(path.name for path in self.path.iterdir() if _is_complete_name(path.name))
+        return [name for name in names if name > snapshot_name(moment)]
+
 
 class DataFileWriter:
     """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
@@ -3106,7 +3179,8 @@ class CollectionBackup:
         """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
         record = self.record
         try:
-            stats = self._scan_until_whole()
+            self.record.estimated_document_count = self._api.estimated_count(self.record.name)
+            stats = until_whole(self.record.name, self._scan_as_defined, self._count_retry)
             self._check_vectors(stats)
             self._read_back(stats)
             self._fill_in(stats)
@@ -3123,18 +3197,17 @@ class CollectionBackup:
         self._report.finish(record.name)
         return record
 
-    def _scan_until_whole(self) -> DataStats:
-        """Scan the collection; start over when the place in the scan is lost."""
-        self.record.estimated_document_count = self._api.estimated_count(self.record.name)
-        for attempt in range(1, MAX_SCANS + 1):
-            try:
-                return self._scan()
-            except PageStateError as error:
-                if attempt == MAX_SCANS:
-                    raise
-                self.record.retries += 1
-                log.warning("%s: %s Starting the collection over.", self.record.name, error.message, extra=self._about)
-        raise AssertionError("unreachable")
+    def _scan_as_defined(self) -> DataStats:
+        """Scan, and look whether the collection is still the one that was defined: it may have been made anew.
+
+        One that is gone by now was read to its end before.
+        """
+        stats = self._scan()
+        for info in self._api.list_collections():
+            if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
+                self.record.definition = info.options
+                raise PageStateError("the collection's definition is another than before the scan.")
+        return stats
 
     def _scan(self) -> DataStats:
         """Read all pages; each is encoded and compressed while the next one is on its way."""
@@ -3144,7 +3217,8 @@ class CollectionBackup:
         pool = ThreadPoolExecutor(1)
         try:
             written: Future[None] | None = None
-            for documents in self._pages():
+            for documents in self._api.pages(self.record.name, on_retry=self._count_retry):
+                self.record.pages += 1
                 if written:
                     written.result()
                 written = pool.submit(writer.write, documents)
@@ -3155,30 +3229,6 @@ class CollectionBackup:
         finally:
             pool.shutdown(wait=False)
             writer.abandon()
-
-    def _pages(self) -> Iterator[list[bytes]]:
-        """Yield each page's documents. The end is a page state of null and nothing else.
-
-        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us.
-        """
-        state: str | None = None
-        last: list[bytes] = []
-        stalled = 0
-        while True:
-            documents, next_state = self._api.find_page(self.record.name, state, on_retry=self._count_retry)
-            self.record.pages += 1
-            is_repeated = bool(documents) and documents == last
-            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
-            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
-                raise PageStateError("the server does not move on from a page.")
-            if is_repeated:
-                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name, extra=self._about)
-                self._count_retry()
-            else:
-                yield documents
-            if next_state is None:
-                return
-            state, last = next_state, documents or last
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -3235,6 +3285,10 @@ class CollectionBackup:
         log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
+def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
+    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
+
+
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
     """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written."""
     api = DataApi(plan.target, READ_COMMANDS, stop)
@@ -3242,7 +3296,10 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
         try:
             output.sweep()
             selected = select_collections(list_collections(api), plan, report)
+            begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
+            for name in output.names_after(started):
+                report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
             log.info(
                 "Backing up %s of keyspace %s at %s.",
                 plural(len(selected), "collection"),
@@ -3250,7 +3307,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
                 plan.target.api_endpoint,
             )
             records = _run_collections(api, selected, directory, plan, report)
-            manifest = _make_manifest(plan, records, started)
+            manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
             _compare_with_last(plan, manifest, report, stop)
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
@@ -3314,18 +3371,17 @@ def _run_collections(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime) -> Manifest:
+def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime, duration_s: float) -> Manifest:
     import astrapy
 
-    finished = utc_now()
     failed = sum(not record.is_ok for record in records)
     target = plan.target
     return Manifest(
         backup_format_version=FORMAT_VERSION,
         status="incomplete" if failed else "complete",
         created_at_utc=utc_text(started),
-        finished_at_utc=utc_text(finished),
-        duration_seconds=round((finished - started).total_seconds(), 3),
+        finished_at_utc=utc_text(started + timedelta(seconds=duration_s)),  # the clock may have been set meanwhile
+        duration_seconds=round(duration_s, 3),
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
         source=Source(target.api_endpoint, target.keyspace, target.environment),
@@ -3410,18 +3466,26 @@ def read_secret(name: str) -> str:
     return value
 
 
+def _check_url(name: str, url: str) -> None:
+    """Raise BackupError for what is no http(s) URL, or holds a credential, which would end up in the manifest."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no port, its host no host
+        is_web = False
+    if "@" in url:
+        raise BackupError(f"{name} holds a user name or a password.", "Leave out what stands before the @.")
+    if not is_web:
+        raise BackupError(f"{name} {url!r} is no http(s) URL.", "Copy it from the database's page in Astra.")
+
+
 def make_target(options: dict[str, Any]) -> Target:
     """Check the connection's options (those of `connection_options`). Raises BackupError that names what is missing."""
     api_endpoint = options["api_endpoint"]
     token = read_secret("ASTRA_DB_APPLICATION_TOKEN")
     if not api_endpoint:
         raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    parts = urllib.parse.urlsplit(api_endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BackupError(
-            f"--api-endpoint {api_endpoint!r} is no http(s) URL.",
-            "Copy it from the database's page in Astra.",
-        )
+    _check_url("--api-endpoint", api_endpoint)
     if not token:
         raise BackupError(
             "No token.",
@@ -4103,10 +4167,12 @@ def print_result(text: str) -> None:
     if Report.current:
         Report.current.end_bars()
     text = redactor.redact(text)
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
+    try:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stdout.flush()
+    except OSError as error:  # nobody reads it, the terminal is gone, the disk is full: the exit code still tells
+        log.warning("The result could not be printed: %s.", error.strerror)
 
 
 stop_event = threading.Event()
@@ -4133,6 +4199,8 @@ def _exit_at_once(code: int) -> NoReturn:
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
+    _open_standard_streams()
+    os.umask(0o077)  # whatever is written is for its owner only, parents of the output directory too
     read_dotenv()
     read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL")
     start_logging(
@@ -4140,8 +4208,10 @@ def run_command(command: click.Command) -> NoReturn:
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),
         as_json=_is_json_wanted(),
     )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, _stop)
     code = _run_guarded(command)
     for function in at_exit:
         try:
@@ -4175,6 +4245,15 @@ def _is_json_wanted() -> bool:
     return wanted == "json"
 
 
+def _open_standard_streams() -> None:
+    """Make up for streams that we were started without, so that no data file gets the number of one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "r+" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115  (to the end)
+
+
 def read_secret_quietly(*names: str) -> None:
     """Make secrets known to the redactor before anything can be printed."""
     for name in names:
@@ -4196,6 +4275,9 @@ def _run_guarded(command: click.Command) -> int:
         if code > 128:
             log.error("Stopped by signal %d.", code - 128)  # noqa: TRY400
         return code
+    except OSError as error:
+        hint = "Check that it is there and readable; what is written to must be writable and have room."
+        return _show_error(f"{_describe(error)}.", hint, Exit.FAILED)
     except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
         return _show_error(
             f"{type(error).__name__}: {error}", "This is a bug: run it with -v and report it.", Exit.FAILED
@@ -4207,6 +4289,7 @@ def _show_error(message: str, hint: str, code: int) -> int:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
     if "--json" in sys.argv:
+        message = redactor.redact_error(message)  # before JSON escapes it
         print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
     return int(code)
 

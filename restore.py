@@ -80,9 +80,11 @@ from astra_backup import (
     plural,
     print_result,
     read_box_config,
+    redactor,
     run_command,
     size_text,
     stop_event,
+    until_whole,
     without_member,
 )
 
@@ -335,13 +337,20 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     )
 
 
-def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
-    """Call a function for each item, several at once. After a stop request nothing that hangs is waited for."""
-    pool = ThreadPoolExecutor(max(1, min(workers, len(items))))
+@contextlib.contextmanager
+def stoppable_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for at the end, unless a signal wants it soon."""
+    pool = ThreadPoolExecutor(workers)
     try:
-        return list(pool.map(function, items))
+        yield pool
     finally:
         pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
+
+
+def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
+    """Call a function for each item, several at once."""
+    with stoppable_pool(max(1, min(workers, len(items)))) as pool:
+        return list(pool.map(function, items))
 
 
 def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: bool) -> list[str]:
@@ -685,11 +694,7 @@ def _feature_hint(differences: list[str]) -> str:
 
 def has_documents(api: DataApi, collection: str) -> bool:
     """Whether a collection holds any document."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
-        if documents or state is None:
-            return bool(documents)
+    return until_whole(collection, lambda: any(api.pages(collection)))
 
 
 def explicit_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -856,6 +861,7 @@ class Journal:
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
         self._file: IO[str] | None = None
+        self._is_open = False
         self._goes_on = resume and path is not None and path.exists()
         if path and self._goes_on:
             self._load(path, key)
@@ -866,6 +872,7 @@ class Journal:
             mode = os.O_APPEND if self._goes_on else os.O_TRUNC
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC, 0o600)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
+            self._is_open = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
     def begin(self, collection: str, *, had_documents: bool) -> None:
@@ -888,9 +895,11 @@ class Journal:
 
     def remove(self) -> None:
         """The restore is over."""
-        if self._file and self.path:
-            self._file.close()
-            self.path.unlink(missing_ok=True)
+        if self._is_open and self.path:
+            with contextlib.suppress(OSError):
+                if self._file:
+                    self._file.close()
+                self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
         rows: list[dict[str, Any]] = []
@@ -911,10 +920,14 @@ class Journal:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._file:
-            with self._lock:
-                self._file.write(json.dumps(row) + "\n" if row else "\n")
-                self._file.flush()
+        with self._lock:
+            if self._file:
+                try:
+                    self._file.write(json.dumps(row) + "\n" if row else "\n")
+                    self._file.flush()
+                except OSError as error:  # what it says so far is true
+                    log.warning("The journal cannot be kept any more (%s): the restore goes on.", error.strerror)
+                    self._file = None
 
 
 class Throttle:
@@ -968,7 +981,7 @@ class Rejects:
         """Write a document with the server's reason."""
         row = b'{"code":%b,"message":%b,"document":%b}\n' % (
             msgspec.json.encode(code),
-            msgspec.json.encode(message),
+            msgspec.json.encode(redactor.redact(message)),
             text,
         )
         with self._lock:
@@ -999,9 +1012,11 @@ class CollectionWriter:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
         self._run.report.start(self._name, record.document_count, "writing")
-        pool = ThreadPoolExecutor(self._run.choices.workers)
         try:
-            with snapshot.open(record.data_file or "") as stream:
+            with (
+                stoppable_pool(self._run.choices.workers) as pool,
+                snapshot.open(record.data_file or "") as stream,
+            ):
                 reader = HashingReader(stream)
                 self._send_all(pool, make_batches(self._texts(reader, record)))
                 reader.drain()
@@ -1010,8 +1025,6 @@ class CollectionWriter:
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
-        finally:
-            pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
@@ -1183,12 +1196,9 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     found: dict[bytes, bytes] = {}
     for start in range(0, len(texts), MAX_IN_IDS):
         ids = b",".join(bytes(document_parts(text).id) for text in texts[start : start + MAX_IN_IDS])
-        state: str | None = None
-        while True:
-            documents, state = api.find_page(collection, state, filter_json=b'{"_id":{"$in":[' + ids + b"]}}")
-            found.update((id_key(text), text) for text in documents)
-            if state is None:
-                break
+        chosen = b'{"_id":{"$in":[' + ids + b"]}}"
+        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
+        found.update((id_key(text), text) for page in pages for text in page)
     return found
 
 
@@ -1292,13 +1302,19 @@ def _compare(
     run.report.start(name, record.document_count, "comparing")
     comparison = Comparison(differences_file=differences, collection=name)
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
-        wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
+        wanted = KeySpool(Path(directory, "snapshot"))
         with snapshot.open(record.data_file or "") as stream:
             for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
                 sent = view.to_send(text, parts)
                 wanted.add(compact_json(bytes(document_parts(sent).id)), digest(view.to_compare(sent)))
-        for text in scan(run.api, name, run.report) if planned.exists else []:
-            found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
+
+        def read_target() -> KeySpool:
+            found = KeySpool(Path(directory, secrets.token_hex(4)))
+            for text in scan(run.api, name, run.report) if planned.exists else []:
+                found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
+            return found
+
+        found = until_whole(name, read_target)
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
@@ -1319,13 +1335,9 @@ def _compare_part(
 
 def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
     """All documents of a collection, page by page."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
+    for documents in api.pages(collection):
         yield from documents
         report.advance(collection, len(documents))
-        if state is None:
-            return
 
 
 def same_document(one: bytes, other: bytes) -> bool:
