@@ -78,7 +78,11 @@ DEFAULT_RETRY_BUDGET_S = 300
 
 # A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
-MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
+MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
+MAX_DEFINITION_DEPTH = 50
+MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 256 * 1024
 HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
 GZIP_LEVEL = 1
@@ -130,6 +134,20 @@ def size_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    """The text with control characters written as JSON writes them: a terminal shows them and obeys none."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def safe_text(text: str) -> str:
+    """A message that a person can be shown, whatever a stranger wrote into it."""
+    rest = len(text) - MAX_MESSAGE_CHARS
+    return escape_controls(text[:MAX_MESSAGE_CHARS]) + (f"… ({rest:,} characters more)" if rest > 0 else "")
 
 
 # ======================================================================================================================
@@ -441,7 +459,9 @@ def _binary_floats(vector: bytes) -> bytes | None:
         raw = binascii.a2b_base64(base64_text, strict_mode=True)
     except ValueError:
         return None
-    if len(raw) % 4 or (len(raw) % 3 and base64.b64encode(raw) != base64_text):  # stray bits before the padding
+    if len(raw) % 4 or len(base64_text) != (len(raw) + 2) // 3 * 4:  # more padding than there may be
+        return None
+    if len(raw) % 3 and base64.b64encode(raw) != base64_text:  # stray bits before the padding
         return None
     return raw
 
@@ -488,7 +508,10 @@ def _nearest_float32(number: str) -> Any:
     """The float32 nearest to a decimal text, rounded once."""
     import numpy
 
-    exact = Fraction(number)
+    try:
+        exact = Fraction(number)
+    except ValueError as error:  # more than 4,300 digits
+        raise FormatError(f"a vector with a number that is too long: {error}") from error
     guess = numpy.float32(number)
     with numpy.errstate(over="ignore"):
         nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
@@ -773,11 +796,27 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
         return self.status == "ok"
 
     def options(self) -> dict[str, Any]:
-        """The definition as a dictionary: the server's `options` object."""
-        definition = json.loads(bytes(self.definition))
-        if not isinstance(definition, dict):
-            raise FormatError(f"the definition of {self.name} is no object")
-        return definition
+        """The definition as a dictionary: the server's `options` object. Raises FormatError."""
+        return read_definition(self.name, self.definition)
+
+
+def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
+    """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
+    try:
+        options = json.loads(bytes(definition))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the definition of {name} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise FormatError(f"the definition of {name} is no object")
+    if not all(isinstance(options.get(part, {}), dict) for part in ("vector", "lexical")):
+        raise FormatError(f"the definition of {name} has a part that is no object")
+    level: list[Any] = [options]
+    for _ in range(MAX_DEFINITION_DEPTH):
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for child in level if isinstance(child, (dict, list))]
+    if level:
+        raise FormatError(f"the definition of {name} is nested too deep")
+    return options
 
 
 class Totals(msgspec.Struct):
@@ -893,7 +932,8 @@ def decode_manifest(text: bytes) -> Manifest:
         text.decode()
         manifest = msgspec.json.decode(text, type=Manifest)
         for record in manifest.collections:
-            record.options()
+            if record.is_ok:
+                record.options()
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     major = manifest.backup_format_version.partition(".")[0]
@@ -975,6 +1015,8 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
             parts = document_parts(line)
             if not bytes(parts.id):
                 raise FormatError("the document has no _id")
+            if len(bytes(parts.vector)) > MAX_VECTOR_BYTES:
+                raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
             yield line, parts
     except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
@@ -1149,14 +1191,19 @@ class DataApi:
         return _decode_reply(text, Reply)
 
     def _post(self, url: str, content: bytes) -> bytes:
-        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too."""
+        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
         with self._http.stream("POST", url, content=content) as response:
+            _check_encoding(response.headers.get("content-encoding", ""))
+            size = 0
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    raise _unexpected_reply(f"it has more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the reply did not end in time")
                 if self.stop.is_set():
@@ -1256,6 +1303,12 @@ def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
     return lambda reply: _decode_reply(reply.status, kind)
 
 
+def _check_encoding(encoding: str) -> None:
+    """Refuse what was compressed more than once: a few kB of that unpack to more than any memory in one piece."""
+    if encoding.strip().lower() not in ("", "identity", "gzip", "deflate"):
+        raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
+
+
 def _unexpected_reply(reason: str) -> RequestError:
     return RequestError(
         f"The reply is not one of the Data API: {reason}.",
@@ -1276,7 +1329,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
-    with contextlib.suppress(msgspec.DecodeError, RequestError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         if errors := msgspec.json.decode(body, type=Reply).errors:
             detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}"
             return _http_error(status, retry_after, detail)
@@ -1369,8 +1422,8 @@ class Redactor(logging.Formatter):
         return text
 
     def format(self, record: logging.LogRecord) -> str:
-        """One log line, redacted, tracebacks included."""
-        return self.redact(super().format(record))
+        """One log line, redacted, tracebacks included; what a stranger named cannot steer the terminal."""
+        return safe_text(self.redact(super().format(record)))
 
 
 redactor = Redactor()
@@ -1423,7 +1476,7 @@ class Report:
             if self._bars:
                 if name in self._tasks:
                     self._bars.remove_task(self._tasks[name])
-                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
+                self._tasks[name] = self._bars.add_task(safe_text(name), total=expected or None, phase=phase, unit=unit)
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
@@ -1459,7 +1512,7 @@ class Report:
 
         console = Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a name with brackets is a name
             TextColumn("{task.fields[phase]}"),
             BarColumn(),
             TaskProgressColumn(show_speed=True),
@@ -2054,6 +2107,8 @@ class Box:
             if start == file.size_bytes:
                 return
             for position, chunk in self._stream(file, start, file.size_bytes - start):
+                if position + len(chunk) > file.size_bytes:
+                    raise _box_error("download", ValueError(f"the reply has more than {file.size_bytes} bytes"))
                 output.seek(position)
                 output.write(chunk)
                 output.truncate()
@@ -2627,6 +2682,10 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
     text = encode_manifest(manifest)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BackupError(
+            f"The manifest has {len(text)} bytes; a restore reads {MAX_MANIFEST_BYTES}.", "Split it with --collection."
+        )
     _write_file(directory / MANIFEST_NAME, text)
     sums = [(record.data_sha256, record.data_file) for record in manifest.collections if record.data_file]
     sums.append((hashlib.sha256(text).hexdigest(), MANIFEST_NAME))
@@ -3018,7 +3077,7 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
-    text = redactor.redact(text)
+    text = escape_controls(redactor.redact(text))
     with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -3089,7 +3148,8 @@ def _show_error(message: str, hint: str, code: int) -> int:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
     if "--json" in sys.argv:
-        print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
+        error = {"status": "error", "exit_code": int(code), "error": safe_text(message), "hint": safe_text(hint)}
+        print_result(json.dumps(error))
     return int(code)
 
 
