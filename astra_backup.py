@@ -992,7 +992,7 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
                 yield b"".join(pending)
                 yield from others[:-1]
                 pending, pending_bytes = [others[-1]], len(others[-1])
-    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
+    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
     finally:
         if compressed:
@@ -2564,7 +2564,8 @@ class CollectionBackup:
 
     def _fail(self, error: Exception) -> None:
         """Record the failure; the file goes, also to give a full disk its space back."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
         self.record.status = "failed"
         self.record.error = redactor.redact(_describe(error))
         log.error("%s failed: %s", self.record.name, _describe(error))

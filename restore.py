@@ -43,6 +43,7 @@ from astra_backup import (
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    READ_BYTES,
     READ_COMMANDS,
     RETRYABLE_CODES,
     TOOL_VERSION,
@@ -200,22 +201,23 @@ class ZipFileReader(io.FileIO):
 
 
 class ZipEntryReader(io.RawIOBase):
-    """An entry of a zip as a stream. Whatever zipfile raises while it reads becomes a FormatError."""
+    """An entry of a zip. Whatever zipfile raises while it reads becomes a FormatError."""
 
     def __init__(self, entry: IO[bytes]) -> None:
         self._entry = entry
 
-    def read(self, size: int = -1) -> bytes:
-        """Read that many bytes, fewer only at the end. Raises FormatError."""
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
         try:
-            return self._entry.read(size)
+            chunk = self._entry.read(len(buffer))
         except ZIP_ERRORS as error:
             raise FormatError(f"the zip is damaged: {error or type(error).__name__}") from error
-
-    def close(self) -> None:
-        """Close the entry; the zip stays open."""
-        self._entry.close()
-        super().close()
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 class ZipSnapshot(Snapshot):
@@ -233,9 +235,10 @@ class ZipSnapshot(Snapshot):
     def open(self, name: str) -> IO[bytes]:
         """Open one of the entries."""
         try:
-            return ZipEntryReader(self._zip.open(f"{self._folder}/{name}" if self._folder else name))  # type: ignore[return-value]
+            entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
         except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
+        return io.BufferedReader(ZipEntryReader(entry), READ_BYTES)
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
