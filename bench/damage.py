@@ -11,6 +11,7 @@ process; for `--commands` of them `restore.py` itself runs against an emulator, 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -78,6 +79,12 @@ def good_files(directory: Path) -> Files:
     return files
 
 
+@functools.lru_cache(4096)
+def decoded(line: bytes) -> str:
+    """A document in a form that compares; most lines of a damaged snapshot are those of the good one."""
+    return repr(reference.decode_line(line))
+
+
 def content_of(files: Files) -> Content:
     """Each collection's definition and documents, read with the standard library and tests/reference.py alone."""
     manifest = json.loads(files["manifest.json"])
@@ -85,7 +92,7 @@ def content_of(files: Files) -> Content:
     for record in manifest["collections"]:
         raw = files[record["data_file"]]
         lines = (gzip.decompress(raw) if record["compressed"] else raw).split(b"\n")
-        documents = sorted(repr(reference.decode_line(line)) for line in lines if line)
+        documents = sorted(decoded(line) for line in lines if line)
         found[record["name"]] = (record["definition"], documents)
     return found
 
