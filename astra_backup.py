@@ -814,9 +814,9 @@ def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     for _ in range(MAX_DEFINITION_DEPTH):
         level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
         level = [child for child in level if isinstance(child, (dict, list))]
-    if level:
-        raise FormatError(f"the definition of {name} is nested too deep")
-    return options
+        if not level:
+            return options
+    raise FormatError(f"the definition of {name} is nested too deep")
 
 
 class Totals(msgspec.Struct):
@@ -1006,10 +1006,9 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
 
     Raises FormatError with the line's number.
     """
-    number = 0
+    number = 1
     try:
         for line in iter_lines(stream, compressed=compressed):
-            number += 1
             if not line.isascii():
                 line.decode()
             parts = document_parts(line)
@@ -1018,6 +1017,7 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
             if len(bytes(parts.vector)) > MAX_VECTOR_BYTES:
                 raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
             yield line, parts
+            number += 1
     except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
 

@@ -21,7 +21,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -450,7 +450,9 @@ def test_hostile_data_is_refused_in_bounded_time_and_memory(cli: Cli, what: str)
     """Each checksum is right, and still nothing of it gets past the verification."""
     make, peak_mib = HOSTILE_DATA[what]
     snapshot = build(cli.directory, {"docs": make()})
-    verify(cli, snapshot).assert_clean(3, peak_mib=peak_mib)
+    result = verify(cli, snapshot)
+    result.assert_clean(3, peak_mib=peak_mib)
+    assert "line 1: " in result.err
 
 
 def test_many_empty_gzip_members_are_an_empty_file(cli: Cli) -> None:
@@ -591,9 +593,12 @@ def test_what_is_no_manifest_is_refused_with_little_memory(cli: Cli, what: str) 
 
 def test_the_largest_manifest_is_read_in_bounded_memory(cli: Cli) -> None:
     """16 MB of the emptiest values there are: what is read of them stays under 600 MiB."""
-    text = b'{"backup_format_version":"1.0","serdes_options":{"a":[' + b"[]," * 5_500_000 + b"[]]}}"
-    assert 16_000_000 < len(text) < 16 * 2**20
-    verify(cli, seal(build(cli.directory, {"docs": DOCUMENTS}), text)).assert_clean(3, peak_mib=600)
+    lists = b'{"backup_format_version":"1.0","serdes_options":{"a":[' + b"[]," * 5_500_000 + b"[]]}}"
+    records = b'{"backup_format_version":"1.0","collections":[' + b'{"name":"a"},' * 1_280_000 + b'{"name":"a"}]}'
+    for number, text in enumerate((lists, records)):
+        assert 16_000_000 < len(text) < 16 * 2**20
+        snapshot = seal(build(cli.directory / str(number), {"docs": DOCUMENTS}), text)
+        verify(cli, snapshot).assert_clean(3, peak_mib=600)
 
 
 def test_checksums_larger_than_any_are_refused(cli: Cli) -> None:
@@ -875,3 +880,35 @@ def test_mutated_inputs_are_read_or_refused(tmp_path_factory: pytest.TempPathFac
 def corpus(target: str) -> list[bytes]:
     """Good inputs."""
     return fuzz.corpus(target)
+
+
+# ======================================================================================================================
+# The table in docs/RELIABILITY.md
+# ======================================================================================================================
+
+ROWS: dict[str, tuple[str, str, Iterable[str]]] = {
+    "a data file whose checksums are right": (
+        "exit 3",
+        "test_hostile_data_is_refused_in_bounded_time_and_memory",
+        HOSTILE_DATA,
+    ),
+    "a manifest with its SHA256SUMS": ("exit 3, no write", "test_a_hostile_manifest_is_refused_before_a_write", EDITS),
+    "for a manifest": ("exit 3", "test_what_is_no_manifest_is_refused_with_little_memory", MANIFESTS),
+    "a server's answer to find": (
+        "exit 2, the collection failed, INCOMPLETE",
+        "test_a_hostile_server_fails_its_collection_and_nothing_else",
+        FINDS,
+    ),
+    "a server's list of collections": (
+        "exit 1 or 2",
+        "test_a_hostile_list_of_collections_is_refused",
+        COLLECTIONS,
+    ),
+}
+
+
+def print_rows() -> None:
+    """Print a row for each group of hostile inputs, from the tests' own parameters."""
+    print("| what came | where | what it did | run it |\n|---|---|---|---|")
+    for where, (outcome, test, names) in ROWS.items():
+        print(f"| {'; '.join(names)} | {where} | {outcome} | `pytest tests/test_hostile.py -k {test}` |")
