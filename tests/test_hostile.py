@@ -887,28 +887,26 @@ def corpus(target: str) -> list[bytes]:
 # ======================================================================================================================
 
 ROWS: dict[str, tuple[str, str, Iterable[str]]] = {
-    "a data file whose checksums are right": (
+    "data, forged checksums": (
         "exit 3",
         "test_hostile_data_is_refused_in_bounded_time_and_memory",
         HOSTILE_DATA,
     ),
-    "a manifest with its SHA256SUMS": ("exit 3, no write", "test_a_hostile_manifest_is_refused_before_a_write", EDITS),
+    "manifest, forged SHA256SUMS": ("exit 3, no write", "test_a_hostile_manifest_is_refused_before_a_write", EDITS),
     "for a manifest": ("exit 3", "test_what_is_no_manifest_is_refused_with_little_memory", MANIFESTS),
-    "a server's answer to find": (
-        "exit 2, the collection failed, INCOMPLETE",
+    "reply to `find`": (
+        "exit 2, snapshot `INCOMPLETE`",
         "test_a_hostile_server_fails_its_collection_and_nothing_else",
         FINDS,
     ),
-    "a server's list of collections": (
-        "exit 1 or 2",
-        "test_a_hostile_list_of_collections_is_refused",
-        COLLECTIONS,
-    ),
+    "reply to `findCollections`": ("", "test_a_hostile_list_of_collections_is_refused", COLLECTIONS),
 }
 
 
 def print_rows() -> None:
-    """Print a row for each group of hostile inputs, from the tests' own parameters."""
+    """Print a row for each hostile input, from the tests' own parameters."""
     print("| what came | where | what it did | run it |\n|---|---|---|---|")
     for where, (outcome, test, names) in ROWS.items():
-        print(f"| {'; '.join(names)} | {where} | {outcome} | `pytest tests/test_hostile.py -k {test}` |")
+        for name in names:
+            did = outcome or f"exit {COLLECTIONS[name][1]}"
+            print(f"| {name} | {where} | {did} | `pytest 'tests/test_hostile.py::{test}[{name}]'` |")
