@@ -496,6 +496,10 @@ def _round_to_float32(numbers: list[float], text: bytes) -> bytes:
         neighbours = numpy.nextafter(floats, upwards)
     if not numpy.isfinite(floats).all():
         raise FormatError("a vector with a number beyond float32")
+    zeros = numpy.flatnonzero(doubles == 0)
+    if len(zeros):  # `-0` without a point was read as an integer, which has no sign
+        decimals = text.translate(None, b"[]").split(b",")
+        floats[[index for index in zeros if decimals[index].strip().startswith(b"-")]] = -0.0
     middles = (doubles - floats == neighbours - doubles) & (doubles != floats)
     if middles.any():
         decimals = text.translate(None, b"[]").split(b",")

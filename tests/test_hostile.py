@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import gzip
 import hashlib
@@ -33,6 +34,7 @@ import astra_backup
 import restore
 from bench import fuzz
 from tests.conftest import KEYSPACE, TOKEN, Cli
+from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 
 NAME = "20260616_085246"
@@ -471,6 +473,14 @@ def test_a_number_of_a_million_digits_is_carried_to_the_last_digit(cli: Cli) -> 
     assert shown.out.encode() == b'{"_id":"1","a":%b,"b":%b.5,"c":-%bE+999999}\n' % (LONG, LONG, LONG)
 
 
+def test_a_minus_zero_keeps_its_sign(cli: Cli) -> None:
+    """`-0` is -0.0 in a binary vector, though it looks like an integer; another writer may put it so."""
+    line = b'{"_id":"1","$vector":[-0,0,-0.0, -0 ,1],"$backupVector":"binary"}\n'
+    snapshot = build(cli.directory, {"docs": line})
+    vector = base64.b64encode(struct.pack(">5f", -0.0, 0.0, -0.0, -0.0, 1.0)).decode()
+    assert run(cli, "restore.py", snapshot, "--show", "1").out == f'{{"_id":"1","$vector":{{"$binary":"{vector}"}}}}\n'
+
+
 def test_long_ids_and_deep_documents_can_be_compared(cli: Cli, target: DataApiEmulator) -> None:
     """A comparison with documents that no server takes ends in differences or a refusal, not in a traceback."""
     deep = b'{"_id":"2","a":' + b"[" * 600 + b"]" * 600 + b"}"
@@ -859,6 +869,16 @@ def test_a_hostile_reply_to_an_insert_is_a_failure_with_words(cli: Cli, target: 
     }
     target.add_fault("other_json", command="insertMany", json=reply, times=None)
     run(cli, "restore.py", snapshot, "--api-endpoint", target.url).assert_clean(2)
+
+
+def test_a_download_that_is_longer_than_its_file_is_given_up(cli: Cli, box: BoxEmulator) -> None:
+    """What a hostile gateway sends beyond the size that Box told does not go to the disk."""
+    archive = pack(build(cli.directory, {"docs": DOCUMENTS})).read_bytes()
+    box.add_file(f"{NAME}.zip", archive)
+    box.faults = [{"api": "download", "action": "flood", "bytes": 50_000_000, "times": None}]
+    result = run(cli.with_box(box), "restore.py", "--from-box", "--verify-only", "--retry-budget", "1")
+    result.assert_clean(1)
+    assert sum(path.stat().st_size for path in cli.backups.iterdir()) <= len(archive)
 
 
 # ======================================================================================================================
