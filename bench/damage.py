@@ -1,6 +1,6 @@
 """Damage a snapshot at random, again and again: each time it is refused before a write, or the damage is harmless.
 
-    python -m bench.damage [--count 10000] [--commands 100] [--seed 1]
+    python -m bench.damage [--count 10000] [--commands 100] [--seed 1] [--processes N]
 
 A good snapshot, as a directory and as the zip that goes to Box, is damaged in one of the ways of `KINDS`; some of them
 also forge the checksums, so that the checks behind them have to notice. Whether what is accepted holds the same
@@ -14,8 +14,10 @@ import argparse
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -24,6 +26,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -362,21 +365,33 @@ def judge_command(path: Path, good: Content, cli: Cli) -> str:
         return "harmless" if is_whole else f"ended with {result.code}: {result.err[-300:]}"
 
 
-def run_trials(count: int, commands: int, seed: int, directory: Path) -> list[Trial]:
-    """Damage `count` times; every so often `restore.py` itself is asked too."""
+def run_trials(numbers: range, commands: int, seed: int, directory: Path) -> list[Trial]:
+    """Damage once for each number; every so often `restore.py` itself is asked too."""
     files = good_files(directory)
     good, cli = content_of(files), Cli(directory)
     trials = []
-    for number in range(count):
+    for number in numbers:
         chance = random.Random(f"{seed}-{number}")
         with tempfile.TemporaryDirectory(dir=directory) as name:
             kind, way, path = damaged(chance, files, Path(name))
             verdict = judge(path, good)
-            if commands and number % max(1, count // commands) == 0:
+            if commands and number % max(1, len(numbers) // commands) == 0:
                 told = judge_command(path, good, cli)
                 verdict = verdict if told == verdict else f"{verdict}, but the command: {told}"
         trials.append(Trial(number, kind, way, verdict))
     return trials
+
+
+def run_parts(count: int, commands: int, seed: int, processes: int) -> list[Trial]:
+    """The trials in several processes; which damage a number stands for does not depend on how many."""
+    bounds = [count * part // processes for part in range(processes + 1)]
+    with tempfile.TemporaryDirectory(prefix="damage-") as name, ProcessPoolExecutor(processes) as pool:
+        futures = []
+        for start, end in itertools.pairwise(bounds):
+            directory = Path(name, str(start))
+            directory.mkdir(exist_ok=True)
+            futures.append(pool.submit(run_trials, range(start, end), commands // processes, seed, directory))
+        return [trial for future in futures for trial in future.result()]
 
 
 def main() -> int:
@@ -385,11 +400,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--commands", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     logging.getLogger("astra_backup").setLevel(logging.CRITICAL)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="damage-") as name:
-        trials = run_trials(options.count, options.commands, options.seed, Path(name))
+    trials = run_parts(options.count, options.commands, options.seed, options.processes)
     print("| what was damaged | how often | refused | harmless | findings |\n|---|---|---|---|---|")
     for kind in [*KINDS, ZIP_KIND]:
         verdicts = Counter("finding" if each.is_finding else each.verdict for each in trials if each.kind == kind)
