@@ -94,7 +94,9 @@ def content_of(files: Files) -> Content:
     found: Content = {}
     for record in manifest["collections"]:
         raw = files[record["data_file"]]
-        lines = (gzip.decompress(raw) if record["compressed"] else raw).split(b"\n")
+        by_name = record["data_file"].endswith(".gz")  # tells where `compressed` is null
+        is_gzip = by_name if record.get("compressed") is None else record["compressed"]
+        lines = (gzip.decompress(raw) if is_gzip else raw).split(b"\n")
         documents = sorted(decoded(line) for line in lines if line)
         found[record["name"]] = (record["definition"], documents)
     return found

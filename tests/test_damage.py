@@ -28,6 +28,12 @@ def test_300_random_damages_are_refused_or_harmless(tmp_path: Path) -> None:
     assert {trial.kind for trial in trials} == {*damage.KINDS, damage.ZIP_KIND}
 
 
+def test_compression_is_known_by_the_name_where_the_manifest_does_not_say(tmp_path: Path) -> None:
+    """`"compressed": null`, which 10,000 damages brought up, is read by the file's name."""
+    trials = damage.run_trials(range(7999, 8000), 1, 1, tmp_path)
+    assert [(trial.way, trial.verdict) for trial in trials] == [("compressed", "harmless")]
+
+
 def test_the_undamaged_snapshot_is_harmless(good: damage.Files, tmp_path: Path) -> None:
     """The judge accepts what is good, as a directory and as the product's zip."""
     content = damage.content_of(good)
