@@ -82,7 +82,11 @@ DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
 # A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
-MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
+MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
+MAX_DEFINITION_DEPTH = 50
+MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 256 * 1024
 DECODE_DOCUMENTS, DECODE_BYTES = 50, 1024 * 1024  # lines that are decoded together: their vectors share calls
 HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
@@ -139,6 +143,20 @@ def size_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    """The text with control characters written as JSON writes them: a terminal shows them and obeys none."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def safe_text(text: str) -> str:
+    """A message that a person can be shown, whatever a stranger wrote into it."""
+    rest = len(text) - MAX_MESSAGE_CHARS
+    return escape_controls(text[:MAX_MESSAGE_CHARS]) + (f"… ({rest:,} characters more)" if rest > 0 else "")
 
 
 # ======================================================================================================================
@@ -263,6 +281,7 @@ _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
 _VECTOR_NAME = b'"$vector":'
 _BINARY_MARK = b',"$backupVector":"binary"}'
@@ -528,7 +547,10 @@ def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
         raise FormatError("a vector with a number beyond float32")
     # A middle has just the first of the 29 bits that go; below the normal float32 more bits go.
     suspects = (numbers.view("u8") & 0x1FFFFFFF == 0x10000000) | (numpy.abs(floats) < _MIN_NORMAL_FLOAT32)
-    if suspects.any() and (suspects := suspects & (numbers != floats)).any():
+    suspects &= numbers != floats
+    if (numbers == 0).any() and any(_INTEGER_MINUS_ZERO.search(array) for array in arrays):
+        suspects |= numbers == 0  # `-0` without a point was read as an integer, which has no sign
+    if suspects.any():
         decimals = b",".join(array[1:-1] for array in arrays if array.strip(b"[] \t\r\n")).split(b",")
         for index in numpy.flatnonzero(suspects):
             floats[index] = _nearest_float32(decimals[index].strip().decode())
@@ -539,7 +561,10 @@ def _nearest_float32(number: str) -> Any:
     """The float32 nearest to a decimal text, rounded once."""
     import numpy
 
-    exact = Fraction(number)
+    try:
+        exact = Fraction(number)
+    except ValueError as error:  # more than 4,300 digits
+        raise FormatError(f"a vector with a number that is too long: {error}") from error
     guess = numpy.float32(number)
     with numpy.errstate(over="ignore"):
         nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
@@ -824,11 +849,27 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
         return self.status == "ok"
 
     def options(self) -> dict[str, Any]:
-        """The definition as a dictionary: the server's `options` object."""
-        definition = json.loads(bytes(self.definition))
-        if not isinstance(definition, dict):
-            raise FormatError(f"the definition of {self.name} is no object")
-        return definition
+        """The definition as a dictionary: the server's `options` object. Raises FormatError."""
+        return read_definition(self.name, self.definition)
+
+
+def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
+    """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
+    try:
+        options = json.loads(bytes(definition))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the definition of {name} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise FormatError(f"the definition of {name} is no object")
+    if not all(isinstance(options.get(part, {}), dict) for part in ("vector", "lexical")):
+        raise FormatError(f"the definition of {name} has a part that is no object")
+    level: list[Any] = [options]
+    for _ in range(MAX_DEFINITION_DEPTH):
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for child in level if isinstance(child, (dict, list))]
+        if not level:
+            return options
+    raise FormatError(f"the definition of {name} is nested too deep")
 
 
 class Totals(msgspec.Struct):
@@ -946,7 +987,8 @@ def decode_manifest(text: bytes) -> Manifest:
         text.decode()
         manifest = msgspec.json.decode(text, type=Manifest)
         for record in manifest.collections:
-            record.options()
+            if record.is_ok:
+                record.options()
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     major = manifest.backup_format_version.partition(".")[0]
@@ -1005,7 +1047,7 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
                 yield b"".join(pending)
                 yield from others[:-1]
                 pending, pending_bytes = [others[-1]], len(others[-1])
-    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
+    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
     finally:
         if compressed:
@@ -1019,16 +1061,18 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
 
     Raises FormatError with the line's number.
     """
-    number = 0
+    number = 1
     try:
         for line in iter_lines(stream, compressed=compressed):
-            number += 1
             if not line.isascii():
                 line.decode()
             parts = document_parts(line)
             if not bytes(parts.id):
                 raise FormatError("the document has no _id")
+            if len(bytes(parts.vector)) > MAX_VECTOR_BYTES:
+                raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
             yield line, parts
+            number += 1
     except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
 
@@ -1283,15 +1327,20 @@ class DataApi:
         return _decode_reply(text, Reply)
 
     def _post(self, url: str, content: bytes) -> bytes:
-        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too."""
+        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
         with self._http.stream("POST", url, content=content) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
+            _check_encoding(response.headers.get("content-encoding", ""))
+            size = 0
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    raise _unexpected_reply(f"it has more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the reply did not end in time")
                 if self.stop.is_set():
@@ -1409,6 +1458,12 @@ def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
     return lambda reply: _decode_reply(reply.status, kind)
 
 
+def _check_encoding(encoding: str) -> None:
+    """Refuse what was compressed more than once: a few kB of that unpack to more than any memory in one piece."""
+    if encoding.strip().lower() not in ("", "identity", "gzip", "deflate"):
+        raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
+
+
 def _unexpected_reply(reason: str) -> RequestError:
     return RequestError(
         f"The reply is not one of the Data API: {reason}.",
@@ -1429,7 +1484,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
-    with contextlib.suppress(msgspec.DecodeError, RequestError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         if errors := msgspec.json.decode(body, type=Reply).errors:
             detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}"
             return _http_error(status, retry_after, detail)
@@ -1536,14 +1591,15 @@ class Redactor(logging.Formatter):
         return _TOKEN_LIKE.sub("***", self.redact(text))
 
     def format(self, record: logging.LogRecord) -> str:
-        """One log line, redacted, tracebacks included."""
+        """One log line, redacted, tracebacks included; what a stranger named cannot steer the terminal."""
         if not self.as_json:
             text = super().format(record)
             if self.is_short:
                 text = text[11:].replace(" INFO    ", " ", 1)
-            return self.redact_error(text)
+            return safe_text(self.redact_error(text))
         moment = datetime.fromtimestamp(record.created, UTC)
-        row = {"time": utc_text(moment), "level": record.levelname.lower(), "message": record.getMessage()}
+        message = safe_text(self.redact_error(record.getMessage()))
+        row = {"time": utc_text(moment), "level": record.levelname.lower(), "message": message}
         if collection := getattr(record, "collection", None):
             row["collection"] = collection
         return self.redact_error(json.dumps(row, ensure_ascii=False))
@@ -1739,7 +1795,7 @@ class Report:
         shown = rows if len(rows) <= room else rows[: room - 1]
         for name, tally in shown:
             bar, *figures = _bar_cells(tally)
-            table.add_row(Text(name), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
+            table.add_row(Text(safe_text(name)), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
         if len(shown) < len(rows):
             table.add_row(f"and {len(rows) - len(shown)} more")
         if (stage.expected or 0) > 1:
@@ -2371,6 +2427,8 @@ class Box:
             if start == file.size_bytes:
                 return
             for position, chunk in self._stream(file, start, file.size_bytes - start):
+                if position + len(chunk) > file.size_bytes:
+                    raise _box_error("download", ValueError(f"the reply has more than {file.size_bytes} bytes"))
                 output.seek(position)
                 output.write(chunk)
                 output.truncate()
@@ -3278,7 +3336,8 @@ class CollectionBackup:
 
     def _fail(self, error: Exception) -> None:
         """Record the failure; the file goes, also to give a full disk its space back."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
         self.record.status = "failed"
         self.record.error = redactor.redact(_describe(error))
         log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)
@@ -3423,6 +3482,10 @@ def _newest_of(manifests: Iterator[tuple[str, Manifest]], scope: Scope) -> tuple
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
     text = encode_manifest(manifest)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BackupError(
+            f"The manifest has {len(text)} bytes; a restore reads {MAX_MANIFEST_BYTES}.", "Split it with --collection."
+        )
     _write_file(directory / MANIFEST_NAME, text)
     sums = [(record.data_sha256, record.data_file) for record in manifest.collections if record.data_file]
     sums.append((hashlib.sha256(text).hexdigest(), MANIFEST_NAME))
@@ -4166,7 +4229,7 @@ def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
     if Report.current:
         Report.current.end_bars()
-    text = redactor.redact(text)
+    text = escape_controls(redactor.redact(text))
     try:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -4289,7 +4352,7 @@ def _show_error(message: str, hint: str, code: int) -> int:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
     if "--json" in sys.argv:
-        message = redactor.redact_error(message)  # before JSON escapes it
+        message, hint = (safe_text(redactor.redact_error(text)) for text in (message, hint))  # before JSON escapes it
         print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
     return int(code)
 

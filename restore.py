@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -43,6 +44,7 @@ from astra_backup import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     PROGRESS_DOCUMENTS,
+    READ_BYTES,
     READ_COMMANDS,
     RETRYABLE_CODES,
     TOOL_VERSION,
@@ -80,6 +82,7 @@ from astra_backup import (
     plural,
     print_result,
     read_box_config,
+    read_definition,
     redactor,
     run_command,
     size_text,
@@ -105,6 +108,9 @@ MAX_ROUNDS = 5  # how often a document is sent that the server does not make up 
 COMPARE_PARTITIONS = 64
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the zip says
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+"""What zipfile raises for a zip that is not what it says."""
 
 
 class RestoreExit(ExitCode):
@@ -188,11 +194,46 @@ class Snapshot:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
             raise SnapshotRefused(f"{self.path} has no {name}: a run that died, or no snapshot.")
-        with self.open(name) as stream:
-            content = stream.read(max_bytes + 1)
+        if self.sizes[name] > max_bytes:
+            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
+        try:
+            with self.open(name) as stream:
+                content = stream.read(max_bytes + 1)
+        except (FormatError, OSError) as error:
+            raise SnapshotRefused(f"{self.path}: {name} cannot be read: {error}.") from error
         if len(content) > max_bytes:
             raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
         return content
+
+
+class ZipFileReader(io.FileIO):
+    """The bytes of a zip. zipfile reads the list of entries at once, and believes what the zip says of its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read; raises BadZipFile for more than the list of entries, or what is read of an entry at once, can have."""
+        if size is not None and size > MAX_MANIFEST_BYTES + 1:
+            raise zipfile.BadZipFile(f"a list of entries of {size} bytes")
+        return super().read(size) or b""
+
+
+class ZipEntryReader(io.RawIOBase):
+    """An entry of a zip. Whatever zipfile raises while it reads becomes a FormatError."""
+
+    def __init__(self, entry: IO[bytes]) -> None:
+        self._entry = entry
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
+        try:
+            chunk = self._entry.read(len(buffer))
+        except ZIP_ERRORS as error:
+            raise FormatError(f"the zip is damaged: {error or type(error).__name__}") from error
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 class ZipSnapshot(Snapshot):
@@ -200,8 +241,8 @@ class ZipSnapshot(Snapshot):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+            self._zip = zipfile.ZipFile(ZipFileReader(path))
+        except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{path} is no zip that can be read: {error}.") from error
         folder, sizes = self._checked_entries(path)
         super().__init__(path, folder or path.stem, sizes)
@@ -210,9 +251,10 @@ class ZipSnapshot(Snapshot):
     def open(self, name: str) -> IO[bytes]:
         """Open one of the entries."""
         try:
-            return self._zip.open(f"{self._folder}/{name}" if self._folder else name)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+            entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
+        except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
+        return io.BufferedReader(ZipEntryReader(entry), READ_BYTES)
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
@@ -220,13 +262,13 @@ class ZipSnapshot(Snapshot):
         for entry in self._zip.infolist():
             folder, _, name = entry.filename.rpartition("/")
             folders.add(folder)
-            if entry.is_dir() and "/" not in folder:
+            if entry.filename.endswith("/") and "/" not in folder:
                 continue
             kind = stat.S_IFMT(entry.external_attr >> 16)
-            is_plain = kind in (0, stat.S_IFREG) and not entry.flag_bits & 0x1
+            is_plain = kind in (0, stat.S_IFREG) and not entry.flag_bits & 0x1 and entry.compress_type in ZIP_METHODS
             if not is_plain or "/" in folder or not _is_safe_name(name) or (folder and not _is_safe_name(folder)):
                 raise SnapshotRefused(f"{path}: unsafe entry {entry.filename!r}.")
-            if name.casefold() in {other.casefold() for other in sizes}:
+            if name in sizes:
                 raise SnapshotRefused(f"{path}: the entry {entry.filename!r} is there twice.")
             sizes[name] = entry.file_size
         if len(folders) > 1:
@@ -243,8 +285,10 @@ def open_snapshot(path: Path) -> Snapshot:
     """Open a snapshot's directory or zip. Raises SnapshotRefused for what is unsafe or unfinished."""
     if path.name.endswith(".inprogress"):
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
-    if not path.is_dir():
+    if path.is_file():
         return ZipSnapshot(path)
+    if not path.is_dir():  # opening a pipe would wait for ever
+        raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
         raise SnapshotRefused(f"{path} has no {MANIFEST_NAME}: a run that died, or no snapshot.")
     sizes = {}
@@ -285,7 +329,7 @@ def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in output_dir.iterdir():
             parsed = parse_snapshot_name(path.name.removesuffix(".zip") if path.is_file() else path.name)
-            if parsed:
+            if parsed and (path.is_file() or path.is_dir()):
                 found.append((path, parsed))
     return sorted(found, key=lambda item: (item[1][0], item[0].is_dir()), reverse=True)
 
@@ -372,10 +416,16 @@ def _check_files(snapshot: Snapshot, good: list[CollectionRecord], *, is_old: bo
     names = [record.name for record in good]
     if len(set(names)) != len(names):
         raise SnapshotRefused(f"{snapshot.path}: a collection is in the manifest twice.")
+    data_files: set[str] = set()
     for record in good:
+        if not record.name or not record.name.isprintable():
+            raise SnapshotRefused(f"{snapshot.path}: {record.name!r} is no collection's name.")
         if not record.data_file or not _is_safe_name(record.data_file) or record.data_file in expected:
             raise SnapshotRefused(f"{snapshot.path}: {record.name} has the unsafe data file {record.data_file!r}.")
-        expected.add(record.data_file)
+        if record.data_file in data_files:
+            raise SnapshotRefused(f"{snapshot.path}: two collections have the data file {record.data_file}.")
+        data_files.add(record.data_file)
+    expected |= data_files
     if missing := sorted(expected - set(snapshot.sizes)):
         raise SnapshotRefused(
             f"{snapshot.path}: missing: {', '.join(missing)}.", "Fetch the snapshot again, or use another one."
@@ -391,7 +441,8 @@ def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
     """SHA256SUMS names the manifest and every data file, with the manifest's own digests."""
     expected = {record.data_file: record.data_sha256 for record in good}
     expected[MANIFEST_NAME] = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
-    lines = snapshot.read(CHECKSUMS_NAME).decode(errors="replace").splitlines()
+    max_bytes = sum(len(str(name).encode()) + 68 for name in expected)  # a digest, two spaces, the end of a line
+    lines = snapshot.read(CHECKSUMS_NAME, max_bytes).decode(errors="replace").splitlines()
     found = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if len(found) != len(lines) or found != expected:
         wrong = sorted(
@@ -656,7 +707,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         planned.had_documents = has_documents(api, name)
     if planned.is_dropped:
         return refusals
-    there = explicit_options(json.loads(bytes(info.options)))
+    there = explicit_options(server_options(info))
     if differences := definition_differences(planned.options, there):
         refusals.append(
             f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
@@ -695,6 +746,14 @@ def _feature_hint(differences: list[str]) -> str:
 def has_documents(api: DataApi, collection: str) -> bool:
     """Whether a collection holds any document."""
     return until_whole(collection, lambda: any(api.pages(collection)))
+
+
+def server_options(info: CollectionInfo) -> dict[str, Any]:
+    """A definition that the target reports. Raises RequestError for one that no server has."""
+    try:
+        return read_definition(info.name, info.options)
+    except FormatError as error:
+        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
 
 
 def explicit_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -810,7 +869,7 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
     there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
-    if there and not definition_differences(planned.options, explicit_options(json.loads(bytes(there.options)))):
+    if there and not definition_differences(planned.options, explicit_options(server_options(there))):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
     created.append(name)
@@ -826,7 +885,7 @@ def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
         if found or time.monotonic() > deadline:
             break
         stop_event.wait(0.5)
-    there = explicit_options(json.loads(bytes(found[0].options))) if found else {}
+    there = explicit_options(server_options(found[0])) if found else {}
     if differences := definition_differences(options, there):
         raise TargetRefused(
             f"{name}: the server made it with another definition: {'; '.join(differences)}.",
@@ -1101,7 +1160,7 @@ class CollectionWriter:
                 continue
             if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
-            elif error.get("errorCode") in RETRYABLE_CODES:
+            elif str(error.get("errorCode")) in RETRYABLE_CODES:
                 retry.append(text)
             else:
                 self._reject(text, str(error.get("errorCode")), str(error.get("message")))
@@ -1351,9 +1410,16 @@ def text_digest(text: bytes) -> bytes:
 
 
 def value_digest(text: bytes) -> bytes:
-    """A digest of a document's value: `1E+2` and `100.0` are the same number; keys may come in any order."""
-    value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
-    return hashlib.sha256(repr(_sorted_value(value)).encode()).digest()
+    """A digest of a document's value: `1E+2` and `100.0` are the same number; keys may come in any order.
+
+    Raises FormatError for one that is nested deeper than any document can be.
+    """
+    try:
+        value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
+        plain = repr(_sorted_value(value))
+    except (RecursionError, ValueError) as error:
+        raise FormatError(f"a document that cannot be compared: {error}") from error
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).digest()
 
 
 def _sorted_value(value: Any) -> Any:
