@@ -235,7 +235,7 @@ def test_a_dry_run_predicts_box_too(source: DataApiEmulator, box: BoxEmulator, c
         assert run_at(cli, datetime(2026, 6, day, tzinfo=UTC)).code == 0
     assert run_at(cli, datetime(2026, 6, 6, tzinfo=UTC), "--collection", "docs").code == 0
     box.add_file("20260501_000000.zip", b"no zip of ours")
-    box.add_file("20260502_000000.zip", min(box.files().items())[1].content[:-1])  # its manifest promises more
+    box.add_file("20260509_000000.zip", box.files()[f"{names(cli)[0]}.zip"].content[:-1])  # its manifest promises more
     box.add_file("report.pdf", b"foreign")
     box.add_file("20260502_000000.INCOMPLETE.zip", b"foreign")
     (cli.backups / "20260501_000000").mkdir()
