@@ -2687,20 +2687,25 @@ class Decision:
     reason: str
 
 
-def plan_retention(found: Iterable[Found], rules: KeepRules, *, incomplete_days: int, now: datetime) -> list[Decision]:
+def plan_retention(
+    found: Iterable[Found], rules: KeepRules, *, incomplete_days: int, now: datetime, elsewhere: Iterable[Found] = ()
+) -> list[Decision]:
     """Decide about every name, newest first. Pure: the same for a dry run and a real one.
 
     Only good snapshots take the places that the rules give; each rule takes the newest of its days, weeks or months.
     What goes is a good snapshot that no rule keeps, and an incomplete one that is too old. Everything else stays: the
     newest good one, what is not proved good, what is dated in the future, other names, and a good one that shrank
-    together with the last one before it, until a person has looked at them and deleted one of the two.
+    together with the last one before it, until a person has looked at them and deleted one of the two: they may also
+    be `elsewhere`, one here and one in Box.
     """
     named = sorted(found, key=lambda one: (parse_snapshot_name(one.name) is not None, one.name), reverse=True)
     good = [one for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
     names = [one.name for one in good]
     reasons = _kept_by_rules(names, rules)
-    for one in good:
-        if one.shrunk_from in names:
+    everywhere = [*good, *(one for one in elsewhere if one.is_good and not one.obstacle)]
+    known = {one.name for one in everywhere}
+    for one in everywhere:
+        if one.shrunk_from in known:
             reasons.setdefault(one.shrunk_from or "", []).append(f"the last before the shrink in {one.name}")
             reasons.setdefault(one.name, []).append(f"shrank since {one.shrunk_from}")
     return [_decide(one, rules, reasons, incomplete_days, now) for one in named]
@@ -2875,6 +2880,15 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
                 advance(len(chunk))
         if sha256.hexdigest() != digest:
             raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
+
+
+def unchecked_local(output_dir: Path, scope: Scope) -> list[Found]:
+    """The complete snapshots of the scope by their manifests alone: what one says of a shrink counts in Box, too."""
+    return [
+        Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+        for name, manifest in local_manifests(output_dir)
+        if Scope.of(manifest) == scope
+    ]
 
 
 def survey_local(output_dir: Path, scope: Scope, report: Report) -> list[Found]:
@@ -3854,26 +3868,28 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
     scope, days, now = Scope.of(result.manifest), options["keep_incomplete_days"], utc_now()
     deleted: dict[str, list[str]] = {}
     here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
+    local, files = unchecked_local(options["output_dir"], scope), {}
+    box = Box(box_config, stop_event) if in_box.is_on and box_config else None
+    if box:
+        try:
+            files = survey_box(box, scope)
+        except BackupError as error:
+            report.warn(f"No old snapshots were deleted in Box: {_describe(error)}")
+    stored = [one for _, one in files.values()]
     if here.is_on:
         try:
             with OutputDir(options["output_dir"]) as output:
                 output.sweep()
                 found = survey_local(output.path, scope, report)
-                decisions = plan_retention(found, here, incomplete_days=days, now=now)
+                decisions = plan_retention(found, here, incomplete_days=days, now=now, elsewhere=stored)
                 deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
                 _warn_of_damage(found, str(output.path), report)
         except (BackupError, OSError) as error:
             report.warn(f"No old snapshots were deleted here: {_describe(error)}")
-    if in_box.is_on and box_config:
-        try:
-            box = Box(box_config, stop_event)
-            files = survey_box(box, scope)
-            stored = [one for _, one in files.values()]
-            decisions = plan_retention(stored, in_box, incomplete_days=days, now=now)
-            deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
-            _warn_of_damage(stored, "Box", report)
-        except BackupError as error:
-            report.warn(f"No old snapshots were deleted in Box: {_describe(error)}")
+    if box and files:
+        decisions = plan_retention(stored, in_box, incomplete_days=days, now=now, elsewhere=local)
+        deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
+        _warn_of_damage(stored, "Box", report)
     return dataclasses.replace(result, deleted=deleted)
 
 
@@ -3913,13 +3929,15 @@ def run_prune_dry_run(
     """Print why each snapshot stays or goes. Changes nothing."""
     scope, days, now = read_scope(options, collections, exclude), options["keep_incomplete_days"], utc_now()
     box = Box(read_box_config(options), stop_event) if to_box else None
+    here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
     with Report(quiet=options["quiet"]) as report:
-        found = {"here": (survey_local(options["output_dir"], scope, report), keep_rules(options, "keep"))}
-        if box:
-            found["in Box"] = ([one for _, one in survey_box(box, scope).values()], keep_rules(options, "box_keep"))
-    plans = {
-        place: plan_retention(stored, rules, incomplete_days=days, now=now) for place, (stored, rules) in found.items()
-    }
+        found = survey_local(options["output_dir"], scope, report)
+        stored = [one for _, one in survey_box(box, scope).values()] if box else []
+    elsewhere = stored if in_box.is_on else []
+    plans = {"here": plan_retention(found, here, incomplete_days=days, now=now, elsewhere=elsewhere)}
+    if box:
+        local = unchecked_local(options["output_dir"], scope)
+        plans["in Box"] = plan_retention(stored, in_box, incomplete_days=days, now=now, elsewhere=local)
     rows = [(place, decision) for place, decisions in plans.items() for decision in decisions]
     if options["as_json"]:
         snapshots = [{"place": place, **dataclasses.asdict(decision)} for place, decision in rows]

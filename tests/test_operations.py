@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -404,6 +405,28 @@ def test_a_shrunk_snapshot_that_could_not_be_uploaded(source: DataApiEmulator, b
     assert later.code == 5
     assert "SHRUNK" in later.out
     assert (len(box.files()), len(names(cli))) == (2, 2)
+
+
+def test_a_shrink_whose_upload_failed_protects_the_last_good_one_in_box(
+    source: DataApiEmulator, box: BoxEmulator, cli: Cli
+) -> None:
+    """The night after compares with the shrunk one and ends in 0: what was there before the shrink stays in Box."""
+    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
+    cli.environ |= {"BACKUP_KEEP_LAST": "1", "BACKUP_BOX_KEEP_LAST": "1"}
+    fill(source, "docs", 10)
+    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
+    (good,) = box.files()
+    source.delete_all(KEYSPACE, "docs")
+    box.can_upload = False
+    assert run_at(cli, datetime(2026, 6, 2, tzinfo=UTC)).code == 3
+    box.can_upload = True
+    assert run_at(cli, datetime(2026, 6, 3, tzinfo=UTC)).code == 0
+    dry = run_at(cli, datetime(2026, 6, 3, 1, tzinfo=UTC), "--prune-dry-run")
+    assert good in box.files()
+    assert re.search(rf"in Box +stays +{good[:-4]} .*shrink", dry.out), dry.out
+    shutil.rmtree(cli.backups / "20260602_000000")
+    assert run_at(cli, datetime(2026, 6, 4, tzinfo=UTC)).code == 0
+    assert good not in box.files(), "once a person has deleted the shrunk one, the rules decide again"
 
 
 # ------------------------------------------------------------------------------------------------ --status
