@@ -43,7 +43,7 @@ def bare(url: str, collection: str) -> dict[str, Any]:
     """The limit: pages are received and thrown away."""
     import httpx
 
-    received, state = 0, None
+    received, state, started = 0, None, time.monotonic()
     find: dict[str, object] = {"filter": {}, "projection": {"*": True}}
     with httpx.Client(headers={"Token": "AstraCS:bench"}) as client:
         while True:
@@ -53,7 +53,7 @@ def bare(url: str, collection: str) -> dict[str, Any]:
             marker = reply.content.rindex(b'"nextPageState":')
             state = json.loads(b"{" + reply.content[marker:].rstrip(b"}") + b"}")["nextPageState"]
             if state is None:
-                return {"received": received}
+                return {"received": received, "seconds": time.monotonic() - started}
 
 
 def writers(url: str, snapshot: str, at_once: str) -> dict[str, Any]:
