@@ -5,11 +5,11 @@
 # Secrets come with `docker run` (variables, or files that the *_FILE variables name), never with `docker build`.
 
 FROM python:3.13-slim AS build
-COPY requirements.txt .
+COPY requirements.txt /build/
 # Wheels only: nothing is compiled, so nothing but the pinned bytes can get in.
 RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
-      --require-hashes --only-binary :all: -r requirements.txt
+      --require-hashes --only-binary :all: -r /build/requirements.txt
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="astra-backup" \
@@ -19,19 +19,25 @@ LABEL org.opencontainers.image.title="astra-backup" \
 
 COPY --from=build /opt/venv /opt/venv
 # Snapshots have a directory of their own: a volume mounted there hides no script, and the rest of the image may be
-# read-only (`docker run --read-only --tmpfs /tmp`; a restore compares in /tmp). A directory of the host that is mounted
-# there must be writable for user 10001.
+# read-only (`docker run --read-only`), since TMPDIR, where a restore compares, is there too. As a VOLUME it gets this
+# owner on platforms that copy it (Docker, Fargate). A directory of the host that is mounted there must be writable for
+# user 10001.
 RUN install --directory --owner 10001 --group 10001 --mode 0700 /backups
+VOLUME ["/backups"]
 WORKDIR /work
 COPY LICENSE astra_backup.py restore.py ./
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    BACKUP_OUTPUT_DIR=/backups
+    BACKUP_OUTPUT_DIR=/backups \
+    TMPDIR=/backups
 
 # A number, so that an orchestrator can see that it is not root.
 USER 10001:10001
+
+# It is a job: its exit code says how it is.
+HEALTHCHECK NONE
 
 # The exec form: Python is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["python"]

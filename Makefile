@@ -9,7 +9,7 @@ DOCS := README.md docs/FORMAT.md docs/RELIABILITY.md docs/SCALE.md
 PINS := requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench bench-compression memory memory-box float32 audit upgrade clean
+.PHONY: help install demo test lint format docs bench bench-compression memory memory-box float32 soak fuzz audit upgrade clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,20 @@ memory-box: $(INSTALLED)  ## measure memory and disk of a backup to Box, and mem
 float32: $(INSTALLED)  ## print and read back every float32 there is; some ten minutes
 	$(BIN)/python -m bench.float32
 
-audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt
+soak: $(INSTALLED)  ## the long trials: 1,000 kills, 10,000 damages, two million documents there and back; some 40 minutes
+	$(BIN)/python -m bench.kills --count 1000
+	$(BIN)/python -m bench.damage
+	$(BIN)/python -m bench.soak --svg docs/soak-rss.svg
+
+fuzz: $(INSTALLED)  ## throw bytes at every reader for ten minutes; guided by coverage where atheris can be installed
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		-r requirements-fuzz.txt || echo "no atheris for this Python: mutations without coverage"
+	.venv-fuzz/bin/python -m bench.fuzz
+
+audit: $(INSTALLED)  ## look up known vulnerabilities of the pinned packages; one that cannot be looked up fails
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt
 
 # Universal: one file for every Python from 3.11 on and every platform.
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
@@ -70,5 +82,5 @@ upgrade: $(INSTALLED)  ## pin the newest versions that fit requirements.in and r
 	done
 
 clean:  ## remove .venv, caches and the demo's snapshots
-	rm -rf $(VENV) demo-backups .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-fuzz fuzz-findings demo-backups .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,7 +40,8 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -76,10 +77,16 @@ DEFAULT_OUTPUT_DIR = Path("backups")
 DEFAULT_WORKERS = 4
 DEFAULT_REQUEST_TIMEOUT_MS = 60_000
 DEFAULT_RETRY_BUDGET_S = 300
+DEFAULT_KEEP_INCOMPLETE_DAYS = 7
+DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
 # A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
-MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
+MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
+MAX_DEFINITION_DEPTH = 50
+MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 256 * 1024
 DECODE_DOCUMENTS, DECODE_BYTES = 50, 1024 * 1024  # lines that are decoded together: their vectors share calls
 HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
@@ -93,6 +100,10 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
+REFRESH_S = 0.2  # how often bars are drawn
+PING_LINES = 20  # log lines in a ping's body
+PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
 
 READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
@@ -132,6 +143,20 @@ def size_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    """The text with control characters written as JSON writes them: a terminal shows them and obeys none."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def safe_text(text: str) -> str:
+    """A message that a person can be shown, whatever a stranger wrote into it."""
+    rest = len(text) - MAX_MESSAGE_CHARS
+    return escape_controls(text[:MAX_MESSAGE_CHARS]) + (f"… ({rest:,} characters more)" if rest > 0 else "")
 
 
 # ======================================================================================================================
@@ -220,6 +245,15 @@ class PageStateError(BackupError):
     """The place in the scan is lost: the collection has to be read from its start."""
 
 
+def _describe(error: BaseException) -> str:
+    """One line for an error: what failed, why and what to do."""
+    if isinstance(error, BackupError):
+        return f"{error.message} {error.hint}".strip()
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+
+
 # ======================================================================================================================
 # The contract: values. docs/FORMAT.md is this section in prose. Uses nothing below.
 # ======================================================================================================================
@@ -246,6 +280,8 @@ _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
+_DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
 _VECTOR_NAME = b'"$vector":'
 _BINARY_MARK = b',"$backupVector":"binary"}'
@@ -374,6 +410,22 @@ def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
     return texts
 
 
+def check_decodes(line: bytes, parts: DocumentParts) -> None:
+    """Raise FormatError where `decode_documents` would; it costs a quarter, as no vector is turned into numbers."""
+    if b'"$backup' in line:
+        _, vector, _ = _unwrap(line, parts)
+        if vector and not _has_small_numbers(vector):
+            decode_vectors([vector])
+
+
+def _has_small_numbers(array: bytes) -> bool:
+    """Whether a JSON text is surely an array of numbers that float32 can hold: flat, and all below 10^25."""
+    if b"e" in array:
+        array = array.replace(b"e-", b"")
+    is_flat = array.translate(None, b"0123456789.,-") == b"[]"
+    return is_flat and b"0" * 25 not in array.translate(_DIGITS_TO_ZEROS)
+
+
 def decode_document(line: bytes) -> bytes:
     """`decode_documents` for one. Raises FormatError for a line that is no document, too."""
     return decode_documents([(line, document_parts(line))])[0]
@@ -448,10 +500,7 @@ def decode_vectors(arrays: list[bytes]) -> list[bytes]:
     except msgspec.DecodeError as error:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
     raw = _round_to_float32(b"".join(doubles), arrays)
-    return [
-        _BINARY_BEGIN + pybase64.b64encode(raw[start:end]) + _BINARY_END
-        for start, end in itertools.pairwise(ends)
-    ]
+    return [_BINARY_BEGIN + pybase64.b64encode(raw[start:end]) + _BINARY_END for start, end in itertools.pairwise(ends)]
 
 
 def _wire_vector(vector: bytes) -> bytes:
@@ -498,7 +547,10 @@ def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
         raise FormatError("a vector with a number beyond float32")
     # A middle has just the first of the 29 bits that go; below the normal float32 more bits go.
     suspects = (numbers.view("u8") & 0x1FFFFFFF == 0x10000000) | (numpy.abs(floats) < _MIN_NORMAL_FLOAT32)
-    if suspects.any() and (suspects := suspects & (numbers != floats)).any():
+    suspects &= numbers != floats
+    if (numbers == 0).any() and any(_INTEGER_MINUS_ZERO.search(array) for array in arrays):
+        suspects |= numbers == 0  # `-0` without a point was read as an integer, which has no sign
+    if suspects.any():
         decimals = b",".join(array[1:-1] for array in arrays if array.strip(b"[] \t\r\n")).split(b",")
         for index in numpy.flatnonzero(suspects):
             floats[index] = _nearest_float32(decimals[index].strip().decode())
@@ -509,7 +561,10 @@ def _nearest_float32(number: str) -> Any:
     """The float32 nearest to a decimal text, rounded once."""
     import numpy
 
-    exact = Fraction(number)
+    try:
+        exact = Fraction(number)
+    except ValueError as error:  # more than 4,300 digits
+        raise FormatError(f"a vector with a number that is too long: {error}") from error
     guess = numpy.float32(number)
     with numpy.errstate(over="ignore"):
         nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
@@ -734,7 +789,7 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 # ======================================================================================================================
 
 _SNAPSHOT_NAME = re.compile(r"([0-9]{8}_[0-9]{6})(\.INCOMPLETE)?")
-_INPROGRESS_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}\.inprogress")
+_LEFTOVER_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}(\.inprogress|(\.INCOMPLETE)?\.deleting)")
 _DIGEST_MODULUS = 1 << 256
 
 CONSISTENCY = (
@@ -794,11 +849,27 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
         return self.status == "ok"
 
     def options(self) -> dict[str, Any]:
-        """The definition as a dictionary: the server's `options` object."""
-        definition = json.loads(bytes(self.definition))
-        if not isinstance(definition, dict):
-            raise FormatError(f"the definition of {self.name} is no object")
-        return definition
+        """The definition as a dictionary: the server's `options` object. Raises FormatError."""
+        return read_definition(self.name, self.definition)
+
+
+def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
+    """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
+    try:
+        options = json.loads(bytes(definition))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the definition of {name} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise FormatError(f"the definition of {name} is no object")
+    if not all(isinstance(options.get(part, {}), dict) for part in ("vector", "lexical")):
+        raise FormatError(f"the definition of {name} has a part that is no object")
+    level: list[Any] = [options]
+    for _ in range(MAX_DEFINITION_DEPTH):
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for child in level if isinstance(child, (dict, list))]
+        if not level:
+            return options
+    raise FormatError(f"the definition of {name} is nested too deep")
 
 
 class Totals(msgspec.Struct):
@@ -821,6 +892,8 @@ class Manifest(msgspec.Struct):
     astrapy_version: str = ""
     source: Source = msgspec.field(default_factory=Source)
     selection: Selection | msgspec.UnsetType = msgspec.UNSET  # absent when all collections were asked for
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
+    shrunk_from: str | msgspec.UnsetType = msgspec.UNSET  # absent unless more vanished than was allowed
     serdes_options: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SERDES_OPTIONS))
     document_format: dict[str, Any] = msgspec.field(default_factory=lambda: dict(DOCUMENT_FORMAT))
     consistency: str = CONSISTENCY
@@ -914,7 +987,8 @@ def decode_manifest(text: bytes) -> Manifest:
         text.decode()
         manifest = msgspec.json.decode(text, type=Manifest)
         for record in manifest.collections:
-            record.options()
+            if record.is_ok:
+                record.options()
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     major = manifest.backup_format_version.partition(".")[0]
@@ -973,7 +1047,7 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
                 yield b"".join(pending)
                 yield from others[:-1]
                 pending, pending_bytes = [others[-1]], len(others[-1])
-    except (EOFError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
+    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
         raise FormatError(f"the data does not decompress: {error}") from error
     finally:
         if compressed:
@@ -987,16 +1061,18 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
 
     Raises FormatError with the line's number.
     """
-    number = 0
+    number = 1
     try:
         for line in iter_lines(stream, compressed=compressed):
-            number += 1
             if not line.isascii():
                 line.decode()
             parts = document_parts(line)
             if not bytes(parts.id):
                 raise FormatError("the document has no _id")
+            if len(bytes(parts.vector)) > MAX_VECTOR_BYTES:
+                raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
             yield line, parts
+            number += 1
     except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
 
@@ -1033,19 +1109,36 @@ def _decode_group(
         yield line, parts, text
 
 
-def check_data(stream: IO[bytes], *, compressed: bool, decode: bool) -> DataStats:
+def check_data(
+    stream: IO[bytes], *, compressed: bool, decode: bool, advance: Callable[[int], None] | None = None
+) -> DataStats:
     """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
 
-    `decode` also decodes every document. The backup need not: it did so when it wrote the line.
+    `decode` also proves that every document can be decoded. The backup need not: it did so when it wrote the line.
+    `advance` is told now and then how many documents were read since.
     """
     reader: Any = HashingReader(stream)
     stats = DataStats()
-    rows = iter_decoded(reader, compressed=compressed) if decode else iter_documents(reader, compressed=compressed)
-    for row in rows:
-        stats.add(row[0], row[1])
+    for line, parts in iter_documents(reader, compressed=compressed):
+        if decode:
+            try:
+                check_decodes(line, parts)
+            except FormatError as error:
+                raise FormatError(f"line {stats.document_count + 1}: {error}") from error
+        stats.add(line, parts)
+        if advance and stats.document_count % PROGRESS_DOCUMENTS == 0:
+            advance(PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ======================================================================================================================
@@ -1152,6 +1245,39 @@ class DataApi:
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
+    def pages(
+        self, collection: str, *, filter_json: bytes = b"{}", on_retry: Callable[[], None] | None = None
+    ) -> Iterator[list[bytes]]:
+        """Yield each page's documents. The end is a page state of null and nothing else.
+
+        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us:
+        PageStateError, as for a page state that no longer works.
+        """
+        state: str | None = None
+        last: list[bytes] = []
+        stalled = 0
+        anchor, steps, limit = "", 0, 1  # Brent's way to find that we go in circles, with one state kept
+        while True:
+            documents, next_state = self.find_page(collection, state, filter_json=filter_json, on_retry=on_retry)
+            is_repeated = bool(documents) and documents == last
+            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
+            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
+                raise PageStateError("the server does not move on from a page.")
+            if not stalled and next_state is not None:
+                if next_state == anchor:
+                    raise PageStateError("the server leads back to a page that was there before.")
+                if (steps := steps + 1) == limit:
+                    anchor, steps, limit = next_state, 0, 2 * limit
+            if is_repeated:
+                log.warning("%s: the server sent a page twice; it is kept once.", collection, extra=about(collection))
+                if on_retry:
+                    on_retry()
+            else:
+                yield documents
+            if next_state is None:
+                return
+            state, last = next_state, documents or last
+
     def call(
         self,
         command: str,
@@ -1171,7 +1297,8 @@ class DataApi:
 
         def send() -> _T:
             reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
-            if reply.errors and not reply.status:
+            # A write may succeed for some documents and fail for others; a page with errors is no page.
+            if reply.errors and (not reply.status or command in READ_COMMANDS):
                 raise _error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
@@ -1180,7 +1307,7 @@ class DataApi:
         def budget() -> float:
             return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
 
-        return retrying_requests(budget, self.stop, on_retry)(send)
+        return retrying_requests(budget, self.stop, on_retry, collection)(send)
 
     def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1192,20 +1319,28 @@ class DataApi:
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
             text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
-        except httpx.HTTPError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
-        self.was_reached = True
+        except httpx.HTTPError as error:
+            self.was_reached = True  # something is there, and may be about to wake up
+            raise _transport_error(error, self.target) from error
         return _decode_reply(text, Reply)
 
     def _post(self, url: str, content: bytes) -> bytes:
-        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too."""
+        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
         with self._http.stream("POST", url, content=content) as response:
+            self.was_reached = True  # with an error too: a database that hibernates answers 503
+            _check_encoding(response.headers.get("content-encoding", ""))
+            size = 0
             for chunk in response.iter_bytes():
                 chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    raise _unexpected_reply(f"it has more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the reply did not end in time")
                 if self.stop.is_set():
@@ -1214,6 +1349,20 @@ class DataApi:
         if response.status_code != 200:
             raise _status_error(response.status_code, response.headers.get("retry-after"), body)
         return body
+
+
+def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[], None] | None = None) -> _T:
+    """Do a scan; begin it anew when the server has lost the place in it. Raises the last of MAX_SCANS errors."""
+    for attempt in range(1, MAX_SCANS + 1):
+        try:
+            return scan()
+        except PageStateError as error:
+            if attempt == MAX_SCANS:
+                raise
+            log.warning("%s: %s Starting the collection over.", collection, error.message, extra=about(collection))
+            if on_restart:
+                on_restart()
+    raise AssertionError("unreachable")
 
 
 def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
@@ -1253,7 +1402,10 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
 
 
 def retrying_requests(
-    budget_s: Callable[[], float], stop: threading.Event, on_retry: Callable[[], None] | None = None
+    budget_s: Callable[[], float],
+    stop: threading.Event,
+    on_retry: Callable[[], None] | None = None,
+    collection: str | None = None,
 ) -> tenacity.Retrying:
     """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
 
@@ -1279,7 +1431,8 @@ def retrying_requests(
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning("%s Trying again in %.1f s.", getattr(error, "message", error), state.upcoming_sleep)
+        message = getattr(error, "message", error)
+        log.warning("%s Trying again in %.1f s.", message, state.upcoming_sleep, extra=about(collection))
         if on_retry:
             on_retry()
 
@@ -1305,6 +1458,12 @@ def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
     return lambda reply: _decode_reply(reply.status, kind)
 
 
+def _check_encoding(encoding: str) -> None:
+    """Refuse what was compressed more than once: a few kB of that unpack to more than any memory in one piece."""
+    if encoding.strip().lower() not in ("", "identity", "gzip", "deflate"):
+        raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
+
+
 def _unexpected_reply(reason: str) -> RequestError:
     return RequestError(
         f"The reply is not one of the Data API: {reason}.",
@@ -1325,7 +1484,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
-    with contextlib.suppress(msgspec.DecodeError, RequestError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         if errors := msgspec.json.decode(body, type=Reply).errors:
             detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}"
             return _http_error(status, retry_after, detail)
@@ -1397,19 +1556,29 @@ def _means_lost_place(error: RequestError) -> bool:
 # ======================================================================================================================
 
 
+_TOKEN_LIKE = re.compile(r"""AstraCS(?::|%3A)[^\s'"<>]+""")
+
+
 class Redactor(logging.Formatter):
-    """Formats log lines and takes every secret out of them, in clear, URL-encoded and base64."""
+    """Formats log lines and takes every secret out of them: in clear, URL-encoded, base64, JSON-escaped.
+
+    `as_json`: one object a line. `is_short`: the time of day only, and no level but a warning's: for a narrow terminal.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         self.converter = time.gmtime
+        self.as_json = False
+        self.is_short = False
         self._secrets: set[str] = set()
 
     def add(self, secret: str) -> None:
         """Hide `secret` from now on."""
         if len(secret) >= 4:
             encoded = base64.b64encode(secret.encode()).decode()
-            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), encoded, encoded.rstrip("=")}
+            self._secrets |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
+            self._secrets |= {urllib.parse.quote_plus(secret)}
+            self._secrets |= {encoded, encoded.rstrip("="), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def redact(self, text: str) -> str:
         """Return `text` without secrets."""
@@ -1417,17 +1586,69 @@ class Redactor(logging.Formatter):
             text = text.replace(secret, "***")
         return text
 
+    def redact_error(self, text: str) -> str:
+        """Return `text` without secrets, and without what looks like a token that somebody gave in the wrong place."""
+        return _TOKEN_LIKE.sub("***", self.redact(text))
+
     def format(self, record: logging.LogRecord) -> str:
-        """One log line, redacted, tracebacks included."""
-        return self.redact(super().format(record))
+        """One log line, redacted, tracebacks included; what a stranger named cannot steer the terminal."""
+        if not self.as_json:
+            text = super().format(record)
+            if self.is_short:
+                text = text[11:].replace(" INFO    ", " ", 1)
+            return safe_text(self.redact_error(text))
+        moment = datetime.fromtimestamp(record.created, UTC)
+        message = safe_text(self.redact_error(record.getMessage()))
+        row = {"time": utc_text(moment), "level": record.levelname.lower(), "message": message}
+        if collection := getattr(record, "collection", None):
+            row["collection"] = collection
+        return self.redact_error(json.dumps(row, ensure_ascii=False))
 
 
 redactor = Redactor()
 
 
+terminal_lock = threading.RLock()
+"""Held by whoever writes to the terminal: rich mixes up lines and bars when two threads draw at once."""
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with terminal_lock, contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
+            encoding = sys.stderr.encoding or "utf-8"
+            sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
+            sys.stderr.flush()
+
+
+class LastLines(logging.Handler):
+    """Keeps the last log lines, for a ping's body."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[str] = deque(maxlen=count)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._lines.append(self.format(record))
+
+    def text(self) -> str:
+        """The lines."""
+        return "\n".join(self._lines)
+
+
+last_lines = LastLines(PING_LINES)
+
+
+def about(collection: str | None) -> dict[str, Any]:
+    """What a log call says of a collection, as its `extra`: `--log-format json` has a field for it."""
+    return {"collection": collection}
+
+
 @dataclass
 class Tally:
-    """How far a collection is."""
+    """How far a collection, a transfer or a stage is. `expected` None: nobody knows."""
 
     done: float = 0
     expected: int | None = None
@@ -1440,53 +1661,64 @@ class Tally:
         """Units a second."""
         return self.done / max(1e-6, time.monotonic() - self.started)
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end, None when nobody knows."""
+        if not self.expected or not self.done:
+            return None
+        return max(0.0, self.expected - self.done) / self.rate
+
 
 class Report:
     """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
 
+    current: ClassVar[Report | None] = None
+
     def __init__(self, *, quiet: bool = False) -> None:
         self._tallies: dict[str, Tally] = {}
+        self._stage = Tally(unit="collections")
+        self._documents = 0.0  # of the stage's collections that are done
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-        self.is_live = sys.stderr.isatty() and not quiet
+        self._live: Any = None
+        is_dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+        self.is_live = sys.stderr.isatty() and not quiet and not redactor.as_json and not is_dumb
         self.warnings: list[str] = []
 
     def __enter__(self) -> Self:
-        if self.is_live:
-            self._start_bars()
-        else:
-            threading.Thread(target=self._beat, daemon=True).start()
+        Report.current = self
+        redactor.is_short = self.is_live
+        threading.Thread(target=self._refresh if self.is_live else self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._bars:
-            self._bars.stop()
+        self.end_bars()
+
+    def stage(self, count: int) -> None:
+        """A stage of so many collections begins."""
+        with self._lock:
+            self._stage, self._documents = Tally(expected=count, unit="collections"), 0.0
 
     def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
-        """A collection or a transfer begins, or begins anew."""
+        """A collection or a transfer begins, or begins anew, or comes to its next phase."""
         with self._lock:
             self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
-            if self._bars:
-                if name in self._tasks:
-                    self._bars.remove_task(self._tasks[name])
-                self._tasks[name] = self._bars.add_task(name, total=expected or None, phase=phase, unit=unit)
+        if self.is_live:
+            self._show_bars()
 
     def advance(self, name: str, done: float) -> None:
         """More documents of a collection are done, or more of a transfer."""
         with self._lock:
             self._tallies[name].done += done
-            if self._bars:
-                self._bars.advance(self._tasks[name], done)
 
     def finish(self, name: str) -> None:
         """A collection is done, well or not."""
         with self._lock:
             tally = self._tallies.pop(name, None)
-            if self._bars and tally:
-                self._bars.update(self._tasks[name], total=tally.done, phase="done")
+            if tally and tally.unit == "documents":
+                self._stage.done += 1
+                self._documents += tally.done
 
     def warn(self, message: str) -> None:
         """Something a person should know, though nothing failed."""
@@ -1500,32 +1732,104 @@ class Report:
                     f"{name} {tally.phase} {tally.done:,.0f} {tally.unit}, {tally.rate:,.0f}/s"
                     for name, tally in self._tallies.items()
                 ]
+                if (self._stage.expected or 0) > 1:
+                    parts.append(f"{self._stage.done:,.0f} of {plural(self._stage.expected or 0, 'collection')} done")
             log.info("At work: %s.", "; ".join(parts) or "waiting")
 
-    def _start_bars(self) -> None:
+    def _show_bars(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.live import Live
 
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[phase]}"),
-            BarColumn(),
-            TaskProgressColumn(show_speed=True),
-            TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._bars.start()
+        with self._drawing():
+            if self._ended.is_set():
+                return
+            if self._live:
+                self._live.refresh()
+                return
+            console = Console(stderr=True)
+            draw: Callable[[], Any] = lambda: self.draw(console.width, console.height)  # noqa: E731
+            # stdout is left alone: it may lead elsewhere. Ours is the one thread that refreshes, under the one lock.
+            self._live = Live(
+                console=console, get_renderable=draw, auto_refresh=False, transient=True, redirect_stdout=False
+            )
+            self._live.start(refresh=True)
+
+    def end_bars(self) -> None:
+        """Leave the terminal to a question or a result; bars come back with the next `start`."""
+        with self._drawing():
+            live, self._live = self._live, None
+            if live:
+                live.stop()
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(REFRESH_S):
+            with self._drawing():
+                if self._live:
+                    self._live.refresh()
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """The terminal is ours; if it is gone, the run goes on without bars."""
+        with terminal_lock:
+            try:
+                yield
+            except OSError:
+                self._live, self.is_live = None, False
+
+    def draw(self, width: int, height: int) -> Any:
+        """A bar for each collection at work, and one for the stage: never more than fit the terminal."""
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
+            stage, documents = dataclasses.replace(self._stage), self._documents
+        is_narrow = width < NARROW_COLUMNS
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
+        for least in () if is_narrow else (len("reading back"), 6):
+            table.add_column(ratio=1 if least == 6 else None, no_wrap=True, min_width=least)
+        for text in ("100%", "12,345 docs") if is_narrow else ("100%", "12,345 docs", "1,234/s", "0:00:00"):
+            table.add_column(no_wrap=True, justify="right", min_width=len(text))
+        room = max(1, height - 4)
+        shown = rows if len(rows) <= room else rows[: room - 1]
+        for name, tally in shown:
+            bar, *figures = _bar_cells(tally)
+            table.add_row(Text(safe_text(name)), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
+        if len(shown) < len(rows):
+            table.add_row(f"and {len(rows) - len(shown)} more")
+        if (stage.expected or 0) > 1:
+            bar, percent, *_ = _bar_cells(stage)
+            name = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
+            figures = [percent, f"{documents:,.0f} docs"]
+            table.add_row(Text(name, "bold"), *(figures if is_narrow else ("", bar, *figures)))
+        return table
 
 
-def start_logging(*, verbose: bool, quiet: bool) -> None:
+def _bar_cells(tally: Tally) -> tuple[Any, ...]:
+    """The bar, per cent, count, rate and time left."""
+    from rich.progress_bar import ProgressBar
+
+    left_s = tally.left_s
+    total = max(tally.expected, tally.done) if tally.expected else None
+    return (
+        ProgressBar(total=total, completed=tally.done, pulse=total is None),
+        f"{min(1.0, tally.done / total):.0%}" if total else "",
+        f"{tally.done:,.0f} {'docs' if tally.unit == 'documents' else tally.unit}",
+        f"{tally.rate:,.0f}/s",
+        "" if left_s is None else str(timedelta(seconds=round(left_s))),
+    )
+
+
+def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
     """Send our log, and nobody else's, to stderr. May be called twice."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(redactor)
-    log.handlers[:] = [handler]
+    redactor.as_json = as_json
+    handler = _StderrHandler(logging.WARNING if quiet else logging.NOTSET)
+    for each in (handler, last_lines):
+        each.setFormatter(redactor)
+    log.handlers[:] = [handler, last_lines]
     log.propagate = False
-    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 # ======================================================================================================================
@@ -1674,6 +1978,15 @@ class ZipStream:
         moment = datetime.strptime(self.name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
         time_of_day = moment.hour << 11 | moment.minute << 5 | moment.second // 2
         return time_of_day, (moment.year - 1980) << 9 | moment.month << 5 | moment.day
+
+
+def zip_size_bytes(name: str, manifest_size_bytes: int, manifest: Manifest) -> int:
+    """The size of the zip that `ZipStream` makes of a complete snapshot."""
+    sizes = {record.data_file or "": record.data_size_bytes or 0 for record in manifest.collections}
+    sizes[MANIFEST_NAME] = manifest_size_bytes
+    sizes[CHECKSUMS_NAME] = sum(64 + len(f"  {file}\n".encode()) for file in sizes)
+    headers = 30 + 20 + 46 + 28  # of a file: local header and entry of the central directory, each with ZIP64's part
+    return sum(headers + 2 * len(f"{name}/{file}".encode()) + size for file, size in sizes.items()) + 56 + 20 + 22
 
 
 def read_sums(directory: Path) -> dict[str, str | None]:
@@ -2051,6 +2364,17 @@ class Box:
             elif file.version_id:
                 self._call("remove the upload", lambda: delete_version(file.id, file.version_id))
 
+    def delete(self, file: BoxFile) -> None:
+        """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
+        if not file.name.endswith(".zip") or not _is_complete_name(file.name[:-4]):
+            raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
+        delete = self._client.files.delete_file_by_id
+        try:
+            self._call("delete a snapshot", lambda: delete(file.id, if_match=file.etag))
+        except BoxError as error:
+            if error.status != 404:  # it is gone: an earlier request did it, and its reply was lost
+                raise
+
     # ------------------------------------------------------------------------------------------------- download
 
     def download(self, file: BoxFile, path: Path, report: Report) -> None:
@@ -2103,6 +2427,8 @@ class Box:
             if start == file.size_bytes:
                 return
             for position, chunk in self._stream(file, start, file.size_bytes - start):
+                if position + len(chunk) > file.size_bytes:
+                    raise _box_error("download", ValueError(f"the reply has more than {file.size_bytes} bytes"))
                 output.seek(position)
                 output.write(chunk)
                 output.truncate()
@@ -2197,6 +2523,22 @@ def file_sha1(path: Path) -> str:
 def _is_complete_name(name: str) -> bool:
     parsed = parse_snapshot_name(name)
     return parsed is not None and not parsed[1]
+
+
+def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
+    """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
+    head = read(4096)
+    if head[:4] != b"PK\3\4" or len(head) < 66:
+        raise FormatError("no zip of ours")
+    method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
+    extra = head[30 + name_size :][:extra_size]
+    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
+        raise FormatError("no zip of ours")
+    (size,) = struct.unpack_from("<Q", extra, 4)
+    start = 30 + name_size + extra_size
+    if size > MAX_MANIFEST_BYTES:
+        raise FormatError("its first entry is no manifest")
+    return (head if start + size <= len(head) else read(start + size))[start : start + size]
 
 
 def _having(found: Any, *names: str) -> Any:
@@ -2296,6 +2638,441 @@ def _conflict(context: dict[str, Any]) -> BoxFile | None:
 
 
 # ======================================================================================================================
+# Operations: retention, the shrink alarm, pings, metrics. What decides is pure; what acts stands below it.
+# ======================================================================================================================
+
+PING_TIMEOUT_S = 10.0
+PING_ATTEMPTS = 3
+PING_BODY_BYTES = 10_000
+MIN_SECRET_SEGMENT = 16  # a part of a ping URL's path of that length is a key, a shorter one may be an ordinary word
+METRICS_PREFIX = "astra_backup_"
+
+
+@dataclass(frozen=True)
+class KeepRules:
+    """How many good snapshots are kept. None: that rule is not given; if none is, nothing is ever deleted."""
+
+    last: int | None = None
+    daily: int | None = None
+    weekly: int | None = None
+    monthly: int | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a rule is given."""
+        return any(count is not None for count in (self.last, self.daily, self.weekly, self.monthly))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A name among the snapshots, and what was found out about it.
+
+    `is_good`: proved to be whole. `obstacle`: why it is none of the retention's business ("": it is). `is_damaged`: it
+    should be whole, and is not. `shrunk_from`: the snapshot that held far more.
+    """
+
+    name: str
+    is_good: bool = False
+    obstacle: str = ""
+    is_damaged: bool = False
+    shrunk_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a snapshot stays, and why."""
+
+    name: str
+    stays: bool
+    reason: str
+
+
+def plan_retention(found: Iterable[Found], rules: KeepRules, *, incomplete_days: int, now: datetime) -> list[Decision]:
+    """Decide about every name, newest first. Pure: the same for a dry run and a real one.
+
+    Only good snapshots take the places that the rules give; each rule takes the newest of its days, weeks or months.
+    What goes is a good snapshot that no rule keeps, and an incomplete one that is too old. Everything else stays: the
+    newest good one, what is not proved good, what is dated in the future, other names, and a good one that shrank
+    together with the last one before it, until a person has looked at them and deleted one of the two.
+    """
+    named = sorted(found, key=lambda one: (parse_snapshot_name(one.name) is not None, one.name), reverse=True)
+    good = [one for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
+    names = [one.name for one in good]
+    reasons = _kept_by_rules(names, rules)
+    for one in good:
+        if one.shrunk_from in names:
+            reasons.setdefault(one.shrunk_from or "", []).append(f"the last before the shrink in {one.name}")
+            reasons.setdefault(one.name, []).append(f"shrank since {one.shrunk_from}")
+    return [_decide(one, rules, reasons, incomplete_days, now) for one in named]
+
+
+def _decide(
+    one: Found, rules: KeepRules, reasons: dict[str, list[str]], incomplete_days: int, now: datetime
+) -> Decision:
+    parsed = parse_snapshot_name(one.name)
+    if one.obstacle or parsed is None:
+        return Decision(one.name, True, one.obstacle or "not the name of a snapshot")
+    if not rules.is_on:
+        return Decision(one.name, True, "no --keep option is given")
+    if not _is_past(one.name, now):
+        return Decision(one.name, True, "dated in the future")
+    if parsed[1]:
+        is_old = now - snapshot_moment(one.name) > timedelta(days=incomplete_days)
+        age = f"{'more' if is_old else 'not more'} than {plural(incomplete_days, 'day')} old"
+        return Decision(one.name, not is_old, f"incomplete, {age}")
+    if not one.is_good:
+        return Decision(one.name, True, "not proved to be whole")
+    kept = reasons.get(one.name)
+    return Decision(one.name, bool(kept), "; ".join(kept) if kept else "no rule keeps it")
+
+
+def _kept_by_rules(names: list[str], rules: KeepRules) -> dict[str, list[str]]:
+    """Why each of these good snapshots, newest first, is kept; those that no rule keeps are not in it."""
+    reasons: dict[str, list[str]] = {name: ["the newest good one"] for name in names[:1]}
+    periods: tuple[tuple[str, int | None, str], ...] = (
+        ("last", rules.last, "%Y%m%d_%H%M%S"),
+        ("daily", rules.daily, "%Y-%m-%d"),
+        ("weekly", rules.weekly, "%G-W%V"),
+        ("monthly", rules.monthly, "%Y-%m"),
+    )
+    for rule, count, form in periods:
+        taken: list[str] = []
+        for name in names:
+            period = snapshot_moment(name).strftime(form)
+            if period in taken or len(taken) >= (count or 0):
+                continue
+            taken.append(period)
+            place = f"{len(taken)} of {count}"
+            reasons.setdefault(name, []).append(f"{rule} {place}" if rule == "last" else f"{rule} {period}, {place}")
+    return reasons
+
+
+def snapshot_moment(name: str) -> datetime:
+    """The time in a snapshot's name."""
+    return datetime.strptime(name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+
+
+def _is_past(name: str, now: datetime) -> bool:
+    return parse_snapshot_name(name) is not None and snapshot_moment(name) <= now
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a snapshot is of. Snapshots of other databases, keyspaces or selections never compete."""
+
+    api_endpoint: str
+    keyspace: str
+    collections: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Scope:
+        """The scope of a snapshot."""
+        source, chosen = manifest.source, manifest.selection or Selection()
+        endpoint = source.api_endpoint.rstrip("/").lower()
+        return cls(endpoint, source.keyspace, frozenset(chosen.collections), frozenset(chosen.exclude))
+
+    def is_same_source(self, other: Scope) -> bool:
+        """Whether both are of one keyspace of one database."""
+        return (self.api_endpoint, self.keyspace) == (other.api_endpoint, other.keyspace)
+
+    def is_whole(self) -> bool:
+        """Whether all collections were asked for."""
+        return not self.collections and not self.exclude
+
+    def covers(self, other: Scope) -> bool:
+        """Whether it holds all that a snapshot of the other scope can hold."""
+        return self.is_same_source(other) and (self.is_whole() or self == other)
+
+
+def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str]:
+    """A sentence for each collection of which more than `max_percent` of the documents or vectors are gone.
+
+    Only what both were asked for is compared; 100 switches the alarm off. A collection that vanished is one of those.
+    """
+    chosen = new.selection or Selection()
+    found = {record.name: record for record in new.collections}
+    sentences = []
+    for before in old.collections if max_percent < 100 else []:
+        name = before.name
+        if name in chosen.exclude or (chosen.collections and name not in chosen.collections):
+            continue
+        now = found.get(name)
+        if now is None:
+            sentences.append(f"{name}: the collection is gone; it had {plural(before.document_count, 'document')}")
+        elif now.is_ok:
+            sentences += _lost(name, "document", before.document_count, now.document_count, max_percent)
+            sentences += _lost(name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent)
+    return sentences
+
+
+def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> list[str]:
+    if before <= 0 or (before - now) * 100 <= max_percent * before:
+        return []
+    return [f"{name}: {plural(before, what)} before, {now:,} now (-{(before - now) / before:.1%})"]
+
+
+# ------------------------------------------------------------------------------------------------- what is there
+
+
+def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
+    """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
+    names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    now = utc_now()
+    for name in sorted(filter(_is_complete_name, names), reverse=True):
+        if not _is_past(name, now):
+            continue
+        with contextlib.suppress(FormatError, OSError):
+            manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
+            if manifest.is_complete:
+                yield name, manifest
+
+
+def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
+    """The same for a Box folder, with what `read_box_manifest` takes for complete. Raises BoxError."""
+    now = utc_now()
+    for file in box.snapshots():
+        with contextlib.suppress(FormatError):
+            if _is_past(file.name.removesuffix(".zip"), now):
+                yield file, read_box_manifest(box, file)
+
+
+def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
+    """The manifest at the beginning of a zip in Box. Raises FormatError if that is no complete snapshot of ours.
+
+    Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
+    has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
+    """
+    try:
+        text = first_zip_entry(lambda size: box.read_beginning(file, size))
+    except struct.error as error:
+        raise FormatError("no zip of ours") from error
+    manifest = decode_manifest(text)
+    if not manifest.is_complete:
+        raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
+    if zip_size_bytes(file.name.removesuffix(".zip"), len(text), manifest) != file.size_bytes:
+        raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
+    return manifest
+
+
+def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
+    """What `sha256sum -c` does, and that no file is missing or extra. Raises FormatError, OSError.
+
+    `advance` is told of the bytes that were read.
+    """
+    sums = read_sums(directory)
+    del sums[CHECKSUMS_NAME]
+    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.collections}
+    if sums != {**expected, MANIFEST_NAME: sums.get(MANIFEST_NAME)}:
+        raise FormatError(f"{CHECKSUMS_NAME} and {MANIFEST_NAME} name different files")
+    if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
+        raise FormatError("a file is missing or extra")
+    for name, digest in sums.items():
+        sha256 = hashlib.sha256()
+        with (directory / name).open("rb") as file:
+            while chunk := file.read(DOWNLOAD_BYTES):
+                sha256.update(chunk)
+                advance(len(chunk))
+        if sha256.hexdigest() != digest:
+            raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
+
+
+def survey_local(output_dir: Path, scope: Scope, report: Report) -> list[Found]:
+    """Everything in a directory but hidden names; every complete snapshot of the scope is read to the last byte."""
+    paths = sorted(output_dir.iterdir()) if output_dir.is_dir() else []
+    return [_survey_directory(path, scope, report) for path in paths if not path.name.startswith(".")]
+
+
+def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
+    name, parsed = path.name, parse_snapshot_name(path.name)
+    if parsed is None:
+        return Found(name)
+    if path.is_symlink() or not path.is_dir():
+        return Found(name, obstacle="not a directory")
+    if any(path.parent.glob(f".restore-{name}-*.journal")):
+        return Found(name, obstacle="a restore of it has not ended")
+    try:
+        manifest = decode_manifest((path / MANIFEST_NAME).read_bytes())
+        if obstacle := _foreign_scope(Scope.of(manifest), scope, is_incomplete=parsed[1]):
+            return Found(name, obstacle=obstacle)
+        if parsed[1]:
+            return Found(name)
+        if not manifest.is_complete:
+            raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
+        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
+            return Found(name, obstacle=f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole")
+        report.start(name, sum(file.stat().st_size for file in path.iterdir()) // 1_000_000, "checking", unit="MB")
+        verify_files(path, manifest, lambda size: report.advance(name, size / 1e6))
+        return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+    except (FormatError, UnicodeDecodeError, OSError) as error:
+        if parsed[1] and not isinstance(error, OSError):
+            return Found(name)  # no restore would take it
+        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+    finally:
+        report.finish(name)
+
+
+def _foreign_scope(found: Scope, wanted: Scope, *, is_incomplete: bool = False) -> str:
+    """Why a snapshot of that scope does not compete; "" if it does."""
+    if not found.is_same_source(wanted):
+        return "of another database or keyspace"
+    if found != wanted and not is_incomplete:
+        return "of other collections (--collection, --exclude)"
+    return ""
+
+
+def survey_box(box: Box, scope: Scope) -> dict[str, tuple[BoxFile, Found]]:
+    """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
+    files = box.files()
+    with ThreadPoolExecutor(BOX_PARALLEL_PARTS) as pool:
+        found = pool.map(lambda file: _survey_box_file(box, file, scope), files)
+        return {one.name: (file, one) for file, one in zip(files, found, strict=True)}
+
+
+def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
+    name = file.name.removesuffix(".zip")
+    if name == file.name or not _is_complete_name(name):
+        return Found(file.name, obstacle="not the name of a snapshot")
+    try:
+        manifest = read_box_manifest(box, file)
+    except FormatError as error:
+        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+    except BoxError as error:
+        return Found(name, obstacle=f"could not be looked at: {error.message}")
+    if obstacle := _foreign_scope(Scope.of(manifest), scope):
+        return Found(name, obstacle=obstacle)
+    return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+
+
+def delete_local(output_dir: Path, name: str) -> None:
+    """Delete a snapshot's directory. First it loses its name: whatever has the name is whole, also after a crash.
+
+    The caller holds the directory's lock. Raises OSError, and BackupError for a name that is not exactly ours.
+    """
+    if parse_snapshot_name(name) is None:
+        raise BackupError(f"{name} is not the name of a snapshot.")
+    grave = output_dir / f".{name}.deleting"
+    (output_dir / name).rename(grave)
+    _fsync_directory(output_dir)
+    shutil.rmtree(grave)
+
+
+# ------------------------------------------------------------------------------------------------- pings
+
+
+class Pinger:
+    """Tells a monitor, by the conventions of healthchecks.io, that a run began and how it ended. Never raises.
+
+    The URL is a secret: whoever has it can say that all is well.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        redactor.add(url)
+        for secret in (parts.path, parts.query, *parts.path.split("/")):
+            if len(secret) >= MIN_SECRET_SEGMENT:
+                redactor.add(secret)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise BackupError("--ping-url is no http(s) URL.", "Copy it from the check's page (BACKUP_PING_URL).")
+        self._parts = parts if url else None
+
+    def start(self) -> None:
+        """A run begins."""
+        self._send("/start", "")
+
+    def finish(self, code: int, text: str) -> None:
+        """A run ended. The end of `text` goes along."""
+        self._send(f"/{code}" if code else "", redactor.redact(text))
+
+    def _send(self, suffix: str, text: str) -> None:
+        if self._parts is None:
+            return
+        url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
+        body = text.encode()[-PING_BODY_BYTES:]
+        attempts = 1 if stop_event.is_set() else PING_ATTEMPTS
+        reason = ""
+        for attempt in range(attempts):
+            if attempt:
+                stop_event.wait(1.0)
+            reason, may_pass = _post_ping(url, body, PING_TIMEOUT_S if not stop_event.is_set() else STOP_GRACE_S / 2)
+            if not reason:
+                return
+            if not may_pass:
+                break
+        log.warning("The ping to %s failed: %s. The result stands.", self._parts.hostname, reason)
+
+
+def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
+    """Send a ping; return why it failed ("": it did not), and whether another try may help."""
+    import httpx
+
+    def post() -> tuple[str, bool]:
+        try:
+            status = httpx.post(url, content=body, timeout=timeout_s).status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return type(error).__name__, isinstance(error, httpx.TransportError)
+        return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
+
+    pool = ThreadPoolExecutor(1)  # a reply that trickles must not hold the run: httpx's limit is for each piece
+    try:
+        return pool.submit(post).result(timeout_s)
+    except TimeoutError:
+        return f"no reply in {timeout_s:.0f} s", True
+    finally:
+        pool.shutdown(wait=False)
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+METRICS = {
+    "last_run_timestamp_seconds": "When the last run ended, as Unix time.",
+    "last_run_exit_code": "Exit code of the last run: 0 is a success and nothing else is.",
+    "last_run_duration_seconds": "How long the last run took.",
+    "last_success_timestamp_seconds": "When the last run that ended with exit code 0 ended, as Unix time.",
+    "last_snapshot_timestamp_seconds": "Start of the newest complete snapshot, as Unix time.",
+    "bytes": "Size of the newest complete snapshot.",
+    "documents": "Documents of each collection in the newest complete snapshot.",
+    "vectors": "Vectors of each collection in the newest complete snapshot.",
+}
+"""Names without their prefix, with their meanings. The first three are of the last run, the others outlive failures."""
+
+
+def encode_metrics(samples: dict[str, list[tuple[str, float]]], old_text: str) -> str:
+    """Prometheus text: for each metric the given samples (labels, value), or else those of the file's old text."""
+    lines: list[str] = []
+    for metric, meaning in METRICS.items():
+        name = METRICS_PREFIX + metric
+        own = [f"{name}{labels} {_number_text(value)}" for labels, value in samples.get(metric, [])]
+        if metric not in samples:
+            own = [line for line in old_text.splitlines() if re.match(rf"{name}[{{ ]", line)]
+        if own:
+            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge", *own]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
+
+
+def _label(collection: str) -> str:
+    escaped = collection.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{{collection="{escaped}"}}'
+
+
+def write_metrics(path: Path, samples: dict[str, list[tuple[str, float]]]) -> None:
+    """Renew a metrics file in one step; a reader never sees half of it. Readable for everybody. Raises OSError."""
+    old_text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        new.write_text(encode_metrics(samples, old_text), encoding="utf-8")
+        new.chmod(0o644)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+# ======================================================================================================================
 # Backup
 # ======================================================================================================================
 
@@ -2310,17 +3087,26 @@ class BackupPlan:
     exclude: tuple[str, ...] = ()
     compressed: bool = True
     workers: int = DEFAULT_WORKERS
+    max_shrink_percent: float = DEFAULT_MAX_SHRINK_PERCENT
+    box_config: BoxConfig | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """What the snapshot will be of."""
+        endpoint = self.target.api_endpoint.rstrip("/").lower()
+        return Scope(endpoint, self.target.keyspace, frozenset(self.collections), frozenset(self.exclude))
 
 
 @dataclass
 class BackupResult:
-    """What a run left behind."""
+    """What a run left behind. `deleted`: names of old snapshots, by their place."""
 
     exit_code: Exit
     snapshot_dir: Path
     manifest: Manifest
     warnings: list[str]
     upload: dict[str, Any] | None = None
+    deleted: dict[str, list[str]] = field(default_factory=dict)
 
 
 class OutputDir:
@@ -2352,7 +3138,7 @@ class OutputDir:
     def sweep(self) -> None:
         """Remove what dead runs left. Only we hold the lock, so no run is alive in there."""
         for path in self.path.iterdir():
-            if _INPROGRESS_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            if _LEFTOVER_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 log.info("Removing %s, left by a run that died.", path)
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -2368,6 +3154,11 @@ class OutputDir:
         directory = self.path / f".{name}.inprogress"
         directory.mkdir(mode=0o700)
         return directory, moment
+
+    def names_after(self, moment: datetime) -> list[str]:
+        """Complete snapshots whose names are later than `moment`: the clock was, or is, wrong."""
+        names = sorted(path.name for path in self.path.iterdir() if _is_complete_name(path.name))
+        return [name for name in names if name > snapshot_name(moment)]
 
 
 class DataFileWriter:
@@ -2430,6 +3221,7 @@ class CollectionBackup:
     """Backs up one collection: reads it, writes it, reads it back."""
 
     def __init__(self, api: DataApi, info: CollectionInfo, directory: Path, plan: BackupPlan, report: Report) -> None:
+        self._about = about(info.name)
         self._api = api
         self._report = report
         self._compressed = plan.compressed
@@ -2445,7 +3237,8 @@ class CollectionBackup:
         """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
         record = self.record
         try:
-            stats = self._scan_until_whole()
+            self.record.estimated_document_count = self._api.estimated_count(self.record.name)
+            stats = until_whole(self.record.name, self._scan_as_defined, self._count_retry)
             self._check_vectors(stats)
             self._read_back(stats)
             self._fill_in(stats)
@@ -2454,6 +3247,7 @@ class CollectionBackup:
                 record.name,
                 f"{stats.document_count:,}",
                 f"{stats.vector_count:,}",
+                extra=self._about,
             )
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             self._fail(error)
@@ -2461,18 +3255,17 @@ class CollectionBackup:
         self._report.finish(record.name)
         return record
 
-    def _scan_until_whole(self) -> DataStats:
-        """Scan the collection; start over when the place in the scan is lost."""
-        self.record.estimated_document_count = self._api.estimated_count(self.record.name)
-        for attempt in range(1, MAX_SCANS + 1):
-            try:
-                return self._scan()
-            except PageStateError as error:
-                if attempt == MAX_SCANS:
-                    raise
-                self.record.retries += 1
-                log.warning("%s: %s Starting the collection over.", self.record.name, error.message)
-        raise AssertionError("unreachable")
+    def _scan_as_defined(self) -> DataStats:
+        """Scan, and look whether the collection is still the one that was defined: it may have been made anew.
+
+        One that is gone by now was read to its end before.
+        """
+        stats = self._scan()
+        for info in self._api.list_collections():
+            if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
+                self.record.definition = info.options
+                raise PageStateError("the collection's definition is another than before the scan.")
+        return stats
 
     def _scan(self) -> DataStats:
         """Read all pages; each is encoded and compressed while the next one is on its way."""
@@ -2482,7 +3275,8 @@ class CollectionBackup:
         pool = ThreadPoolExecutor(1)
         try:
             written: Future[None] | None = None
-            for documents in self._pages():
+            for documents in self._api.pages(self.record.name, on_retry=self._count_retry):
+                self.record.pages += 1
                 if written:
                     written.result()
                 written = pool.submit(writer.write, documents)
@@ -2493,30 +3287,6 @@ class CollectionBackup:
         finally:
             pool.shutdown(wait=False)
             writer.abandon()
-
-    def _pages(self) -> Iterator[list[bytes]]:
-        """Yield each page's documents. The end is a page state of null and nothing else.
-
-        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us.
-        """
-        state: str | None = None
-        last: list[bytes] = []
-        stalled = 0
-        while True:
-            documents, next_state = self._api.find_page(self.record.name, state, on_retry=self._count_retry)
-            self.record.pages += 1
-            is_repeated = bool(documents) and documents == last
-            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
-            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
-                raise PageStateError("the server does not move on from a page.")
-            if is_repeated:
-                log.warning("%s: the server sent a page twice; it is kept once.", self.record.name)
-                self._count_retry()
-            else:
-                yield documents
-            if next_state is None:
-                return
-            state, last = next_state, documents or last
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -2536,8 +3306,16 @@ class CollectionBackup:
 
     def _read_back(self, stats: DataStats) -> None:
         """Decode the file as it is on the disk and compare with what was sent by the server."""
+        name = self.record.name
+        self._report.start(name, stats.document_count, "reading back")
         with self._path.open("rb") as stream:
-            found = check_data(stream, compressed=self._compressed, decode=False)
+            found = check_data(
+                stream,
+                compressed=self._compressed,
+                decode=False,
+                advance=lambda count: self._report.advance(name, count),
+            )
+        self._report.advance(name, found.document_count % PROGRESS_DOCUMENTS)
         if found != stats:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written.",
@@ -2558,20 +3336,16 @@ class CollectionBackup:
 
     def _fail(self, error: Exception) -> None:
         """Record the failure; the file goes, also to give a full disk its space back."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
         self.record.status = "failed"
         self.record.error = redactor.redact(_describe(error))
-        log.error("%s failed: %s", self.record.name, _describe(error))
-        log.debug("%s", "".join(traceback.format_exception(error)))
+        log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)
+        log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
-def _describe(error: BaseException) -> str:
-    """One line for an error: what failed, why and what to do."""
-    if isinstance(error, BackupError):
-        return f"{error.message} {error.hint}".strip()
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-    return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
+def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
+    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
@@ -2581,7 +3355,10 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
         try:
             output.sweep()
             selected = select_collections(list_collections(api), plan, report)
+            begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
+            for name in output.names_after(started):
+                report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
             log.info(
                 "Backing up %s of keyspace %s at %s.",
                 plural(len(selected), "collection"),
@@ -2589,7 +3366,8 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
                 plan.target.api_endpoint,
             )
             records = _run_collections(api, selected, directory, plan, report)
-            manifest = _make_manifest(plan, records, started)
+            manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
+            _compare_with_last(plan, manifest, report, stop)
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise BackupError(
@@ -2606,7 +3384,8 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
                 names = ", ".join(name for name in sorted(api.list_keyspaces()) if not name.startswith("system"))
-                error.hint = f"Check --keyspace (ASTRA_DB_KEYSPACE). The database has: {names}."
+                wanted = api.target.keyspace
+                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE). There is: {names}."
         raise
 
 
@@ -2637,6 +3416,7 @@ def _run_collections(
     api: DataApi, selected: list[CollectionInfo], directory: Path, plan: BackupPlan, report: Report
 ) -> list[CollectionRecord]:
     """Back up several collections at once; the records come in the server's order."""
+    report.stage(len(selected))
     pool = ThreadPoolExecutor(max(1, min(plan.workers, len(selected) or 1)))
     try:
         jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
@@ -2650,18 +3430,17 @@ def _run_collections(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime) -> Manifest:
+def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime, duration_s: float) -> Manifest:
     import astrapy
 
-    finished = utc_now()
     failed = sum(not record.is_ok for record in records)
     target = plan.target
     return Manifest(
         backup_format_version=FORMAT_VERSION,
         status="incomplete" if failed else "complete",
         created_at_utc=utc_text(started),
-        finished_at_utc=utc_text(finished),
-        duration_seconds=round((finished - started).total_seconds(), 3),
+        finished_at_utc=utc_text(started + timedelta(seconds=duration_s)),  # the clock may have been set meanwhile
+        duration_seconds=round(duration_s, 3),
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
         source=Source(target.api_endpoint, target.keyspace, target.environment),
@@ -2673,9 +3452,40 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
     )
 
 
+def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, stop: threading.Event) -> None:
+    """Write into the manifest what shrank since the last complete snapshot here, or in Box if there is none here."""
+    if plan.max_shrink_percent >= 100:
+        return
+    last = _newest_of(local_manifests(plan.output_dir), plan.scope)
+    if last is None and plan.box_config:
+        try:
+            in_box = box_manifests(Box(plan.box_config, stop))
+            last = _newest_of(((file.name[:-4], old) for file, old in in_box), plan.scope)
+        except BoxError as error:
+            report.warn(f"It is not known whether anything shrank since the last snapshot: {error.message}")
+    if last is None:
+        return
+    name, old = last
+    sentences = find_shrinkage(old, manifest, plan.max_shrink_percent)
+    for sentence in sentences:
+        report.warn(f"Shrunk since {name}: {sentence}.")
+    if sentences:
+        manifest.warnings = [f"shrunk since {name}: {sentence}" for sentence in sentences]
+        manifest.shrunk_from = name
+
+
+def _newest_of(manifests: Iterator[tuple[str, Manifest]], scope: Scope) -> tuple[str, Manifest] | None:
+    """The first snapshot that holds all that one of the scope would; None if there is none."""
+    return next(((name, manifest) for name, manifest in manifests if Scope.of(manifest).covers(scope)), None)
+
+
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
     text = encode_manifest(manifest)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BackupError(
+            f"The manifest has {len(text)} bytes; a restore reads {MAX_MANIFEST_BYTES}.", "Split it with --collection."
+        )
     _write_file(directory / MANIFEST_NAME, text)
     sums = [(record.data_sha256, record.data_file) for record in manifest.collections if record.data_file]
     sums.append((hashlib.sha256(text).hexdigest(), MANIFEST_NAME))
@@ -2685,7 +3495,7 @@ def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> Bac
     final = directory.with_name(name if manifest.is_complete else name + INCOMPLETE_SUFFIX)
     directory.replace(final)
     _fsync_directory(final.parent)
-    code = Exit.OK if manifest.is_complete else Exit.INCOMPLETE
+    code = Exit.INCOMPLETE if not manifest.is_complete else Exit.SHRUNK if manifest.shrunk_from else Exit.OK
     return BackupResult(code, final, manifest, report.warnings)
 
 
@@ -2694,14 +3504,6 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ======================================================================================================================
@@ -2727,18 +3529,26 @@ def read_secret(name: str) -> str:
     return value
 
 
+def _check_url(name: str, url: str) -> None:
+    """Raise BackupError for what is no http(s) URL, or holds a credential, which would end up in the manifest."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no port, its host no host
+        is_web = False
+    if "@" in url:
+        raise BackupError(f"{name} holds a user name or a password.", "Leave out what stands before the @.")
+    if not is_web:
+        raise BackupError(f"{name} {url!r} is no http(s) URL.", "Copy it from the database's page in Astra.")
+
+
 def make_target(options: dict[str, Any]) -> Target:
     """Check the connection's options (those of `connection_options`). Raises BackupError that names what is missing."""
     api_endpoint = options["api_endpoint"]
     token = read_secret("ASTRA_DB_APPLICATION_TOKEN")
     if not api_endpoint:
         raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    parts = urllib.parse.urlsplit(api_endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BackupError(
-            f"--api-endpoint {api_endpoint!r} is no http(s) URL.",
-            "Copy it from the database's page in Astra.",
-        )
+    _check_url("--api-endpoint", api_endpoint)
     if not token:
         raise BackupError(
             "No token.",
@@ -2810,8 +3620,92 @@ def connection_options(function: _F) -> _F:
             default=DEFAULT_OUTPUT_DIR,
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
+        _option(
+            "--log-format",
+            "BACKUP_LOG_FORMAT",
+            "Form of the log on stderr: lines for people, or one JSON object a line.",
+            type=click.Choice(["text", "json"]),
+            default="text",
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
         click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+class Duration(click.ParamType[timedelta]):
+    """A time span: a whole number and one of s, m, h, d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read `26h`, `90m`, `7d`."""
+        match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
+        if not match:
+            self.fail(f"{value!r} is no duration: a whole number and one of s, m, h, d, as in 26h.", param, ctx)
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
+        return timedelta(**{unit: int(match[1])})
+
+
+def operations_options(function: _F) -> _F:
+    """Options of a backup that runs unattended: what is kept, what raises an alarm, who is told."""
+    count = click.IntRange(1, 100_000)
+    options = []
+    for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
+        for rule, text in {
+            "last": f"Keep the newest N snapshots {place}, and delete what no --{prefix} option keeps.",
+            "daily": f"Keep {place} the newest snapshot of each of the last N days that have one.",
+            "weekly": "The same for weeks (Monday to Sunday, UTC).",
+            "monthly": "The same for months.",
+        }.items():
+            settings = {"metavar": "N", "type": count}
+            name = f"{prefix}-{rule}"
+            options.append(_option(f"--{name}", f"BACKUP_{name.upper().replace('-', '_')}", text, **settings))
+    options += [
+        _option(
+            "--keep-incomplete-days",
+            "BACKUP_KEEP_INCOMPLETE_DAYS",
+            "With a --keep option: delete INCOMPLETE snapshots that are older.",
+            metavar="N",
+            type=click.IntRange(0, 100_000),
+            default=DEFAULT_KEEP_INCOMPLETE_DAYS,
+        ),
+        click.option(
+            "--prune-dry-run", is_flag=True, help="Say why each snapshot would stay or go; delete and back up nothing."
+        ),
+        _option(
+            "--max-shrink",
+            "BACKUP_MAX_SHRINK",
+            "End in 5, and delete nothing, if more of a collection is gone since the last snapshot. 100: never.",
+            metavar="PERCENT",
+            type=click.FloatRange(0, 100),
+            default=DEFAULT_MAX_SHRINK_PERCENT,
+        ),
+        click.option(
+            "--status", is_flag=True, help="Show the newest snapshots, here and in Box; ends in 1 without one."
+        ),
+        _option(
+            "--max-age",
+            "BACKUP_MAX_AGE",
+            "With --status: 1 if it is older than, say, 26h.",
+            metavar="TIME",
+            type=Duration(),
+        ),
+        _option(
+            "--ping-url",
+            "BACKUP_PING_URL",
+            "Tell this check (healthchecks.io or alike) of start, success and failure.",
+            metavar="URL",
+        ),
+        _option(
+            "--metrics-file",
+            "BACKUP_METRICS_FILE",
+            "Write metrics for Prometheus (node_exporter's textfile collector).",
+            metavar="FILE",
+            type=click.Path(path_type=Path, dir_okay=False),
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -2834,6 +3728,7 @@ def connection_options(function: _F) -> _F:
     "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
 )
 @click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
+@operations_options
 @click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
 def main(
     collections: tuple[str, ...],
@@ -2855,24 +3750,241 @@ def main(
       python astra_backup.py --no-box                    every collection, kept on this machine
       python astra_backup.py --check                     test everything, write nothing
       python astra_backup.py --no-box --collection docs  one collection
+      python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
+      python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
+    modes = {"--check": check, "--status": options["status"], "--prune-dry-run": options["prune_dry_run"]}
+    if sum(map(bool, (*modes.values(), upload_only))) > 1:
+        raise BackupError(f"Only one of {', '.join(modes)}, --upload-only.", "Nothing was touched.")
     if check:
         return run_check(options, collections, exclude, to_box=to_box)
+    if options["status"]:
+        return run_status(options, collections, exclude, to_box=to_box)
+    if options["prune_dry_run"]:
+        return run_prune_dry_run(options, collections, exclude, to_box=to_box)
+    record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
+    at_exit.append(record.finish)
+    record.pinger.start()
     hint = "Set them." if upload_only else "Set them, or give --no-box."
     box_config = read_box_config(options, hint) if to_box or upload_only else None
-    started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
         if upload_only:
-            result = existing_snapshot(options["output_dir"], upload_only)
+            result = existing_snapshot(options["output_dir"], upload_only, report)
         else:
-            plan = BackupPlan(
-                make_target(options), options["output_dir"], collections, exclude, compress, options["workers"]
-            )
+            output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
+            target = make_target(options)
+            plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
             result = run_backup(plan, report, stop_event)
-        if box_config and result.exit_code is Exit.OK:
-            result = upload_snapshot(result, box_config, report)
-    _print_result(result, time.monotonic() - started, as_json=options["as_json"])
+        record.result = result
+        record.step("backup")
+        if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
+            record.result = result = upload_snapshot(result, box_config, report)
+            record.step("upload")
+        if result.exit_code is Exit.OK:
+            record.result = result = prune(result, options, box_config, report)
+            record.step("prune")
+    _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
+
+
+class RunRecord:
+    """What the monitors of a run are told: a ping at both ends, metrics at the end. No failure changes the result."""
+
+    def __init__(self, ping_url: str, metrics_file: Path | None) -> None:
+        self.metrics_file = metrics_file
+        self.result: BackupResult | None = None
+        self.steps_s: dict[str, float] = {}
+        self._started = time.monotonic()
+        self.pinger = Pinger(ping_url)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def step(self, name: str) -> None:
+        """A step of the run ended."""
+        self.steps_s[name] = round(self.duration_s - sum(self.steps_s.values()), 3)
+
+    def finish(self, code: int) -> None:
+        """The run ended, well or not."""
+        if self.metrics_file:
+            try:
+                write_metrics(self.metrics_file, self._samples(code))
+            except OSError as error:
+                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, _describe(error))
+        text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
+        self.pinger.finish(code, "\n".join(text))
+
+    def _samples(self, code: int) -> dict[str, list[tuple[str, float]]]:
+        """The metrics that this run can tell; the others stay as they were."""
+        ended = utc_now().timestamp()
+        samples: dict[str, list[tuple[str, float]]] = {
+            "last_run_timestamp_seconds": [("", ended)],
+            "last_run_exit_code": [("", code)],
+            "last_run_duration_seconds": [("", self.duration_s)],
+        }
+        if code == Exit.OK:
+            samples["last_success_timestamp_seconds"] = [("", ended)]
+        if self.result and self.result.manifest.is_complete:
+            records = self.result.manifest.collections
+            samples["last_snapshot_timestamp_seconds"] = [
+                ("", snapshot_moment(self.result.snapshot_dir.name).timestamp())
+            ]
+            samples["bytes"] = [("", directory_size(self.result.snapshot_dir))]
+            samples["documents"] = [(_label(record.name), record.document_count) for record in records]
+            samples["vectors"] = [(_label(record.name), record.vector_count or 0) for record in records]
+        return samples
+
+
+def directory_size(path: Path) -> int:
+    """Bytes of the files in a snapshot's directory; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return sum(file.stat().st_size for file in path.iterdir())
+    return 0
+
+
+def keep_rules(options: dict[str, Any], prefix: str) -> KeepRules:
+    """The rules that the options `{prefix}_last`, … give."""
+    return KeepRules(*(options[f"{prefix}_{rule}"] for rule in ("last", "daily", "weekly", "monthly")))
+
+
+def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, report: Report) -> BackupResult:
+    """Delete the snapshots that no rule keeps, after a success. What cannot be deleted is a warning."""
+    scope, days, now = Scope.of(result.manifest), options["keep_incomplete_days"], utc_now()
+    deleted: dict[str, list[str]] = {}
+    here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
+    if here.is_on:
+        try:
+            with OutputDir(options["output_dir"]) as output:
+                output.sweep()
+                found = survey_local(output.path, scope, report)
+                decisions = plan_retention(found, here, incomplete_days=days, now=now)
+                deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
+                _warn_of_damage(found, str(output.path), report)
+        except (BackupError, OSError) as error:
+            report.warn(f"No old snapshots were deleted here: {_describe(error)}")
+    if in_box.is_on and box_config:
+        try:
+            box = Box(box_config, stop_event)
+            files = survey_box(box, scope)
+            stored = [one for _, one in files.values()]
+            decisions = plan_retention(stored, in_box, incomplete_days=days, now=now)
+            deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
+            _warn_of_damage(stored, "Box", report)
+        except BackupError as error:
+            report.warn(f"No old snapshots were deleted in Box: {_describe(error)}")
+    return dataclasses.replace(result, deleted=deleted)
+
+
+def _delete(decisions: list[Decision], delete: Callable[[str], None], place: str, report: Report) -> list[str]:
+    """Delete what goes, the oldest first; return the names of what is gone."""
+    deleted = []
+    for decision in reversed(decisions):
+        if decision.stays:
+            continue
+        try:
+            delete(decision.name)
+        except (BackupError, OSError) as error:
+            report.warn(f"{decision.name} could not be deleted {place}: {_describe(error)}")
+            continue
+        log.info("Deleted %s %s: %s.", decision.name, place, decision.reason)
+        deleted.append(decision.name)
+    return deleted
+
+
+def _warn_of_damage(found: list[Found], place: str, report: Report) -> None:
+    for one in found:
+        if one.is_damaged:
+            report.warn(f"{one.name} in {place} is {one.obstacle}. It stays, and counts as nothing.")
+
+
+def read_scope(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> Scope:
+    """What a backup with these options is of. Raises BackupError when no database is named."""
+    if not options["api_endpoint"]:
+        raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
+    endpoint = options["api_endpoint"].rstrip("/").lower()
+    return Scope(endpoint, options["keyspace"], frozenset(collections), frozenset(exclude))
+
+
+def run_prune_dry_run(
+    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
+) -> int:
+    """Print why each snapshot stays or goes. Changes nothing."""
+    scope, days, now = read_scope(options, collections, exclude), options["keep_incomplete_days"], utc_now()
+    box = Box(read_box_config(options), stop_event) if to_box else None
+    with Report(quiet=options["quiet"]) as report:
+        found = {"here": (survey_local(options["output_dir"], scope, report), keep_rules(options, "keep"))}
+        if box:
+            found["in Box"] = ([one for _, one in survey_box(box, scope).values()], keep_rules(options, "box_keep"))
+    plans = {
+        place: plan_retention(stored, rules, incomplete_days=days, now=now) for place, (stored, rules) in found.items()
+    }
+    rows = [(place, decision) for place, decisions in plans.items() for decision in decisions]
+    if options["as_json"]:
+        snapshots = [{"place": place, **dataclasses.asdict(decision)} for place, decision in rows]
+        print_result(json.dumps({"exit_code": 0, "snapshots": snapshots}))
+    for place, decision in [] if options["as_json"] else rows:
+        verb = "stays" if decision.stays else "goes"
+        print_result(f"{place:<7} {verb:<6} {decision.name:<28} {decision.reason}")
+    if not rows:
+        log.warning("There are no snapshots.")
+    return Exit.OK
+
+
+def run_status(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
+    """Print the newest complete snapshot here and in Box. Returns 1 if the one that counts is missing or too old.
+
+    With Box the one in Box counts, without it the one here. Snapshots of other databases and selections are left out.
+    """
+    scope = read_scope(options, collections, exclude) if options["api_endpoint"] else None
+
+    def is_ours(manifest: Manifest) -> bool:
+        found = Scope.of(manifest)
+        return found.is_whole() if scope is None else found.covers(scope)
+
+    rows = [_status_row("here", None, {}, options["max_age"])]
+    for name, manifest in local_manifests(options["output_dir"]):
+        if is_ours(manifest):
+            size = directory_size(options["output_dir"] / name)
+            rows = [_status_row("here", name, _manifest_facts(manifest, size), options["max_age"])]
+            break
+    if to_box:
+        rows.append(_status_row("in Box", None, {}, options["max_age"]))
+        for file, manifest in box_manifests(Box(read_box_config(options), stop_event)):
+            if is_ours(manifest):
+                facts = _manifest_facts(manifest, file.size_bytes)
+                rows[1] = _status_row("in Box", file.name[:-4], facts, options["max_age"])
+                break
+    code = Exit.OK if rows[-1]["ok"] else Exit.FAILED
+    if options["as_json"]:
+        print_result(json.dumps({"ok": code is Exit.OK, "exit_code": int(code), "newest": rows}))
+    for row in [] if options["as_json"] else rows:
+        print_result(_status_line(row))
+    return code
+
+
+def _manifest_facts(manifest: Manifest, size_bytes: int) -> dict[str, Any]:
+    warnings = list(manifest.warnings or [])
+    return {"documents": manifest.totals.documents, "size_bytes": size_bytes, "warnings": warnings}
+
+
+def _status_row(place: str, name: str | None, facts: dict[str, Any], max_age: timedelta | None) -> dict[str, Any]:
+    """What is the newest in a place; `ok`: there is one, and it is not older than `max_age` (None: of any age)."""
+    age = utc_now() - snapshot_moment(name) if name else None
+    is_ok = age is not None and (max_age is None or age <= max_age)
+    seconds = None if age is None else int(age.total_seconds())
+    return {"place": place, "name": name, "ok": is_ok, "age_seconds": seconds, **facts}
+
+
+def _status_line(row: dict[str, Any]) -> str:
+    mark = "✓" if row["ok"] else "✗"
+    if row["name"] is None:
+        return f"{mark} {row['place']:<7} no complete snapshot"
+    minutes = row["age_seconds"] // 60
+    age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
+    text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    return "; ".join([f"{mark} {row['place']:<7} {row['name']}: {text}", *row["warnings"]])
 
 
 def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
@@ -2918,7 +4030,7 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
     )
 
 
-def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
+def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResult:
     """A complete snapshot that is there already. Raises BackupError for any other."""
     directory = output_dir / name
     if Path(name).name != name or not _is_complete_name(directory.name) or not directory.is_dir():
@@ -2929,7 +4041,9 @@ def existing_snapshot(output_dir: Path, name: str) -> BackupResult:
         manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
     except (OSError, FormatError) as error:
         raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
-    return BackupResult(Exit.OK, directory, manifest, [])
+    code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
+    report.warnings += manifest.warnings or []
+    return BackupResult(code, directory, manifest, report.warnings)
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -2955,107 +4069,153 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     return dataclasses.replace(result, upload=upload)
 
 
+@dataclass(frozen=True)
+class Check:
+    """One thing that a run needs: what was found, and what to do if it is not as it should be."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+    def text(self) -> str:
+        """Both in one line."""
+        return self.detail if self.ok else f"{self.detail} {self.hint}".strip()
+
+    @classmethod
+    def failed(cls, name: str, error: BackupError) -> Check:
+        """A check that ended in an error."""
+        return cls(name, False, error.message, error.hint)
+
+
 def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
     rows = _check_database(options, collections, exclude)
-    rows.append(_check_output_dir(options["output_dir"]))
+    rows.append(_check_directory("output directory", options["output_dir"], "--output-dir (BACKUP_OUTPUT_DIR)"))
+    if options["metrics_file"]:
+        rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
     if to_box:
         rows += _check_box(options)
-    is_ok = all(ok for _, ok, _ in rows)
+    is_ok = all(row.ok for row in rows)
     if options["as_json"]:
-        checks = [{"name": name, "ok": ok, "detail": redactor.redact(detail)} for name, ok, detail in rows]
+        checks = [{"name": row.name, "ok": row.ok, "detail": redactor.redact(row.text())} for row in rows]
         print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
-    for name, ok, detail in [] if options["as_json"] else rows:
-        print_result(f"{'✓' if ok else '✗'} {name}: {detail}")
+    else:
+        print_result(check_table(rows))
     return Exit.OK if is_ok else Exit.FAILED
 
 
-def _check_database(
-    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]
-) -> list[tuple[str, bool, str]]:
+def check_table(rows: list[Check]) -> str:
+    """A table of ✓ and ✗, with what to do below each ✗; as wide as the terminal, or as it needs to be without one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=None if is_terminal else 1000)
+    table = Table.grid(padding=(0, 1))
+    for row in rows:
+        style = "green" if row.ok else "red"
+        detail = Text(redactor.redact(row.detail))
+        if row.hint and not row.ok:
+            detail.append(f"\n→ {redactor.redact(row.hint)}", "bold")
+        table.add_row(Text("✓" if row.ok else "✗", style), Text(row.name), detail)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> list[Check]:
     try:
         target = make_target(options)
         plan = BackupPlan(target, options["output_dir"], collections, exclude)
         api = DataApi(target, READ_COMMANDS, stop_event)
         found = list_collections(api)
     except BackupError as error:
-        return [("database", False, _describe(error))]
-    row = ("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
+        return [Check.failed("database", error)]
+    row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
     return [row, *_check_collections(api, found, plan)]
 
 
-def _check_box(options: dict[str, Any]) -> list[tuple[str, bool, str]]:
+def _check_box(options: dict[str, Any]) -> list[Check]:
     """Token, who we are, the folder, the right to upload; what comes after a failure is not tried."""
-    rows: list[tuple[str, bool, str]] = []
+    rows: list[Check] = []
     try:
         box = Box(read_box_config(options), stop_event)
         account = box.whoami()
-        rows.append(("Box account", True, f"{account.login} (the login to invite to the folder)"))
+        rows.append(Check("Box account", True, f"{account.login} (the login to invite to the folder)"))
         folder = box.folder()
-        rows.append(("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
+        rows.append(Check("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
         may_upload = bool(folder.permissions and folder.permissions.can_upload)
-        detail = "yes" if may_upload else f"no: make {account.login} an Editor of the folder"
-        rows.append(("Box upload", may_upload, detail))
+        hint = f"Make {account.login} an Editor of the folder."
+        rows.append(Check("Box upload", may_upload, "allowed" if may_upload else "not allowed", hint))
     except BackupError as error:
-        rows.append(("Box folder" if rows else "Box account", False, _describe(error)))
+        rows.append(Check.failed("Box folder" if rows else "Box account", error))
     return rows
 
 
-def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[tuple[str, bool, str]]:
+def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[Check]:
     rows = []
     try:
         for info in select_collections(found, plan, Report(quiet=True)):
             count = api.estimated_count(info.name)
             detail = "count unknown" if count is None else f"about {count:,} documents"
-            rows.append((f"collection {info.name}", True, detail))
+            rows.append(Check(f"collection {info.name}", True, detail))
     except BackupError as error:
-        rows.append(("collections", False, _describe(error)))
+        rows.append(Check.failed("collections", error))
     return rows
 
 
-def _check_output_dir(path: Path) -> tuple[str, bool, str]:
-    """Whether the output directory, or the one in which it would be made, can be written, and its free space."""
+def _check_directory(name: str, path: Path, option: str) -> Check:
+    """Whether a directory, or the one in which it would be made, can be written, and its free space."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    free = shutil.disk_usage(existing).free
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return (
-            "output directory",
-            False,
-            f"{existing} cannot be written: check --output-dir (BACKUP_OUTPUT_DIR)",
-        )
-    return "output directory", True, f"{path}, {size_text(free)} free"
+        return Check(name, False, f"{existing} cannot be written", f"Give it to this user, or choose another {option}.")
+    return Check(name, True, f"{path}, {size_text(shutil.disk_usage(existing).free)} free")
 
 
-def _print_result(result: BackupResult, duration_s: float, *, as_json: bool) -> None:
-    manifest = result.manifest
-    if as_json:
-        print_result(
-            json.dumps(
-                {
-                    "status": "upload failed" if result.exit_code is Exit.UPLOAD_FAILED else manifest.status,
-                    "exit_code": int(result.exit_code),
-                    "snapshot": str(result.snapshot_dir),
-                    "documents": manifest.totals.documents,
-                    "collections": [_record_row(record) for record in manifest.collections],
-                    "upload": result.upload,
-                    "warnings": result.warnings,
-                    "duration_seconds": round(duration_s, 3),
-                }
-            )
-        )
+def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> None:
+    if not as_json:
+        print_result(_result_line(result, record.duration_s))
         return
-    totals = manifest.totals
-    size = size_text(sum(path.stat().st_size for path in result.snapshot_dir.iterdir()))
-    failed = [record.name for record in manifest.collections if not record.is_ok]
+    status = {Exit.UPLOAD_FAILED: "upload failed", Exit.SHRUNK: "shrunk"}
+    fields = {
+        "status": status.get(result.exit_code, result.manifest.status),
+        "exit_code": int(result.exit_code),
+        "snapshot": str(result.snapshot_dir),
+        "documents": result.manifest.totals.documents,
+        "collections": [_record_row(each) for each in result.manifest.collections],
+        "upload": result.upload,
+        "deleted": result.deleted,
+        "warnings": result.warnings,
+        "duration_seconds": round(record.duration_s, 3),
+        "steps_seconds": record.steps_s,
+    }
+    print_result(json.dumps(fields))
+
+
+def _result_line(result: BackupResult, duration_s: float) -> str:
+    """What exists now, and where."""
+    totals = result.manifest.totals
+    failed = [each.name for each in result.manifest.collections if not each.is_ok]
     verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
     if result.upload:
-        verdict += ", in Box" if result.exit_code is Exit.OK else ", NOT in Box"
-    print_result(
+        verdict += ", NOT in Box" if result.exit_code is Exit.UPLOAD_FAILED else ", in Box"
+    if result.exit_code is Exit.SHRUNK:
+        verdict += f", but SHRUNK since {result.manifest.shrunk_from}"
+    text = (
         f"{result.snapshot_dir}: {verdict}; {plural(totals.collections_ok, 'collection')},"
-        f" {plural(totals.documents, 'document')}, {size}, {duration_s:.1f} s"
+        f" {plural(totals.documents, 'document')}, {size_text(directory_size(result.snapshot_dir))},"
+        f" {duration_s:.1f} s"
     )
+    for place, names in result.deleted.items():
+        text += f"; deleted {place}: {', '.join(names)}" if names else ""
+    if result.exit_code is Exit.INCOMPLETE:
+        last = next((name for name, _ in local_manifests(result.snapshot_dir.parent)), None)
+        text += f"; the newest complete one here is {last}" if last else "; there is no complete one here"
+    return text
 
 
 def _record_row(record: CollectionRecord) -> dict[str, Any]:
@@ -3067,43 +4227,94 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
 
 def print_result(text: str) -> None:
     """Print to stdout, which carries the result and nothing else."""
-    text = redactor.redact(text)
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code still tells
+    if Report.current:
+        Report.current.end_bars()
+    text = escape_controls(redactor.redact(text))
+    try:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stdout.flush()
+    except OSError as error:  # nobody reads it, the terminal is gone, the disk is full: the exit code still tells
+        log.warning("The result could not be printed: %s.", error.strerror)
 
 
 stop_event = threading.Event()
+at_exit: list[Callable[[int], None]] = []
+"""Called with the exit code when a command line ended; they never change it."""
 
 
 def _stop(signal_number: int, _frame: object) -> NoReturn:
     """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
     if stop_event.is_set():
-        os._exit(128 + signal_number)
+        _exit_at_once(128 + signal_number)
     stop_event.set()
-    watchdog = threading.Timer(STOP_GRACE_S, os._exit, [128 + signal_number])
+    watchdog = threading.Timer(STOP_GRACE_S, _exit_at_once, [128 + signal_number])
     watchdog.daemon = True
     watchdog.start()
     raise SystemExit(128 + signal_number)
 
 
+def _exit_at_once(code: int) -> NoReturn:
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h")  # bars hide the cursor
+    os._exit(code)
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
-    from dotenv import load_dotenv
-
-    load_dotenv(Path.cwd() / ".env", override=False)
-    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")
+    _open_standard_streams()
+    os.umask(0o077)  # whatever is written is for its owner only, parents of the output directory too
+    read_dotenv()
+    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL")
     start_logging(
-        verbose={"-v", "--verbose"} & set(sys.argv) != set(), quiet={"-q", "--quiet"} & set(sys.argv) != set()
+        verbose={"-v", "--verbose"} & set(sys.argv) != set(),
+        quiet={"-q", "--quiet"} & set(sys.argv) != set(),
+        as_json=_is_json_wanted(),
     )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, _stop)
     code = _run_guarded(command)
+    for function in at_exit:
+        try:
+            function(code)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the result stands, whatever the monitors meet)
+            log.warning("After the run: %s", _describe(error))
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # worker threads may hang in a request; they must not keep the process
+
+
+def read_dotenv() -> None:
+    """Read `.env` in the working directory. Real variables win, a real NAME_FILE over a NAME in the file, too."""
+    from dotenv import dotenv_values
+
+    real = dict(os.environ)
+    for name, value in dotenv_values(Path.cwd() / ".env").items():
+        other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+        if value is not None and name not in real and not real.get(other):
+            os.environ[name] = value
+
+
+def _is_json_wanted() -> bool:
+    """--log-format, looked up before the options are read: what is wrong with those is logged too."""
+    wanted = os.environ.get("BACKUP_LOG_FORMAT", "")
+    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if argument == "--log-format":
+            wanted = following
+        wanted = argument.removeprefix("--log-format=") if argument.startswith("--log-format=") else wanted
+    return wanted == "json"
+
+
+def _open_standard_streams() -> None:
+    """Make up for streams that we were started without, so that no data file gets the number of one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "r+" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115  (to the end)
 
 
 def read_secret_quietly(*names: str) -> None:
@@ -3127,6 +4338,9 @@ def _run_guarded(command: click.Command) -> int:
         if code > 128:
             log.error("Stopped by signal %d.", code - 128)  # noqa: TRY400
         return code
+    except OSError as error:
+        hint = "Check that it is there and readable; what is written to must be writable and have room."
+        return _show_error(f"{_describe(error)}.", hint, Exit.FAILED)
     except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
         return _show_error(
             f"{type(error).__name__}: {error}", "This is a bug: run it with -v and report it.", Exit.FAILED
@@ -3138,6 +4352,7 @@ def _show_error(message: str, hint: str, code: int) -> int:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
     if "--json" in sys.argv:
+        message, hint = (safe_text(redactor.redact_error(text)) for text in (message, hint))  # before JSON escapes it
         print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
     return int(code)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -42,6 +43,8 @@ from astra_backup import (
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    PROGRESS_DOCUMENTS,
+    READ_BYTES,
     READ_COMMANDS,
     RETRYABLE_CODES,
     TOOL_VERSION,
@@ -61,6 +64,7 @@ from astra_backup import (
     Report,
     RequestError,
     Target,
+    about,
     check_data,
     compact_json,
     connection_options,
@@ -68,6 +72,7 @@ from astra_backup import (
     decode_page,
     digest_text,
     document_parts,
+    first_zip_entry,
     iter_decoded,
     iter_documents,
     list_collections,
@@ -77,9 +82,12 @@ from astra_backup import (
     plural,
     print_result,
     read_box_config,
+    read_definition,
+    redactor,
     run_command,
     size_text,
     stop_event,
+    until_whole,
     without_member,
 )
 
@@ -100,6 +108,9 @@ MAX_ROUNDS = 5  # how often a document is sent that the server does not make up 
 COMPARE_PARTITIONS = 64
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the zip says
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+"""What zipfile raises for a zip that is not what it says."""
 
 
 class RestoreExit(ExitCode):
@@ -183,11 +194,46 @@ class Snapshot:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
             raise SnapshotRefused(f"{self.path} has no {name}: a run that died, or no snapshot.")
-        with self.open(name) as stream:
-            content = stream.read(max_bytes + 1)
+        if self.sizes[name] > max_bytes:
+            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
+        try:
+            with self.open(name) as stream:
+                content = stream.read(max_bytes + 1)
+        except (FormatError, OSError) as error:
+            raise SnapshotRefused(f"{self.path}: {name} cannot be read: {error}.") from error
         if len(content) > max_bytes:
             raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
         return content
+
+
+class ZipFileReader(io.FileIO):
+    """The bytes of a zip. zipfile reads the list of entries at once, and believes what the zip says of its size."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read; raises BadZipFile for more than the list of entries, or what is read of an entry at once, can have."""
+        if size is not None and size > MAX_MANIFEST_BYTES + 1:
+            raise zipfile.BadZipFile(f"a list of entries of {size} bytes")
+        return super().read(size) or b""
+
+
+class ZipEntryReader(io.RawIOBase):
+    """An entry of a zip. Whatever zipfile raises while it reads becomes a FormatError."""
+
+    def __init__(self, entry: IO[bytes]) -> None:
+        self._entry = entry
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
+        try:
+            chunk = self._entry.read(len(buffer))
+        except ZIP_ERRORS as error:
+            raise FormatError(f"the zip is damaged: {error or type(error).__name__}") from error
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 class ZipSnapshot(Snapshot):
@@ -195,8 +241,8 @@ class ZipSnapshot(Snapshot):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+            self._zip = zipfile.ZipFile(ZipFileReader(path))
+        except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{path} is no zip that can be read: {error}.") from error
         folder, sizes = self._checked_entries(path)
         super().__init__(path, folder or path.stem, sizes)
@@ -205,9 +251,10 @@ class ZipSnapshot(Snapshot):
     def open(self, name: str) -> IO[bytes]:
         """Open one of the entries."""
         try:
-            return self._zip.open(f"{self._folder}/{name}" if self._folder else name)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+            entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
+        except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
+        return io.BufferedReader(ZipEntryReader(entry), READ_BYTES)
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
@@ -215,13 +262,13 @@ class ZipSnapshot(Snapshot):
         for entry in self._zip.infolist():
             folder, _, name = entry.filename.rpartition("/")
             folders.add(folder)
-            if entry.is_dir() and "/" not in folder:
+            if entry.filename.endswith("/") and "/" not in folder:
                 continue
             kind = stat.S_IFMT(entry.external_attr >> 16)
-            is_plain = kind in (0, stat.S_IFREG) and not entry.flag_bits & 0x1
+            is_plain = kind in (0, stat.S_IFREG) and not entry.flag_bits & 0x1 and entry.compress_type in ZIP_METHODS
             if not is_plain or "/" in folder or not _is_safe_name(name) or (folder and not _is_safe_name(folder)):
                 raise SnapshotRefused(f"{path}: unsafe entry {entry.filename!r}.")
-            if name.casefold() in {other.casefold() for other in sizes}:
+            if name in sizes:
                 raise SnapshotRefused(f"{path}: the entry {entry.filename!r} is there twice.")
             sizes[name] = entry.file_size
         if len(folders) > 1:
@@ -238,8 +285,10 @@ def open_snapshot(path: Path) -> Snapshot:
     """Open a snapshot's directory or zip. Raises SnapshotRefused for what is unsafe or unfinished."""
     if path.name.endswith(".inprogress"):
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
-    if not path.is_dir():
+    if path.is_file():
         return ZipSnapshot(path)
+    if not path.is_dir():  # opening a pipe would wait for ever
+        raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
         raise SnapshotRefused(f"{path} has no {MANIFEST_NAME}: a run that died, or no snapshot.")
     sizes = {}
@@ -280,7 +329,7 @@ def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in output_dir.iterdir():
             parsed = parse_snapshot_name(path.name.removesuffix(".zip") if path.is_file() else path.name)
-            if parsed:
+            if parsed and (path.is_file() or path.is_dir()):
                 found.append((path, parsed))
     return sorted(found, key=lambda item: (item[1][0], item[0].is_dir()), reverse=True)
 
@@ -323,6 +372,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
+    report.stage(len(good))
     stats = in_threads(lambda record: _check_record(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -331,13 +381,20 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     )
 
 
-def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
-    """Call a function for each item, several at once. After a stop request nothing that hangs is waited for."""
-    pool = ThreadPoolExecutor(max(1, min(workers, len(items))))
+@contextlib.contextmanager
+def stoppable_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are waited for at the end, unless a signal wants it soon."""
+    pool = ThreadPoolExecutor(workers)
     try:
-        return list(pool.map(function, items))
+        yield pool
     finally:
         pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
+
+
+def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
+    """Call a function for each item, several at once."""
+    with stoppable_pool(max(1, min(workers, len(items)))) as pool:
+        return list(pool.map(function, items))
 
 
 def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: bool) -> list[str]:
@@ -359,10 +416,16 @@ def _check_files(snapshot: Snapshot, good: list[CollectionRecord], *, is_old: bo
     names = [record.name for record in good]
     if len(set(names)) != len(names):
         raise SnapshotRefused(f"{snapshot.path}: a collection is in the manifest twice.")
+    data_files: set[str] = set()
     for record in good:
+        if not record.name or not record.name.isprintable():
+            raise SnapshotRefused(f"{snapshot.path}: {record.name!r} is no collection's name.")
         if not record.data_file or not _is_safe_name(record.data_file) or record.data_file in expected:
             raise SnapshotRefused(f"{snapshot.path}: {record.name} has the unsafe data file {record.data_file!r}.")
-        expected.add(record.data_file)
+        if record.data_file in data_files:
+            raise SnapshotRefused(f"{snapshot.path}: two collections have the data file {record.data_file}.")
+        data_files.add(record.data_file)
+    expected |= data_files
     if missing := sorted(expected - set(snapshot.sizes)):
         raise SnapshotRefused(
             f"{snapshot.path}: missing: {', '.join(missing)}.", "Fetch the snapshot again, or use another one."
@@ -378,7 +441,8 @@ def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
     """SHA256SUMS names the manifest and every data file, with the manifest's own digests."""
     expected = {record.data_file: record.data_sha256 for record in good}
     expected[MANIFEST_NAME] = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
-    lines = snapshot.read(CHECKSUMS_NAME).decode(errors="replace").splitlines()
+    max_bytes = sum(len(str(name).encode()) + 68 for name in expected)  # a digest, two spaces, the end of a line
+    lines = snapshot.read(CHECKSUMS_NAME, max_bytes).decode(errors="replace").splitlines()
     found = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if len(found) != len(lines) or found != expected:
         wrong = sorted(
@@ -409,9 +473,15 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
-            stats = check_data(stream, compressed=is_compressed(record), decode=True)
+            stats = check_data(
+                stream,
+                compressed=is_compressed(record),
+                decode=True,
+                advance=lambda count: report.advance(record.name, count),
+            )
     except (FormatError, zipfile.BadZipFile, OSError) as error:
         raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
+    report.advance(record.name, stats.document_count % PROGRESS_DOCUMENTS)
     report.finish(record.name)
     facts = {
         "data_sha256": stats.data_sha256,
@@ -637,7 +707,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         planned.had_documents = has_documents(api, name)
     if planned.is_dropped:
         return refusals
-    there = explicit_options(json.loads(bytes(info.options)))
+    there = explicit_options(server_options(info))
     if differences := definition_differences(planned.options, there):
         refusals.append(
             f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
@@ -675,11 +745,15 @@ def _feature_hint(differences: list[str]) -> str:
 
 def has_documents(api: DataApi, collection: str) -> bool:
     """Whether a collection holds any document."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
-        if documents or state is None:
-            return bool(documents)
+    return until_whole(collection, lambda: any(api.pages(collection)))
+
+
+def server_options(info: CollectionInfo) -> dict[str, Any]:
+    """A definition that the target reports. Raises RequestError for one that no server has."""
+    try:
+        return read_definition(info.name, info.options)
+    except FormatError as error:
+        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
 
 
 def explicit_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -795,7 +869,7 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
     there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
-    if there and not definition_differences(planned.options, explicit_options(json.loads(bytes(there.options)))):
+    if there and not definition_differences(planned.options, explicit_options(server_options(there))):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
     created.append(name)
@@ -811,7 +885,7 @@ def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
         if found or time.monotonic() > deadline:
             break
         stop_event.wait(0.5)
-    there = explicit_options(json.loads(bytes(found[0].options))) if found else {}
+    there = explicit_options(server_options(found[0])) if found else {}
     if differences := definition_differences(options, there):
         raise TargetRefused(
             f"{name}: the server made it with another definition: {'; '.join(differences)}.",
@@ -846,6 +920,7 @@ class Journal:
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
         self._file: IO[str] | None = None
+        self._is_open = False
         self._goes_on = resume and path is not None and path.exists()
         if path and self._goes_on:
             self._load(path, key)
@@ -856,6 +931,7 @@ class Journal:
             mode = os.O_APPEND if self._goes_on else os.O_TRUNC
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC, 0o600)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
+            self._is_open = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
     def begin(self, collection: str, *, had_documents: bool) -> None:
@@ -878,9 +954,11 @@ class Journal:
 
     def remove(self) -> None:
         """The restore is over."""
-        if self._file and self.path:
-            self._file.close()
-            self.path.unlink(missing_ok=True)
+        if self._is_open and self.path:
+            with contextlib.suppress(OSError):
+                if self._file:
+                    self._file.close()
+                self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
         rows: list[dict[str, Any]] = []
@@ -901,10 +979,14 @@ class Journal:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._file:
-            with self._lock:
-                self._file.write(json.dumps(row) + "\n" if row else "\n")
-                self._file.flush()
+        with self._lock:
+            if self._file:
+                try:
+                    self._file.write(json.dumps(row) + "\n" if row else "\n")
+                    self._file.flush()
+                except OSError as error:  # what it says so far is true
+                    log.warning("The journal cannot be kept any more (%s): the restore goes on.", error.strerror)
+                    self._file = None
 
 
 class Throttle:
@@ -958,7 +1040,7 @@ class Rejects:
         """Write a document with the server's reason."""
         row = b'{"code":%b,"message":%b,"document":%b}\n' % (
             msgspec.json.encode(code),
-            msgspec.json.encode(message),
+            msgspec.json.encode(redactor.redact(message)),
             text,
         )
         with self._lock:
@@ -989,9 +1071,11 @@ class CollectionWriter:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
         self._run.report.start(self._name, record.document_count, "writing")
-        pool = ThreadPoolExecutor(self._run.choices.workers)
         try:
-            with snapshot.open(record.data_file or "") as stream:
+            with (
+                stoppable_pool(self._run.choices.workers) as pool,
+                snapshot.open(record.data_file or "") as stream,
+            ):
                 reader = HashingReader(stream)
                 self._send_all(pool, make_batches(self._texts(reader, record)))
                 reader.drain()
@@ -999,11 +1083,9 @@ class CollectionWriter:
                 raise SnapshotRefused(f"{snapshot.path}: {record.data_file} changed after it was verified.")
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
-            log.error("%s failed: %s", self._name, self._outcome.error)
-        finally:
-            pool.shutdown(wait=not stop_event.is_set(), cancel_futures=True)
+            log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         self._run.report.finish(self._name)
-        log.info("%s: %s.", self._name, self._outcome.describe())
+        log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
     def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
         for _, parts, text in iter_decoded(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
@@ -1078,7 +1160,7 @@ class CollectionWriter:
                 continue
             if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
-            elif error.get("errorCode") in RETRYABLE_CODES:
+            elif str(error.get("errorCode")) in RETRYABLE_CODES:
                 retry.append(text)
             else:
                 self._reject(text, str(error.get("errorCode")), str(error.get("message")))
@@ -1173,12 +1255,9 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     found: dict[bytes, bytes] = {}
     for start in range(0, len(texts), MAX_IN_IDS):
         ids = b",".join(bytes(document_parts(text).id) for text in texts[start : start + MAX_IN_IDS])
-        state: str | None = None
-        while True:
-            documents, state = api.find_page(collection, state, filter_json=b'{"_id":{"$in":[' + ids + b"]}}")
-            found.update((id_key(text), text) for text in documents)
-            if state is None:
-                break
+        chosen = b'{"_id":{"$in":[' + ids + b"]}}"
+        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
+        found.update((id_key(text), text) for page in pages for text in page)
     return found
 
 
@@ -1282,13 +1361,19 @@ def _compare(
     run.report.start(name, record.document_count, "comparing")
     comparison = Comparison(differences_file=differences, collection=name)
     with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
-        wanted, found = KeySpool(Path(directory, "snapshot")), KeySpool(Path(directory, "target"))
+        wanted = KeySpool(Path(directory, "snapshot"))
         with snapshot.open(record.data_file or "") as stream:
             for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
                 sent = view.to_send(text, parts)
                 wanted.add(compact_json(bytes(document_parts(sent).id)), digest(view.to_compare(sent)))
-        for text in scan(run.api, name, run.report) if planned.exists else []:
-            found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
+
+        def read_target() -> KeySpool:
+            found = KeySpool(Path(directory, secrets.token_hex(4)))
+            for text in scan(run.api, name, run.report) if planned.exists else []:
+                found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
+            return found
+
+        found = until_whole(name, read_target)
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
@@ -1309,13 +1394,9 @@ def _compare_part(
 
 def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
     """All documents of a collection, page by page."""
-    state: str | None = None
-    while True:
-        documents, state = api.find_page(collection, state)
+    for documents in api.pages(collection):
         yield from documents
         report.advance(collection, len(documents))
-        if state is None:
-            return
 
 
 def same_document(one: bytes, other: bytes) -> bool:
@@ -1329,9 +1410,16 @@ def text_digest(text: bytes) -> bytes:
 
 
 def value_digest(text: bytes) -> bytes:
-    """A digest of a document's value: `1E+2` and `100.0` are the same number; keys may come in any order."""
-    value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
-    return hashlib.sha256(repr(_sorted_value(value)).encode()).digest()
+    """A digest of a document's value: `1E+2` and `100.0` are the same number; keys may come in any order.
+
+    Raises FormatError for one that is nested deeper than any document can be.
+    """
+    try:
+        value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
+        plain = repr(_sorted_value(value))
+    except (RecursionError, ValueError) as error:
+        raise FormatError(f"a document that cannot be compared: {error}") from error
+    return hashlib.sha256(plain.encode(errors="surrogatepass")).digest()
 
 
 def _sorted_value(value: Any) -> Any:
@@ -1387,6 +1475,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run.api, plan, run.journal)
+    run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
@@ -1397,6 +1486,7 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
     workers = 1 if differences else run.choices.workers
+    run.report.stage(len(outcomes))
     in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
 
 
@@ -1404,10 +1494,10 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
     name = outcome.planned.target_name
     try:
         outcome.comparison = compare_collection(run, outcome.planned, differences)
-        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe())
+        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
     except (BackupError, FormatError, OSError) as error:
         outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}"
-        log.error("%s: %s", name, outcome.error)
+        log.error("%s: %s", name, outcome.error, extra=about(name))
 
 
 def is_different(outcome: Outcome) -> bool:
@@ -1732,6 +1822,9 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     started = time.monotonic()
     dry_run: bool = options["dry_run"]
     journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
+    if options["resume"] and not journal.begun:
+        log.warning("%s is not there or empty: nothing to go on with.", journal.path)
+        log.warning("If the restore had ended well, --compare says so; otherwise --on-existing skip completes it.")
     plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, journal.begun)
     if choices.vectorize_text_field:
         _check_text_field(verified, plan, choices.vectorize_text_field)
@@ -1741,6 +1834,7 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
         as_json = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
         print_result(as_json if options["as_json"] else "\n".join(rows))
         return RestoreExit.OK
+    report.end_bars()
     ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
     with differences_file(options["differences"]) as differences:
         open_for_writing(journal, is_chosen=options["journal"] is not None)
@@ -1937,22 +2031,6 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
             row |= _manifest_row(manifest)
         rows.append(row)
     return rows
-
-
-def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
-    """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
-    head = read(4096)
-    if head[:4] != b"PK\3\4" or len(head) < 66:
-        raise FormatError("no zip of ours")
-    method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
-    extra = head[30 + name_size :][:extra_size]
-    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
-        raise FormatError("no zip of ours")
-    (size,) = struct.unpack_from("<Q", extra, 4)
-    start = 30 + name_size + extra_size
-    if size > MAX_MANIFEST_BYTES:
-        raise FormatError("its first entry is no manifest")
-    return (head if start + size <= len(head) else read(start + size))[start : start + size]
 
 
 def list_snapshots(options: dict[str, Any]) -> int:

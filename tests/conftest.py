@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,24 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test runs may print no secret, and whatever is left in its directory may hold none."""
+    communicate = subprocess.Popen.communicate
+
+    def checked(self: subprocess.Popen[Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
+        outputs = communicate(self, *arguments, **named)
+        for output in outputs:
+            assert_no_secret(output.decode(errors="replace") if isinstance(output, bytes) else output or "")
+        return outputs
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", checked)  # subprocess.run uses it too
+    directory = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if directory:
+        assert_no_secret_in(directory)
 
 
 @pytest.fixture
@@ -148,16 +169,16 @@ class Cli:
         return self.run("restore.py", "--api-endpoint", emulator.url, *arguments, **environ)
 
 
-def secret_forms() -> list[str]:
-    """The ways in which a secret could leak: as it is, in a URL, in base64."""
-    import base64
-    import urllib.parse
-
-    return [
-        form
-        for secret in (TOKEN, BOX_SECRET)
-        for form in (secret, urllib.parse.quote(secret, safe=""), base64.b64encode(secret.encode()).decode())
-    ]
+@functools.cache
+def secret_forms() -> tuple[str, ...]:
+    """The ways in which a secret could leak: as it is, in a URL, in JSON, in base64, alone or inside something else."""
+    forms = []
+    for secret in (TOKEN, BOX_SECRET):
+        forms += [secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]]
+        for offset in range(3):  # of the secret in the text that was encoded
+            text = base64.b64encode(b"x" * offset + secret.encode()).decode()[4 if offset else 0 : -4]
+            forms += [text, text.replace("+", "-").replace("/", "_")]
+    return tuple(dict.fromkeys(forms))
 
 
 def assert_no_secret(text: str) -> None:

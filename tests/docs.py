@@ -21,6 +21,7 @@ GROUPS = ("ASTR", "BACK", "BOX_")  # how variables begin, in the order of the ta
 NO_OPTION = {
     "ASTRA_DB_APPLICATION_TOKEN": "The token. Required, but for `--list`, `--verify-only` and `--upload-only`.",
     "ASTRA_DB_APPLICATION_TOKEN_FILE": "A file that holds the token, instead.",
+    "BACKUP_PING_URL_FILE": "A file that holds the URL, instead.",
     "BOX_CLIENT_ID": "The Box application's client id; needed with Box.",
     "BOX_CLIENT_SECRET": "The application's secret; needed with Box.",
     "BOX_CLIENT_SECRET_FILE": "A file that holds the secret, instead.",
@@ -77,6 +78,12 @@ def print_variables() -> None:
             rows.append((f"`{option.envvar}`", f"`{option.opts[0]}`", option.help or "", default))
     rows += [(f"`{variable}`", "", meaning, "") for variable, meaning in NO_OPTION.items()]
     _print_table(("variable", "option", "meaning", "default"), sorted(rows, key=lambda row: GROUPS.index(row[0][1:5])))
+
+
+def print_metrics() -> None:
+    """Print the metrics and what they mean."""
+    rows = ((f"`{astra_backup.METRICS_PREFIX}{name}`", meaning) for name, meaning in astra_backup.METRICS.items())
+    _print_table(("metric", "meaning"), rows)
 
 
 def print_values() -> None:

@@ -244,6 +244,18 @@ def test_the_token_can_come_from_a_file_and_from_dotenv(source: DataApiEmulator,
     (cli.directory / ".env").unlink()
 
 
+def test_a_real_file_of_a_token_wins_over_a_token_in_dotenv(source: DataApiEmulator, cli: Cli) -> None:
+    """Real variables win over .env, also when one names a file and the other holds the token itself."""
+    fill(source, "docs", 1)
+    (cli.directory / ".env").write_text("ASTRA_DB_APPLICATION_TOKEN=AstraCS:read-only\n")
+    (cli.directory / "token").write_text(TOKEN + "\n")
+    del cli.environ["ASTRA_DB_APPLICATION_TOKEN"]
+    assert cli.backup(source, ASTRA_DB_APPLICATION_TOKEN_FILE="token").code == 0
+    (cli.directory / "token").unlink()
+    assert cli.backup(source).code == 1
+    (cli.directory / ".env").unlink()
+
+
 def test_check_writes_nothing(source: DataApiEmulator, cli: Cli) -> None:
     """--check tells what there is and leaves no trace; exit 1 when something is wrong."""
     load_catalog(source)

@@ -13,6 +13,7 @@ import re
 import struct
 import time
 import tracemalloc
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from astra_backup import (
     LossyError,
     Manifest,
     check_data,
+    check_decodes,
     compact_json,
     decode_document,
     decode_manifest,
     decode_vectors,
+    document_parts,
     encode_document,
     encode_documents,
     encode_manifest,
@@ -1221,3 +1224,44 @@ def test_batches_and_lines_never_meet_python_floats() -> None:
     lines = [encode_document(text)[0] for text in texts]
 
     assert [text for batch in restore.make_batches(map(decode_document, lines)) for text in batch] == texts
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        "[]",
+        "[1]",
+        "[0.1,-2e-5,3E-7,1e-45,-0]",
+        "[ 1.5 , 2 ]",
+        "[3.4028235e38]",
+        "[3.4028236e38]",
+        "[1e39]",
+        "[-1E+39]",
+        "[1e400]",
+        f"[{'9' * 24}.5]",
+        f"[{'9' * 38}]",
+        f"[{'9' * 39}]",
+        f"[0.{'1' * 60}]",
+        "[[1,2]]",
+        "[1,[2]]",
+        "[null]",
+        "[true]",
+        '["1"]',
+        "[{}]",
+        '{"a":1}',
+        '"[1]"',
+        "7",
+    ],
+)
+def test_what_verifying_lets_through_can_be_decoded(array: str) -> None:
+    """The quick check of a binary vector and its decoding agree on every text."""
+    line = f'{{"_id":1,"$vector":{array},"$backupVector":"binary"}}'.encode()
+
+    def is_refused(call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except FormatError:
+            return True
+        return False
+
+    assert is_refused(lambda: check_decodes(line, document_parts(line))) == is_refused(lambda: decode_document(line))

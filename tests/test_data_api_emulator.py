@@ -923,6 +923,36 @@ def test_fault_insert_and_delete(filled: Api) -> None:
     assert len(left) in (117, 118)
 
 
+def test_a_reset_inside_the_body(filled: Api) -> None:
+    """`reset_inside` sends half of a reply and resets; the next request is answered."""
+    filled.emulator.faults = [{"action": "reset_inside"}]
+    with pytest.raises(httpx.HTTPError):
+        filled.page("c")
+    assert filled.page("c")
+
+
+def test_down_and_up_again(filled: Api) -> None:
+    """`down` refuses connections for so many seconds."""
+    filled.emulator.faults = [{"action": "down", "seconds": 0.2}]
+    with pytest.raises(httpx.HTTPError):
+        filled.page("c")
+    time.sleep(0.5)
+    while not filled.emulator.is_up:
+        time.sleep(0.05)
+    assert filled.page("c")
+
+
+def test_others_create_and_lead_back(filled: Api) -> None:
+    """`create_collection` makes another collection; `first_page` forgets the page state."""
+    filled.emulator.faults = [
+        {"action": "create_collection", "name": "new"},
+        {"action": "first_page", "skip": 1},
+    ]
+    assert filled.page("c")
+    assert "new" in filled.emulator.collections(KEYSPACE)
+    assert filled.page("c")
+
+
 def test_every_fault_is_tested() -> None:
     """Each scripted fault has a test."""
     source = Path(__file__).read_text("utf-8")

@@ -1570,6 +1570,11 @@ def fault_html(box: BoxEmulator, call: Call, fault: Fault, act: Act) -> Reply:
     return Reply(fault.get("status", 200), headers={"Content-Type": "text/html; charset=utf-8"}, raw=page)
 
 
+def fault_flood(box: BoxEmulator, call: Call, fault: Fault, act: Act) -> Reply:
+    """`bytes` zeros with status 200, whatever was asked for."""
+    return Reply(200, headers={"Content-Type": "application/octet-stream"}, raw=bytes(fault["bytes"]))
+
+
 def fault_list_json(box: BoxEmulator, call: Call, fault: Fault, act: Act) -> Reply:
     """`status` (502) whose body is a JSON list."""
     return Reply(fault.get("status", 502), ["upstream connect error"])
@@ -1625,6 +1630,7 @@ ACTIONS: dict[str, Action] = {
     "session_conflict": fault_session_conflict,
     "wrong_sha1": fault_wrong_sha1,
     "corrupt": fault_corrupt,
+    "flood": fault_flood,
     "html": fault_html,
     "list_json": fault_list_json,
     "expire_token": fault_expire_token,

@@ -56,6 +56,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
+from email.utils import formatdate
 from functools import partial
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -1739,9 +1740,11 @@ class Fault:
     skip: int
     times: int | None
     every: int
+    for_s: float | None  # how long it lasts, from the first request it meets; None: for ever
     options: dict[str, Json]
     seen: int = 0
     fired: int = 0
+    began: float = 0.0
 
     @staticmethod
     def of(rule: Mapping[str, Json]) -> Fault:
@@ -1760,6 +1763,7 @@ class Fault:
             skip=rest.pop("skip", 0),
             times=rest.pop("times", 1 if every is None else None),
             every=every or 1,
+            for_s=rest.pop("for_s", None),
             options=rest,
         )
         if made.action not in ACTIONS:
@@ -1775,6 +1779,9 @@ class Fault:
 
     def is_due(self) -> bool:
         turn = self.seen - self.skip
+        self.began = self.began or time.monotonic()
+        if self.for_s is not None and time.monotonic() - self.began > self.for_s:
+            return False
         return turn > 0 and turn % self.every == 0 and (self.times is None or self.fired < self.times)
 
 
@@ -1786,7 +1793,12 @@ def act_status(exchange: Exchange, options: Options) -> Reply:
     body = options.get("body", "")
     text = body if isinstance(body, str) else json.dumps(body)
     content_type = options.get("content_type", "text/plain" if isinstance(body, str) else "application/json")
-    return Reply(options["status"], text.encode(), content_type if text else None, options.get("headers", {}))
+    headers = dict(options.get("headers", {}))
+    if "retry_after_date" in options:  # so many seconds from now
+        headers["Retry-After"] = formatdate(time.time() + options["retry_after_date"], usegmt=True)
+    if options.get("done"):
+        exchange.act()
+    return Reply(options["status"], text.encode(), content_type if text else None, headers)
 
 
 def act_error(exchange: Exchange, options: Options) -> Reply:
@@ -1807,6 +1819,17 @@ def act_reset_after(exchange: Exchange, options: Options) -> Reply:
 def act_truncate(exchange: Exchange, options: Options) -> Reply:
     reply = exchange.act()
     return replace(reply, delivery="truncate", amount=options.get("bytes", len(reply.body) // 2))
+
+
+def act_down(exchange: Exchange, options: Options) -> Reply:
+    """Nobody listens for so many seconds (None: until `start` is called), and every connection ends."""
+    threading.Thread(target=exchange.emulator.go_down, args=(options.get("seconds"),), daemon=True).start()
+    return Reply(delivery="silence")
+
+
+def act_reset_inside(exchange: Exchange, options: Options) -> Reply:
+    reply = exchange.act()
+    return replace(reply, delivery="reset_inside", amount=options.get("bytes", len(reply.body) // 2))
 
 
 def act_invalid_json(exchange: Exchange, options: Options) -> Reply:
@@ -1841,6 +1864,12 @@ def act_empty_page(exchange: Exchange, options: Options) -> Reply:
         return exchange.act()
     answer: Answer = {"data": {"documents": b"", "nextPageState": exchange.asked_state}}
     return Reply(body=encode_answer(answer))
+
+
+def act_first_page(exchange: Exchange, options: Options) -> Reply:
+    """The page state is not looked at: the scan leads back to its start."""
+    exchange.call.options.pop("pageState", None)
+    return exchange.act()
 
 
 def act_repeat_page(exchange: Exchange, options: Options) -> Reply:
@@ -1884,11 +1913,19 @@ def act_drop_collection(exchange: Exchange, options: Options) -> Reply:
     return exchange.act()
 
 
+def act_create_collection(exchange: Exchange, options: Options) -> Reply:
+    """Somebody else makes another collection, with one document."""
+    exchange.emulator.create(exchange.call.keyspace, options["name"], options.get("definition"))
+    exchange.emulator.put(exchange.call.keyspace, options["name"], '{"_id":"of somebody else"}')
+    return exchange.act()
+
+
 def act_recreate_collection(exchange: Exchange, options: Options) -> Reply:
     with exchange.emulator.database.lock:
         former = exchange.target(options)
         rows = list(former.rows) if options.get("keep_documents") else []
-        made = exchange.emulator.database.add(former.keyspace, former.name, former.options)
+        options_now = {**former.options, **options.get("definition", {})}
+        made = exchange.emulator.database.add(former.keyspace, former.name, options_now)
         for _, key, text in rows:
             made.put(key, text)
     return exchange.act()
@@ -1930,6 +1967,8 @@ ACTIONS: dict[str, Action] = {
     "reset": act_reset,
     "reset_after": act_reset_after,
     "truncate": act_truncate,
+    "reset_inside": act_reset_inside,
+    "down": act_down,
     "invalid_json": act_invalid_json,
     "html": act_html,
     "other_json": act_other_json,
@@ -1941,6 +1980,8 @@ ACTIONS: dict[str, Action] = {
     "alter_document": act_alter_document,
     "drop_document": act_drop_document,
     "drop_collection": act_drop_collection,
+    "create_collection": act_create_collection,
+    "first_page": act_first_page,
     "recreate_collection": act_recreate_collection,
     "alter_definition": act_alter_definition,
     "insert": act_insert,
@@ -2061,6 +2102,12 @@ def deliver_truncated(connection: Connection, reply: Reply) -> bool:
     return False
 
 
+def deliver_reset_inside(connection: Connection, reply: Reply) -> bool:
+    deliver_truncated(connection, reply)
+    time.sleep(0.05)  # a reset overtakes what was not read yet
+    return deliver_reset(connection, reply)
+
+
 def deliver_trickle(connection: Connection, reply: Reply) -> bool:
     connection.connection.sendall(connection.head(reply))
     for at in range(len(reply.body)):
@@ -2080,6 +2127,7 @@ DELIVERIES: dict[str, Callable[[Connection, Reply], bool]] = {
     "whole": deliver_whole,
     "reset": deliver_reset,
     "truncate": deliver_truncated,
+    "reset_inside": deliver_reset_inside,
     "trickle": deliver_trickle,
     "silence": deliver_silence,
 }
@@ -2188,6 +2236,13 @@ class DataApiEmulator:
             self._server.close_connections()
             self._server = None
 
+    def go_down(self, seconds: float | None) -> None:
+        """Stop, and be there again after so many seconds; None: not before `start`."""
+        self.stop()
+        if seconds is not None:
+            time.sleep(seconds)
+            self.start()
+
     def __enter__(self) -> DataApiEmulator:
         return self.start()
 
@@ -2197,6 +2252,10 @@ class DataApiEmulator:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def is_up(self) -> bool:
+        return self._server is not None
 
     # knobs
 

@@ -1,0 +1,81 @@
+"""Runs astra_backup.py at another time of the calendar, without waiting for it and without starting Python each time.
+
+    python -m tests.clockwork
+
+imports what the script imports, then forks for each job that it reads from stdin, one JSON object a line: `argv`,
+`cwd`, `env`, `moment` (the clock's time when the job starts; it goes on from there), `out` and `err` (files). The child
+is the script's own `main` in a process of its own; the answer is its exit code. Only the clock is not real.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import astra_backup
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("astrapy", "box_sdk_gen", "dotenv", "httpx", "isal.igzip_threaded", "numpy", "orjson", "tenacity")
+
+
+def run_job(job: dict[str, Any]) -> NoReturn:
+    """Become the script."""
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
+    for descriptor, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (2, job["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+    ):
+        os.dup2(os.open(name, flags, 0o600), descriptor)
+    gap = datetime.fromisoformat(job["moment"]) - datetime.now(UTC)
+    astra_backup.utc_now = lambda: datetime.now(UTC) + gap
+    sys.argv = ["astra_backup.py", *job["argv"]]
+    astra_backup.run_command(astra_backup.main)
+
+
+def serve() -> None:
+    """Fork for each job; answer with its exit code."""
+    for name in HEAVY:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            run_job(json.loads(line))
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
+
+
+class Clockwork:
+    """The client of such a process; a context manager."""
+
+    def __enter__(self) -> Clockwork:
+        command = [sys.executable, "-m", "tests.clockwork"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+    def run(self, argv: Sequence[str], *, moment: datetime, cwd: Path, env: Mapping[str, str]) -> tuple[int, str, str]:
+        """Run to the end: exit code, stdout, stderr."""
+        assert self._process.stdin
+        assert self._process.stdout
+        files = {"out": cwd / ".clockwork-out", "err": cwd / ".clockwork-err"}
+        job = {"argv": argv, "moment": moment.isoformat(), "cwd": str(cwd), "env": dict(env)}
+        self._process.stdin.write(json.dumps(job | {name: str(path) for name, path in files.items()}) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        return code, files["out"].read_text(), files["err"].read_text()
+
+
+if __name__ == "__main__":
+    serve()
