@@ -5,14 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-DOCS := README.md docs/FORMAT.md docs/RELIABILITY.md
+DOCS := README.md docs/FORMAT.md docs/RELIABILITY.md docs/SCALE.md
 PINS := requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format docs bench memory memory-box float32 soak fuzz audit upgrade clean
+.PHONY: help install demo test lint format docs bench bench-compression memory memory-box float32 soak fuzz audit upgrade clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with the pinned packages; made anew when the pins change
 
@@ -40,14 +40,17 @@ format: $(INSTALLED)  ## bring the code into its one format
 docs: $(INSTALLED)  ## renew the generated parts of the documentation
 	$(BIN)/cog -P -r -I . $(DOCS)
 
-bench: $(INSTALLED)  ## measure speed
-	$(BIN)/python -m bench.speed
+bench: $(INSTALLED)  ## measure everything side by side, write bench/RESULTS.md; some 20 minutes
+	$(BIN)/python -m bench; code=$$?; $(BIN)/cog -P -r -I . docs/SCALE.md; exit $$code
+
+bench-compression: $(INSTALLED)  ## measure compression alone
+	$(BIN)/python -m bench.compression
 
 memory: $(INSTALLED)  ## measure memory
 	$(BIN)/python -m bench.memory
 
 memory-box: $(INSTALLED)  ## measure memory and disk of a backup to Box, and memory of fetching it
-	$(BIN)/python -m bench.upload
+	$(BIN)/python -m bench.memory_box
 
 float32: $(INSTALLED)  ## print and read back every float32 there is; some ten minutes
 	$(BIN)/python -m bench.float32

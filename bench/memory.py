@@ -1,72 +1,29 @@
-"""Peak memory of backup, verify and restore for 20,000 and 200,000 documents of 384 floats.
+"""Peak memory of backup, verify and restore for 10,000 and 200,000 documents of 384 floats.
 
 python -m bench.memory            prints a table and fails if memory is not flat
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
-import random
-import struct
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
-from bench.measure import ROOT, Usage, environment, run, script
+from bench.backup import trial
+from bench.data import Collection
+from bench.measure import Usage, environment, run, script, server
 
-SIZES = (20_000, 200_000)
-PAGE_DOCUMENTS = 50
+SIZES = (10_000, 200_000)
 LIMITS_MIB = {"backup": 150, "verify": 150, "restore": 200}
 MAX_GROWTH_MIB = 20
 
 
-def write_catalog(directory: Path, count: int) -> None:
-    """Page files of one collection: documents of 384 random floats in binary form, with some text."""
-    options = {"vector": {"dimension": 384, "metric": "cosine"}, "lexical": {"enabled": False}}
-    definition = {"name": "docs", "options": options | {"rerank": {"enabled": False}}}
-    (directory / "findCollections.json").write_text(json.dumps({"status": {"collections": [definition]}}))
-    noise = random.Random(count)
-    with (directory / "docs.pages.jsonl").open("w") as file:
-        for start in range(0, count, PAGE_DOCUMENTS):
-            page = ",".join(document(number, noise) for number in range(start, start + PAGE_DOCUMENTS))
-            file.write(f'{{"data":{{"documents":[{page}],"nextPageState":null}}}}\n')
-
-
-def document(number: int, noise: random.Random) -> str:
-    """A document's JSON text."""
-    floats = [noise.uniform(-0.2, 0.2) for _ in range(48)] * 8
-    vector = base64.b64encode(struct.pack(">384f", *floats)).decode()
-    text = f"a title of document number {number} and some words {noise.random()}"
-    return f'{{"_id":"d{number}","title":"{text}","$vector":{{"$binary":"{vector}"}}}}'
-
-
-@contextlib.contextmanager
-def emulator(*arguments: str) -> Iterator[str]:
-    """A Data API in a process of its own; yields its URL. Our own memory must stay small: a child begins with it."""
-    command = [sys.executable, "-m", "tests.emulators.data_api", "--port", "0", "--quiet", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout
-            yield server.stdout.readline().split()[-1]
-        finally:
-            server.terminate()
-
-
 def measure(count: int) -> dict[str, Usage]:
     """Back up, verify and restore a collection of that size."""
-    with tempfile.TemporaryDirectory() as name:
-        cwd = Path(name)
-        write_catalog(cwd, count)
-        with emulator("--load", str(cwd)) as source, emulator() as target:
-            return {
-                "backup": run(script("astra_backup.py", "--no-box"), cwd, environment(source)),
-                "verify": run(script("restore.py", "--verify-only"), cwd, environment(source)),
-                "restore": run(script("restore.py"), cwd, environment(target)),
-            }
+    with trial([Collection("docs", "binary", 384, count)]) as there, server("data_api") as target:
+        return {
+            "backup": there.ours("docs"),
+            "verify": run(script("restore.py", "--verify-only"), there.cwd, {}),
+            "restore": run(script("restore.py"), there.cwd, environment(target.url)),
+        }
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import environment, script
-from bench.memory import PAGE_DOCUMENTS, emulator
+from bench.data import PAGE_DOCUMENTS
+from bench.measure import environment, script, server
 
 BATCH_DOCUMENTS = 100
 SAMPLE_S = 0.5
@@ -263,11 +263,11 @@ def run_both(count: int) -> dict[str, list[Sample]]:
         cwd = Path(name)
         write_catalog(cwd, count)
         logs = {run: cwd / f"{run}.log" for run in ("backup", "restore")}
-        with emulator("--load", str(cwd), "--log", str(logs["backup"])) as source:
+        with server("data_api", "--load", str(cwd), "--log", str(logs["backup"])) as source:
             (cwd / "docs.pages.jsonl").unlink()
-            backup = watch(script("astra_backup.py", "--no-box"), cwd, environment(source), logs["backup"])
-        with emulator("--log", str(logs["restore"])) as target:
-            restore = watch(script("restore.py"), cwd, environment(target), logs["restore"])
+            backup = watch(script("astra_backup.py", "--no-box"), cwd, environment(source.url), logs["backup"])
+        with server("data_api", "--log", str(logs["restore"])) as target:
+            restore = watch(script("restore.py"), cwd, environment(target.url), logs["restore"])
         return {"backup": backup, "restore": restore}
 
 

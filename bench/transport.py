@@ -7,37 +7,14 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import random
-import struct
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-from bench.memory import emulator
+from bench.backup import trial
+from bench.data import Collection
 
 COUNT = 1000
-
-
-def write_catalog(directory: Path) -> None:
-    """Two collections, the same vectors in both forms."""
-    noise = random.Random(1)
-    collections = []
-    for form in ("binary", "array"):
-        options = {"vector": {"dimension": 1536, "metric": "cosine"}, "lexical": {"enabled": False}}
-        collections.append({"name": form, "options": options | {"rerank": {"enabled": False}}})
-        with (directory / f"{form}.pages.jsonl").open("w") as file:
-            for start in range(0, COUNT, 50):
-                page = []
-                for number in range(start, start + 50):
-                    floats = [noise.gauss(0, 0.03) for _ in range(1536)]
-                    raw = base64.b64encode(struct.pack(">1536f", *floats)).decode()
-                    vector = f'{{"$binary":"{raw}"}}' if form == "binary" else json.dumps(floats)
-                    page.append(f'{{"_id":"{number}","$vector":{vector}}}')
-                file.write(f'{{"data":{{"documents":[{",".join(page)}],"nextPageState":null}}}}\n')
-    (directory / "findCollections.json").write_text(json.dumps({"status": {"collections": collections}}))
+FORMS = ("binary", "array")
 
 
 def by_astrapy(url: str, name: str) -> int:
@@ -91,19 +68,17 @@ def by_ours(url: str, name: str) -> int:
 
 def main() -> int:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as directory:
-        write_catalog(Path(directory))
-        with emulator("--load", directory) as url:
-            print("| vectors | astrapy's command, CPU s per 1,000 | our sender | ratio |\n|---|---|---|---|")
-            for form in ("binary", "array"):
-                best: dict[object, float] = {}
-                for way in (by_astrapy, by_ours) * 3:
-                    way(url, form)
-                    started = time.process_time()
-                    assert way(url, form) == COUNT
-                    best[way] = min(best.get(way, 1e9), time.process_time() - started)
-                ratio = best[by_astrapy] / best[by_ours]
-                print(f"| {form} | {best[by_astrapy]:.3f} | {best[by_ours]:.3f} | {ratio:.1f} |")
+    with trial([Collection(form, form, 1536, COUNT) for form in FORMS]) as there:
+        print("| vectors | astrapy's command, CPU s per 1,000 | our sender | ratio |\n|---|---|---|---|")
+        for form in FORMS:
+            best: dict[object, float] = {}
+            for way in (by_astrapy, by_ours) * 3:
+                way(there.api.url, form)
+                started = time.process_time()
+                assert way(there.api.url, form) == COUNT
+                best[way] = min(best.get(way, 1e9), time.process_time() - started)
+            ratio = best[by_astrapy] / best[by_ours]
+            print(f"| {form} | {best[by_astrapy]:.3f} | {best[by_ours]:.3f} | {ratio:.1f} |")
     return 0
 
 

@@ -19,7 +19,7 @@ from tests.conftest import TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = ("README.md", "docs/FORMAT.md")
+GENERATED = ("README.md", "docs/FORMAT.md", "docs/SCALE.md")
 NOT_OURS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
 NOT_OURS |= {"backups", "demo-backups", "data"}
 TEXT_SUFFIXES = {".md", ".py", ".txt", ".in", ".toml", ".yml", ".yaml", ".sh", ".cfg", ".json", ""}

@@ -1,7 +1,7 @@
 """Peak memory and disk of a backup to Box and of a check of the snapshot in Box, for a snapshot of some 300 MB.
 
-python -m bench.upload            prints a table and fails if a limit is broken
-python -m bench.upload 33554432   the same, with parts of that many bytes
+python -m bench.memory_box            prints a table and fails if a limit is broken
+python -m bench.memory_box 33554432   the same, with parts of that many bytes
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import Usage, environment, run, script
-from bench.memory import write_catalog
-from tests.demo import box_variables, emulator
+from bench.data import Collection, generate
+from bench.measure import Usage, environment, run, script, server
+from tests.demo import box_variables
 
 DOCUMENTS = 68_000
 PART_BYTES = 8 * 1024 * 1024
@@ -74,14 +74,16 @@ def measure_both(part_bytes: int) -> dict[str, Measured]:
         catalog, stored = Path(name, "catalog"), Path(name, "box")
         for directory in (catalog, stored):
             directory.mkdir()
-        write_catalog(catalog, DOCUMENTS)
+        generate(catalog, [Collection("docs", "binary", 384, DOCUMENTS)])
         with (
-            emulator("data_api", "--load", str(catalog)) as source,
-            emulator("box", "--data", str(stored), "--part-size", str(part_bytes)) as box,
+            server("data_api", "--load", str(catalog)) as source,
+            server("box", "--data", str(stored), "--part-size", str(part_bytes)) as box,
         ):
-            environ = environment(source) | box_variables(box)
+            environ = environment(source.url) | box_variables(box.url)
             return {
-                "backup and upload": measure("astra_backup.py", "--no-compress", environ=environ),
+                "backup and upload": measure(
+                    "astra_backup.py", "--no-compress", "--collection", "docs", environ=environ
+                ),
                 "download and verify": measure("restore.py", "--from-box", "--verify-only", environ=environ),
             }
 
