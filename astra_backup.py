@@ -54,6 +54,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
 import click
 import msgspec
 import pybase64
+from isal import isal_zlib
 
 if TYPE_CHECKING:
     import httpx
@@ -100,6 +101,8 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
+SIGNAL_POLL_S = 0.5
+SWITCH_INTERVAL_S = 0.0005  # Python's 5 ms would let a request wait for the encoder (docs/DESIGN.md)
 NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
 REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
@@ -274,6 +277,7 @@ _ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re
 _TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
 _LONG_NUMBER = re.compile(rb"[:,[][-0-9](?:[0-9.]{15}|[0-9.]*[eE][+-]?[0-9]{3})")
+_NUMBERS_TO_ZEROS = bytes.maketrans(b"123456789.E", b"0000000000e")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(rb"0|-?[1-9]\d*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
@@ -386,8 +390,9 @@ def _make_line(text: bytes, parts: DocumentParts, vector: bytes, is_binary: bool
     except FormatError as error:  # its name is spelt with an escape
         raise _lossy(b"$vector") from error
     name = start - len(_VECTOR_NAME)
-    line = _encode_values(text[:name], parts) + _VECTOR_NAME + vector + _encode_values(text[end:], parts)
-    return line[:-1] + _BINARY_MARK if is_binary else line
+    tail = _encode_values(text[end:], parts)
+    tail = tail[:-1] + _BINARY_MARK if is_binary else tail
+    return b"".join((_encode_values(text[:name], parts), _VECTOR_NAME, vector, tail))
 
 
 def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
@@ -623,11 +628,17 @@ def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
         encoded = _wrap_typed(encoded)
     if b"\\u0024" in encoded and (match := _ESCAPED_DOLLAR_NAME.search(encoded)):
         raise _lossy(match[1])
-    if _LONG_NUMBER.search(encoded):
+    if _may_have_long_number(encoded) and _LONG_NUMBER.search(encoded):
         encoded = _TOKEN.sub(_encode_number, encoded)
     if encoded is not fragment and _decode_values(encoded) != fragment:
         raise _lossy(bytes(parts.id))
     return encoded
+
+
+def _may_have_long_number(text: bytes) -> bool:
+    """A quick look whether `_LONG_NUMBER` can match: searching with it takes four times as long."""
+    zeros = text.translate(_NUMBERS_TO_ZEROS)
+    return any(pattern in zeros for pattern in (b"0" * 15, b"e000", b"e+000", b"e-000"))
 
 
 def _check_names(fragment: bytes, parts: DocumentParts) -> None:
@@ -910,7 +921,7 @@ class Manifest(msgspec.Struct):
 class DataStats:
     """What a data file holds. Two are equal when the files and the documents are.
 
-    `content_digest` sums the lines' SHA-256 modulo 2^256.
+    `content_digest` sums the lines' SHA-256 modulo 2^256, `text_crc32` is of all lines with their newlines.
     """
 
     document_count: int = 0
@@ -920,18 +931,23 @@ class DataStats:
     lexical_count: int = 0
     both_count: int = 0  # documents with $vector and $vectorize, which no write path takes
     content_digest: int = 0
+    text_crc32: int = 0
     data_sha256: str = ""
     data_size_bytes: int = 0
 
-    def add(self, line: bytes, parts: DocumentParts) -> None:
-        """Count a document by its line and its parts."""
+    def count(self, parts: DocumentParts) -> None:
+        """Count a document by its parts."""
         self.document_count += 1
         self.vector_count += parts.has_vector
         self.vector_binary_count += parts.has_binary_vector
         self.vectorize_count += parts.has_vectorize
         self.lexical_count += parts.has_lexical
         self.both_count += parts.needs_choice
+
+    def hash(self, line: bytes) -> None:
+        """Add a line to the digest and the checksum."""
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
+        self.text_crc32 = isal_zlib.crc32(b"\n", isal_zlib.crc32(line, self.text_crc32))
 
 
 def line_digest(line: bytes) -> int:
@@ -1125,12 +1141,32 @@ def check_data(
                 check_decodes(line, parts)
             except FormatError as error:
                 raise FormatError(f"line {stats.document_count + 1}: {error}") from error
-        stats.add(line, parts)
+        stats.count(parts)
+        stats.hash(line)
         if advance and stats.document_count % PROGRESS_DOCUMENTS == 0:
             advance(PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as it is on the disk now."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def await_some(futures: set[Future[_T]]) -> tuple[set[Future[_T]], set[Future[_T]]]:
+    """Wait until some are done, return those and the others; raises what one of them raised.
+
+    In short turns: a signal that comes just before the main thread begins to wait is noticed only when it is over.
+    """
+    done: set[Future[_T]] = set()
+    while futures and not done:
+        done, futures = wait(futures, timeout=SIGNAL_POLL_S, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return done, futures
 
 
 def _fsync_directory(path: Path) -> None:
@@ -1232,7 +1268,7 @@ class DataApi:
         filter_json: bytes = b"{}",
         on_retry: Callable[[], None] | None = None,
     ) -> tuple[list[bytes], str | None]:
-        """Return a page's documents, each as its own compact text, and the next page state (None: the end).
+        """Return a page's documents, each as the server wrote it, and the next page state (None: the end).
 
         Raises PageStateError when the state no longer works.
         """
@@ -1248,7 +1284,7 @@ class DataApi:
     def pages(
         self, collection: str, *, filter_json: bytes = b"{}", on_retry: Callable[[], None] | None = None
     ) -> Iterator[list[bytes]]:
-        """Yield each page's documents. The end is a page state of null and nothing else.
+        """Yield each page's documents, as the server wrote them. The end is a page state of null and nothing else.
 
         A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us:
         PageStateError, as for a page state that no longer works.
@@ -1366,10 +1402,14 @@ def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[]
 
 
 def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
-    """Cut the `data` of a find reply into documents. Raises RequestError for another shape."""
+    """Cut the `data` of a find reply into documents, each as the server wrote it. Raises RequestError for what is none.
+
+    As little as can be is done here: the next request waits for it.
+    """
     try:
-        page = msgspec.json.decode(compact_json(bytes(data)), type=Page)
-    except (FormatError, msgspec.DecodeError) as error:
+        str(data, "utf-8")
+        page = msgspec.json.decode(data, type=Page)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise _unexpected_reply(str(error)) from error
     return [bytes(document) for document in page.documents], page.nextPageState
 
@@ -2247,6 +2287,9 @@ class Box:
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_bytes)]
             try:
+                pending = set(futures)
+                while pending:
+                    _, pending = await_some(pending)
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=not self.stop.is_set(), cancel_futures=True)
@@ -3182,8 +3225,6 @@ class DataFileWriter:
     """
 
     def __init__(self, path: Path, *, compressed: bool) -> None:
-        from isal import isal_zlib
-
         self.stats = DataStats()
         self._sha256 = hashlib.sha256()
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
@@ -3191,17 +3232,21 @@ class DataFileWriter:
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
         self._pool = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
+        self._changed = threading.Condition()
+        self._is_ended = False
 
     def write(self, documents: list[bytes]) -> None:
-        """Append documents, given as the server's compact text. Raises what an earlier call could not write."""
+        """Append documents, given as the server's text. Raises what an earlier call could not write."""
         lines = []
-        for line, parts in encode_documents(documents):
-            self.stats.add(line, parts)
+        for line, parts in encode_documents([compact_json(document) for document in documents]):
+            self.stats.count(parts)
             lines.append(line)
         if self._last:
             self._last.result()
         if lines:
-            self._last = self._pool.submit(self._compress, b"\n".join([*lines, b""]))
+            text = b"\n".join([*lines, b""])
+            self.stats.text_crc32 = isal_zlib.crc32(text, self.stats.text_crc32)
+            self._last = self._pool.submit(self._compress, text)
 
     def close(self) -> DataStats:
         """Finish the file, fsync it, and return what it holds."""
@@ -3219,16 +3264,48 @@ class DataFileWriter:
         self._pool.shutdown()
         with contextlib.suppress(OSError):
             self._file.close()
+        with self._changed:
+            self._is_ended = True
+            self._changed.notify_all()
+
+    def wait_for(self, position: int) -> bool:
+        """Wait until the file is longer than `position`. False: it never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_ended or self.stats.data_size_bytes > position)
+        return self.stats.data_size_bytes > position
 
     def _compress(self, text: bytes) -> None:
         self._append(self._compressor.compress(text) if self._compressor else text)
 
     def _append(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
-        self.stats.data_size_bytes += len(chunk)
         view = memoryview(chunk)
         while view:  # an unbuffered file may take less than all
             view = view[self._file.write(view) :]
+        with self._changed:
+            self.stats.data_size_bytes += len(chunk)
+            self._changed.notify_all()
+
+
+class GrowingFile(io.RawIOBase):
+    """Reads a data file while it is written: where it ends, the reader waits for more, until the writer has ended."""
+
+    def __init__(self, path: Path, writer: DataFileWriter) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by close)
+        self._writer = writer
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end."""
+        return self._file.readinto(buffer) if self._writer.wait_for(self._file.tell()) else 0
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._file.close()
+        super().close()
 
 
 class CollectionBackup:
@@ -3254,7 +3331,6 @@ class CollectionBackup:
             self.record.estimated_document_count = self._api.estimated_count(self.record.name)
             stats = until_whole(self.record.name, self._scan_as_defined, self._count_retry)
             self._check_vectors(stats)
-            self._read_back(stats)
             self._fill_in(stats)
             log.info(
                 "%s: %s documents, %s vectors, read back.",
@@ -3282,12 +3358,13 @@ class CollectionBackup:
         return stats
 
     def _scan(self) -> DataStats:
-        """Read all pages; each is encoded and compressed while the next one is on its way."""
+        """Read all pages; each is encoded, compressed, and read back from the disk while the next are on their way."""
         self._report.start(self.record.name, self.record.estimated_document_count)
         self.record.pages = 0
         writer = DataFileWriter(self._path, compressed=self._compressed)
-        pool = ThreadPoolExecutor(1)
+        pool = ThreadPoolExecutor(2)
         try:
+            read_back = pool.submit(self._read_back, writer)
             written: Future[None] | None = None
             for documents in self._api.pages(self.record.name, on_retry=self._count_retry):
                 self.record.pages += 1
@@ -3297,7 +3374,11 @@ class CollectionBackup:
                 self._report.advance(self.record.name, len(documents))
             if written:
                 written.result()
-            return writer.close()
+            written_stats = writer.close()
+            self._report.start(self.record.name, written_stats.document_count, "reading back")
+            stats = read_back.result()
+            self._compare(written_stats, stats)
+            return stats
         finally:
             pool.shutdown(wait=False)
             writer.abandon()
@@ -3318,19 +3399,15 @@ class CollectionBackup:
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
-    def _read_back(self, stats: DataStats) -> None:
-        """Decode the file as it is on the disk and compare with what was sent by the server."""
-        name = self.record.name
-        self._report.start(name, stats.document_count, "reading back")
-        with self._path.open("rb") as stream:
-            found = check_data(
-                stream,
-                compressed=self._compressed,
-                decode=False,
-                advance=lambda count: self._report.advance(name, count),
-            )
-        self._report.advance(name, found.document_count % PROGRESS_DOCUMENTS)
-        if found != stats:
+    def _read_back(self, writer: DataFileWriter) -> DataStats:
+        """Decompress, hash, parse and count the file from the disk, close behind its writer."""
+        with GrowingFile(self._path, writer) as stream:
+            return check_data(stream, compressed=self._compressed, decode=False)  # type: ignore[arg-type]
+
+    def _compare(self, written: DataStats, found: DataStats) -> None:
+        """Compare what was sent by the server with what was read back, and with the file as it is in the end."""
+        written.content_digest = found.content_digest  # one pass of SHA-256 is enough: text_crc32 tells if they differ
+        if found != written or file_sha256(self._path) != written.data_sha256:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written.",
                 "The disk or the memory is failing: do not trust this machine, run the backup on another.",
@@ -3436,9 +3513,7 @@ def _run_collections(
         jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
         pending = {pool.submit(job.run) for job in jobs}
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
+            _, pending = await_some(pending)
         return [job.record for job in jobs]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -4119,7 +4194,7 @@ def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tu
         checks = [{"name": row.name, "ok": row.ok, "detail": redactor.redact(row.text())} for row in rows]
         print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
     else:
-        print_result(check_table(rows))
+        print_result(check_table(rows), is_styled=True)
     return Exit.OK if is_ok else Exit.FAILED
 
 
@@ -4134,10 +4209,10 @@ def check_table(rows: list[Check]) -> str:
     table = Table.grid(padding=(0, 1))
     for row in rows:
         style = "green" if row.ok else "red"
-        detail = Text(redactor.redact(row.detail))
+        detail = Text(safe_text(redactor.redact(row.detail)))
         if row.hint and not row.ok:
-            detail.append(f"\n→ {redactor.redact(row.hint)}", "bold")
-        table.add_row(Text("✓" if row.ok else "✗", style), Text(row.name), detail)
+            detail.append(f"\n→ {safe_text(redactor.redact(row.hint))}", "bold")
+        table.add_row(Text("✓" if row.ok else "✗", style), Text(safe_text(row.name)), detail)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -4243,11 +4318,13 @@ def _record_row(record: CollectionRecord) -> dict[str, Any]:
     return row
 
 
-def print_result(text: str) -> None:
-    """Print to stdout, which carries the result and nothing else."""
+def print_result(text: str, *, is_styled: bool = False) -> None:
+    """Print to stdout, which carries the result and nothing else; `is_styled`: its control characters are ours."""
     if Report.current:
         Report.current.end_bars()
-    text = escape_controls(redactor.redact(text))
+    text = redactor.redact(text)
+    if not is_styled:
+        text = escape_controls(text)
     try:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -4289,6 +4366,7 @@ def run_command(command: click.Command) -> NoReturn:
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),
         as_json=_is_json_wanted(),
     )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it

@@ -28,7 +28,7 @@ import urllib.parse
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -65,6 +65,7 @@ from astra_backup import (
     RequestError,
     Target,
     about,
+    await_some,
     check_data,
     compact_json,
     connection_options,
@@ -394,7 +395,11 @@ def stoppable_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
     """Call a function for each item, several at once."""
     with stoppable_pool(max(1, min(workers, len(items)))) as pool:
-        return list(pool.map(function, items))
+        futures = [pool.submit(function, item) for item in items]
+        pending = set(futures)
+        while pending:
+            _, pending = await_some(pending)
+        return [future.result() for future in futures]
 
 
 def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: bool) -> list[str]:
@@ -1098,17 +1103,11 @@ class CollectionWriter:
                 self._outcome.count(already_there=len(batch))
                 self._run.report.advance(self._name, len(batch))
                 continue
-            while len(pending) >= self._run.choices.workers:
-                pending = self._wait(pending)
+            while len(pending) > self._run.choices.workers:  # one more than are sent: the next is ready
+                _, pending = await_some(pending)
             pending.add(pool.submit(self._send, number, batch))
         while pending:
-            pending = self._wait(pending)
-
-    def _wait(self, pending: set[Future[None]]) -> set[Future[None]]:
-        done, left = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        return left
+            _, pending = await_some(pending)
 
     def _send(self, number: int, batch: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
@@ -1257,7 +1256,7 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
         ids = b",".join(bytes(document_parts(text).id) for text in texts[start : start + MAX_IN_IDS])
         chosen = b'{"_id":{"$in":[' + ids + b"]}}"
         pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
-        found.update((id_key(text), text) for page in pages for text in page)
+        found.update((id_key(text), text) for page in pages for text in map(compact_json, page))
     return found
 
 
@@ -1395,7 +1394,7 @@ def _compare_part(
 def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
     """All documents of a collection, page by page."""
     for documents in api.pages(collection):
-        yield from documents
+        yield from map(compact_json, documents)
         report.advance(collection, len(documents))
 
 
@@ -1660,7 +1659,7 @@ def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list
     """The keys of the documents that the server takes for the nearest."""
     body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
     documents, _ = api.call("find", json.dumps(body).encode(), collection, read=lambda reply: decode_page(reply.data))
-    return [id_key(text) for text in documents]
+    return [id_key(compact_json(text)) for text in documents]
 
 
 def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:

@@ -900,6 +900,13 @@ def test_fault_ignore_range(box: BoxEmulator) -> None:
     assert connect(box).downloads.download_file(file.id, range="bytes=4-").read() == b"hello"
 
 
+def test_flood_sends_more_than_was_asked_for(box: BoxEmulator) -> None:
+    """`flood` answers anything with as many zeros as it is told."""
+    box.faults = [{"api": "me", "action": "flood", "bytes": 1000}]
+    reply = requests.get(f"{box.url}/2.0/users/me", timeout=5)
+    assert (reply.status_code, reply.content) == (200, bytes(1000))
+
+
 def test_every_action_is_tested() -> None:
     """Each scripted fault is used in this file, and each is described."""
     text = Path(__file__).read_text()
