@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -668,7 +669,11 @@ def write(path: Path, documents: list[bytes], *, compressed: bool, step: int = 7
     writer = DataFileWriter(path, compressed=compressed)
     for start in range(0, len(documents), step):
         writer.write(documents[start : start + step])
-    return writer.close()
+    written = writer.close()
+    found = check(path.read_bytes(), compressed=compressed)
+    assert written.content_digest == 0, "it is taken from what is read back"
+    assert dataclasses.replace(written, content_digest=found.content_digest) == found
+    return found
 
 
 def check(content: bytes, *, compressed: bool = True) -> DataStats:
