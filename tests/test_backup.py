@@ -9,13 +9,14 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from astra_backup import Exit
-from tests.conftest import KEYSPACE, TOKEN, Cli, load_catalog
+from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
 
 VECTOR3 = {"vector": {"dimension": 3, "metric": "cosine"}}
@@ -545,3 +546,50 @@ def assert_ends_in_time(running: subprocess.Popen[str], number: signal.Signals, 
     running.communicate(timeout=12)
     assert running.returncode == code
     assert time.monotonic() - started < 10
+
+
+FAILING_MACHINE = """
+import pathlib, sys
+sys.path.insert(0, sys.argv.pop(1))
+fault = sys.argv.pop(1)
+import astra_backup
+compress, close = astra_backup.DataFileWriter._compress, astra_backup.DataFileWriter.close
+
+def forget_a_line(self, text):
+    compress(self, text[: text.rindex(b"\\n", 0, -1) + 1])
+
+def flip_a_bit(self, text):
+    compress(self, text.replace(b'"_id":"', b'"_id":"x', 1))
+
+def damage_the_file(self):
+    stats = close(self)
+    with next(pathlib.Path("backups").glob(".*.inprogress/docs*")).open("r+b") as file:
+        file.seek(30)
+        byte = file.read(1)
+        file.seek(30)
+        file.write(bytes([byte[0] ^ 1]))
+    return stats
+
+if fault == "disk":
+    astra_backup.DataFileWriter.close = damage_the_file
+else:
+    astra_backup.DataFileWriter._compress = {"lost": forget_a_line, "memory": flip_a_bit}[fault]
+astra_backup.run_command(astra_backup.main)
+"""
+
+
+@pytest.mark.parametrize("compress", ["--compress", "--no-compress"])
+@pytest.mark.parametrize("fault", ["lost", "memory", "disk"])
+def test_what_does_not_read_back_as_it_was_sent_is_a_failed_collection(
+    source: DataApiEmulator, cli: Cli, fault: str, compress: str
+) -> None:
+    """A line that never reaches the file, one that is another, a disk that changes a bit at last: 2, and it is said."""
+    fill(source, "docs", 30)
+    command = [sys.executable, "-c", FAILING_MACHINE, str(ROOT), fault, "--no-box", compress]
+    environ = cli.environ | {"ASTRA_DB_API_ENDPOINT": source.url}
+    done = subprocess.run(command, cwd=cli.directory, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "does not read back as it was written" in done.stderr
+    (snapshot,) = cli.snapshots()
+    assert snapshot.name.endswith(".INCOMPLETE")
+    assert not list(snapshot.glob("docs*"))
