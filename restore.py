@@ -995,15 +995,11 @@ class Journal:
 
 
 class Throttle:
-    """How many batches may be in flight: half under pressure, then one more after each round that went well.
-
-    Until the first pressure each batch that went well adds one, as TCP's slow start does. Thread-safe.
-    """
+    """How many batches may be in flight: half under pressure, one more after each round that went well. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._limit = float(min(most, 4))
-        self._is_slow_start = True
+        self._limit = float(most)
         self._in_flight = 0
         self._backed_off = 0.0
         self._changed = threading.Condition()
@@ -1018,7 +1014,7 @@ class Throttle:
         try:
             yield
             with self._changed:
-                self._limit = min(self._most, self._limit + (1 if self._is_slow_start else 1 / self._limit))
+                self._limit = min(self._most, self._limit + 1 / self._limit)
         finally:
             with self._changed:
                 self._in_flight -= 1
@@ -1029,7 +1025,6 @@ class Throttle:
         with self._changed:
             if time.monotonic() - self._backed_off > 1.0:
                 self._backed_off = time.monotonic()
-                self._is_slow_start = False
                 self._limit = max(1.0, self._limit / 2)
                 log.debug("Batches in flight: at most %d.", self._limit)
 
