@@ -1131,7 +1131,7 @@ def check_data(
     """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
 
     `decode` also proves that every document can be decoded. The backup need not: it did so when it wrote the line.
-    `advance` is told now and then how many documents were read since.
+    `advance` is told now and then, and at the end, how many documents were read since.
     """
     reader: Any = HashingReader(stream)
     stats = DataStats()
@@ -1145,6 +1145,8 @@ def check_data(
         stats.hash(line)
         if advance and stats.document_count % PROGRESS_DOCUMENTS == 0:
             advance(PROGRESS_DOCUMENTS)
+    if advance:
+        advance(stats.document_count % PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
@@ -1156,8 +1158,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def await_some(futures: set[Future[_T]]) -> tuple[set[Future[_T]], set[Future[_T]]]:
-    """Wait until some are done, return those and the others; raises what one of them raised.
+def await_some(futures: set[Future[_T]]) -> set[Future[_T]]:
+    """Wait until some are done, return the others; raises what one of those that are done raised.
 
     In short turns: a signal that comes just before the main thread begins to wait is noticed only when it is over.
     """
@@ -1166,7 +1168,16 @@ def await_some(futures: set[Future[_T]]) -> tuple[set[Future[_T]], set[Future[_T
         done, futures = wait(futures, timeout=SIGNAL_POLL_S, return_when=FIRST_COMPLETED)
     for future in done:
         future.result()
-    return done, futures
+    return futures
+
+
+def await_all(futures: Iterable[Future[_T]]) -> list[_T]:
+    """Wait for all, as `await_some` does, and return their results in order. Raises the first error that there is."""
+    ordered = list(futures)
+    pending = set(ordered)
+    while pending:
+        pending = await_some(pending)
+    return [future.result() for future in ordered]
 
 
 def _fsync_directory(path: Path) -> None:
@@ -2287,10 +2298,7 @@ class Box:
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_bytes)]
             try:
-                pending = set(futures)
-                while pending:
-                    _, pending = await_some(pending)
-                return [future.result() for future in futures]
+                return await_all(futures)
             except BaseException:
                 pool.shutdown(wait=not self.stop.is_set(), cancel_futures=True)
                 raise
@@ -3511,10 +3519,7 @@ def _run_collections(
     pool = ThreadPoolExecutor(max(1, min(plan.workers, len(selected) or 1)))
     try:
         jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
-        pending = {pool.submit(job.run) for job in jobs}
-        while pending:
-            _, pending = await_some(pending)
-        return [job.record for job in jobs]
+        return await_all([pool.submit(job.run) for job in jobs])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -43,7 +43,6 @@ from astra_backup import (
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    PROGRESS_DOCUMENTS,
     READ_BYTES,
     READ_COMMANDS,
     RETRYABLE_CODES,
@@ -65,6 +64,7 @@ from astra_backup import (
     RequestError,
     Target,
     about,
+    await_all,
     await_some,
     check_data,
     compact_json,
@@ -395,11 +395,7 @@ def stoppable_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 def in_threads(function: Callable[[_S], _T], items: list[_S], workers: int) -> list[_T]:
     """Call a function for each item, several at once."""
     with stoppable_pool(max(1, min(workers, len(items)))) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        pending = set(futures)
-        while pending:
-            _, pending = await_some(pending)
-        return [future.result() for future in futures]
+        return await_all([pool.submit(function, item) for item in items])
 
 
 def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: bool) -> list[str]:
@@ -486,7 +482,6 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
             )
     except (FormatError, zipfile.BadZipFile, OSError) as error:
         raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
-    report.advance(record.name, stats.document_count % PROGRESS_DOCUMENTS)
     report.finish(record.name)
     facts = {
         "data_sha256": stats.data_sha256,
@@ -712,7 +707,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         planned.had_documents = has_documents(api, name)
     if planned.is_dropped:
         return refusals
-    there = explicit_options(server_options(info))
+    there = server_options(info)
     if differences := definition_differences(planned.options, there):
         refusals.append(
             f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
@@ -754,9 +749,9 @@ def has_documents(api: DataApi, collection: str) -> bool:
 
 
 def server_options(info: CollectionInfo) -> dict[str, Any]:
-    """A definition that the target reports. Raises RequestError for one that no server has."""
+    """A definition that the target reports, made explicit. Raises RequestError for one that no server has."""
     try:
-        return read_definition(info.name, info.options)
+        return explicit_options(read_definition(info.name, info.options))
     except FormatError as error:
         raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
 
@@ -874,7 +869,7 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
     there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
-    if there and not definition_differences(planned.options, explicit_options(server_options(there))):
+    if there and not definition_differences(planned.options, server_options(there)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
     created.append(name)
@@ -890,7 +885,7 @@ def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
         if found or time.monotonic() > deadline:
             break
         stop_event.wait(0.5)
-    there = explicit_options(server_options(found[0])) if found else {}
+    there = server_options(found[0]) if found else {}
     if differences := definition_differences(options, there):
         raise TargetRefused(
             f"{name}: the server made it with another definition: {'; '.join(differences)}.",
@@ -1099,10 +1094,9 @@ class CollectionWriter:
                 self._run.report.advance(self._name, len(batch))
                 continue
             while len(pending) > self._run.choices.workers:  # one more than are sent: the next is ready
-                _, pending = await_some(pending)
+                pending = await_some(pending)
             pending.add(pool.submit(self._send, number, batch))
-        while pending:
-            _, pending = await_some(pending)
+        await_all(pending)
 
     def _send(self, number: int, batch: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
@@ -1925,8 +1919,7 @@ def run_compare(verified: Verified, target: Target, choices: Choices, report: Re
     for outcome in outcomes:
         info = existing.get(outcome.planned.target_name)
         if info and outcome.comparison:
-            there = explicit_options(json.loads(bytes(info.options)))
-            outcome.comparison.definition = definition_differences(outcome.planned.options, there)
+            outcome.comparison.definition = definition_differences(outcome.planned.options, server_options(info))
     code = exit_code(outcomes)
     _print_outcomes(run, outcomes, code, duration_s=time.monotonic() - started, as_json=options["as_json"])
     return code
