@@ -86,6 +86,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
 MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
+MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of a zip
 MAX_DEFINITION_DEPTH = 50
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 256 * 1024
@@ -1934,6 +1935,11 @@ class BoxFile:
     etag: str | None = None
     version_id: str | None = None
 
+    @property
+    def stem(self) -> str:
+        """Its name without `.zip`: a snapshot's, if it is one."""
+        return self.name.removesuffix(".zip")
+
 
 @dataclass(frozen=True)
 class BoxSession:
@@ -2130,7 +2136,7 @@ class Box:
 
     def snapshots(self) -> list[BoxFile]:
         """The zips whose names are exactly ours, newest first by the name."""
-        ours = [file for file in self.files() if file.name.endswith(".zip") and _is_complete_name(file.name[:-4])]
+        ours = [file for file in self.files() if file.name.endswith(".zip") and _is_complete_name(file.stem)]
         return sorted(ours, key=lambda file: file.name, reverse=True)
 
     def find(self, name: str) -> BoxFile | None:
@@ -2417,7 +2423,7 @@ class Box:
 
     def delete(self, file: BoxFile) -> None:
         """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
-        if not file.name.endswith(".zip") or not _is_complete_name(file.name[:-4]):
+        if not file.name.endswith(".zip") or not _is_complete_name(file.stem):
             raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
         delete = self._client.files.delete_file_by_id
         try:
@@ -2579,11 +2585,11 @@ def _is_complete_name(name: str) -> bool:
 def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
     """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
     head = read(4096)
-    if head[:4] != b"PK\3\4" or len(head) < 66:
+    if head[:4] != b"PK\3\4" or len(head) < MIN_ZIP_BYTES:
         raise FormatError("no zip of ours")
     method, (name_size, extra_size) = head[8:10], struct.unpack_from("<HH", head, 26)
     extra = head[30 + name_size :][:extra_size]
-    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16):
+    if method != b"\0\0" or extra[:4] != struct.pack("<HH", 1, 16) or len(extra) < 12:
         raise FormatError("no zip of ours")
     (size,) = struct.unpack_from("<Q", extra, 4)
     start = 30 + name_size + extra_size
@@ -2825,8 +2831,14 @@ class Scope:
     def of(cls, manifest: Manifest) -> Scope:
         """The scope of a snapshot."""
         source, chosen = manifest.source, manifest.selection or Selection()
-        endpoint = source.api_endpoint.rstrip("/").lower()
-        return cls(endpoint, source.keyspace, frozenset(chosen.collections), frozenset(chosen.exclude))
+        return cls.make(source.api_endpoint, source.keyspace, chosen.collections, chosen.exclude)
+
+    @classmethod
+    def make(
+        cls, api_endpoint: str, keyspace: str, collections: Iterable[str] = (), exclude: Iterable[str] = ()
+    ) -> Scope:
+        """The scope of what is asked for; one endpoint may be written in several ways."""
+        return cls(api_endpoint.rstrip("/").lower(), keyspace, frozenset(collections), frozenset(exclude))
 
     def is_same_source(self, other: Scope) -> bool:
         """Whether both are of one keyspace of one database."""
@@ -2889,8 +2901,15 @@ def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
     now = utc_now()
     for file in box.snapshots():
         with contextlib.suppress(FormatError):
-            if _is_past(file.name.removesuffix(".zip"), now):
+            if _is_past(file.stem, now):
                 yield file, read_box_manifest(box, file)
+
+
+def read_manifest_text(box: Box, file: BoxFile) -> bytes:
+    """The text of the manifest at the beginning of a zip in Box. Raises FormatError for what is no zip of ours."""
+    if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
+        raise FormatError("too small for a zip of ours")
+    return first_zip_entry(lambda size: box.read_beginning(file, size))
 
 
 def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
@@ -2899,14 +2918,11 @@ def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
     Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
     has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
     """
-    try:
-        text = first_zip_entry(lambda size: box.read_beginning(file, size))
-    except struct.error as error:
-        raise FormatError("no zip of ours") from error
+    text = read_manifest_text(box, file)
     manifest = decode_manifest(text)
     if not manifest.is_complete:
         raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
-    if zip_size_bytes(file.name.removesuffix(".zip"), len(text), manifest) != file.size_bytes:
+    if zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
         raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
     return manifest
 
@@ -2995,7 +3011,7 @@ def survey_box(box: Box, scope: Scope) -> dict[str, tuple[BoxFile, Found]]:
 
 
 def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
-    name = file.name.removesuffix(".zip")
+    name = file.stem
     if name == file.name or not _is_complete_name(name):
         return Found(file.name, obstacle="not the name of a snapshot")
     try:
@@ -3158,8 +3174,7 @@ class BackupPlan:
     @property
     def scope(self) -> Scope:
         """What the snapshot will be of."""
-        endpoint = self.target.api_endpoint.rstrip("/").lower()
-        return Scope(endpoint, self.target.keyspace, frozenset(self.collections), frozenset(self.exclude))
+        return Scope.make(self.target.api_endpoint, self.target.keyspace, self.collections, self.exclude)
 
 
 @dataclass
@@ -3553,8 +3568,8 @@ def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, sto
     last = _newest_of(local_manifests(plan.output_dir), plan.scope)
     if last is None and plan.box_config:
         try:
-            in_box = box_manifests(Box(plan.box_config, stop))
-            last = _newest_of(((file.name[:-4], old) for file, old in in_box), plan.scope)
+            in_box = _newest_of(box_manifests(Box(plan.box_config, stop)), plan.scope)
+            last = in_box and (in_box[0].stem, in_box[1])
         except BoxError as error:
             report.warn(f"It is not known whether anything shrank since the last snapshot: {error.message}")
     if last is None:
@@ -3568,9 +3583,14 @@ def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, sto
         manifest.shrunk_from = name
 
 
-def _newest_of(manifests: Iterator[tuple[str, Manifest]], scope: Scope) -> tuple[str, Manifest] | None:
-    """The first snapshot that holds all that one of the scope would; None if there is none."""
-    return next(((name, manifest) for name, manifest in manifests if Scope.of(manifest).covers(scope)), None)
+def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope | None) -> tuple[_T, Manifest] | None:
+    """The first snapshot that holds all that one of the scope would, or of a whole keyspace; None if there is none."""
+
+    def is_ours(manifest: Manifest) -> bool:
+        found = Scope.of(manifest)
+        return found.is_whole() if scope is None else found.covers(scope)
+
+    return next(((key, manifest) for key, manifest in manifests if is_ours(manifest)), None)
 
 
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
@@ -3999,8 +4019,7 @@ def read_scope(options: dict[str, Any], collections: tuple[str, ...], exclude: t
     """What a backup with these options is of. Raises BackupError when no database is named."""
     if not options["api_endpoint"]:
         raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    endpoint = options["api_endpoint"].rstrip("/").lower()
-    return Scope(endpoint, options["keyspace"], frozenset(collections), frozenset(exclude))
+    return Scope.make(options["api_endpoint"], options["keyspace"], collections, exclude)
 
 
 def run_prune_dry_run(
@@ -4036,24 +4055,13 @@ def run_status(options: dict[str, Any], collections: tuple[str, ...], exclude: t
     With Box the one in Box counts, without it the one here. Snapshots of other databases and selections are left out.
     """
     scope = read_scope(options, collections, exclude) if options["api_endpoint"] else None
-
-    def is_ours(manifest: Manifest) -> bool:
-        found = Scope.of(manifest)
-        return found.is_whole() if scope is None else found.covers(scope)
-
-    rows = [_status_row("here", None, {}, options["max_age"])]
-    for name, manifest in local_manifests(options["output_dir"]):
-        if is_ours(manifest):
-            size = directory_size(options["output_dir"] / name)
-            rows = [_status_row("here", name, _manifest_facts(manifest, size), options["max_age"])]
-            break
+    here = _newest_of(local_manifests(options["output_dir"]), scope)
+    facts = here and (here[0], here[1], directory_size(options["output_dir"] / here[0]))
+    rows = [_status_row("here", facts, options["max_age"])]
     if to_box:
-        rows.append(_status_row("in Box", None, {}, options["max_age"]))
-        for file, manifest in box_manifests(Box(read_box_config(options), stop_event)):
-            if is_ours(manifest):
-                facts = _manifest_facts(manifest, file.size_bytes)
-                rows[1] = _status_row("in Box", file.name[:-4], facts, options["max_age"])
-                break
+        in_box = _newest_of(box_manifests(Box(read_box_config(options), stop_event)), scope)
+        facts = in_box and (in_box[0].stem, in_box[1], in_box[0].size_bytes)
+        rows.append(_status_row("in Box", facts, options["max_age"]))
     code = Exit.OK if rows[-1]["ok"] else Exit.FAILED
     if options["as_json"]:
         print_result(json.dumps({"ok": code is Exit.OK, "exit_code": int(code), "newest": rows}))
@@ -4062,17 +4070,18 @@ def run_status(options: dict[str, Any], collections: tuple[str, ...], exclude: t
     return code
 
 
-def _manifest_facts(manifest: Manifest, size_bytes: int) -> dict[str, Any]:
-    warnings = list(manifest.warnings or [])
-    return {"documents": manifest.totals.documents, "size_bytes": size_bytes, "warnings": warnings}
+def _status_row(place: str, newest: tuple[str, Manifest, int] | None, max_age: timedelta | None) -> dict[str, Any]:
+    """The newest in a place: its name, manifest and size in bytes.
 
-
-def _status_row(place: str, name: str | None, facts: dict[str, Any], max_age: timedelta | None) -> dict[str, Any]:
-    """What is the newest in a place; `ok`: there is one, and it is not older than `max_age` (None: of any age)."""
-    age = utc_now() - snapshot_moment(name) if name else None
-    is_ok = age is not None and (max_age is None or age <= max_age)
-    seconds = None if age is None else int(age.total_seconds())
-    return {"place": place, "name": name, "ok": is_ok, "age_seconds": seconds, **facts}
+    `ok`: there is one, and it is not older than `max_age` (None: of any age).
+    """
+    if newest is None:
+        return {"place": place, "name": None, "ok": False, "age_seconds": None}
+    name, manifest, size_bytes = newest
+    age = utc_now() - snapshot_moment(name)
+    row = {"place": place, "name": name, "ok": max_age is None or age <= max_age}
+    facts = {"documents": manifest.totals.documents, "size_bytes": size_bytes}
+    return {**row, "age_seconds": int(age.total_seconds()), **facts, "warnings": list(manifest.warnings or [])}
 
 
 def _status_line(row: dict[str, Any]) -> str:

@@ -73,7 +73,6 @@ from astra_backup import (
     decode_page,
     digest_text,
     document_parts,
-    first_zip_entry,
     iter_decoded,
     iter_documents,
     list_collections,
@@ -84,6 +83,7 @@ from astra_backup import (
     print_result,
     read_box_config,
     read_definition,
+    read_manifest_text,
     redactor,
     run_command,
     size_text,
@@ -2010,12 +2010,9 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     rows = []
     for file in box.snapshots():
-        row = _list_row(file.name.removesuffix(".zip")) | {"size_bytes": file.size_bytes}
-        with contextlib.suppress(FormatError, struct.error):
-            if file.size_bytes < 66:
-                raise FormatError("too small for a zip of ours")
-            manifest = decode_manifest(first_zip_entry(lambda size, file=file: box.read_beginning(file, size)))  # type: ignore[misc]
-            row |= _manifest_row(manifest)
+        row = _list_row(file.stem) | {"size_bytes": file.size_bytes}
+        with contextlib.suppress(FormatError):
+            row |= _manifest_row(decode_manifest(read_manifest_text(box, file)))
         rows.append(row)
     return rows
 

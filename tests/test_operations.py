@@ -432,6 +432,21 @@ def test_a_shrink_whose_upload_failed_protects_the_last_good_one_in_box(
 # ------------------------------------------------------------------------------------------------ --status
 
 
+def test_an_empty_file_with_a_snapshots_name_is_none(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """Box refuses to read a range of it: it counts as nothing, for --status, the list, the alarm and the retention."""
+    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX_KEEP_LAST": "1"}
+    box.add_file("20260501_000000.zip", b"")
+    fill(source, "docs", 3)
+    status = run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), "--status")
+    assert (status.code, status.out.count("no complete snapshot")) == (1, 2)
+    listed = cli.run("restore.py", "--from-box", "--list", "--json")
+    assert [row["status"] for row in listed.json] == ["unreadable"]
+    result = run_at(cli, datetime(2026, 6, 1, 1, tzinfo=UTC))
+    assert result.code == 0, result.err
+    assert "not known whether" not in result.err
+    assert "20260501_000000.zip" in box.files()
+
+
 def test_status_says_what_is_newest_and_whether_it_is_too_old(
     source: DataApiEmulator, box: BoxEmulator, cli: Cli
 ) -> None:
