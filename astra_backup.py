@@ -1453,6 +1453,11 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     return base_url, headers
 
 
+def _failed_request(state: tenacity.RetryCallState) -> RequestError | None:
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, RequestError) else None
+
+
 def retrying_requests(
     budget_s: Callable[[], float],
     stop: threading.Event,
@@ -1468,22 +1473,20 @@ def retrying_requests(
     backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)
 
     def should_retry(state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, RequestError) or not error.retryable:
+        error = _failed_request(state)
+        if error is None or not error.retryable:
             return False
         return not error.unexpected or state.attempt_number < UNEXPECTED_ATTEMPTS
 
     def wait_s(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after_s if isinstance(error, RequestError) else None
-        return max(asked or 0.0, 0.1 + backoff(state))
+        error = _failed_request(state)
+        return max((error and error.retry_after_s) or 0.0, 0.1 + backoff(state))
 
     def should_stop(state: tenacity.RetryCallState) -> bool:
         return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
 
     def tell(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        message = getattr(error, "message", error)
+        message = getattr(_failed_request(state), "message", "")
         log.warning("%s Trying again in %.1f s.", message, state.upcoming_sleep, extra=about(collection))
         if on_retry:
             on_retry()
@@ -3689,64 +3692,71 @@ def _option(name: str, variable: str, text: str, **settings: Any) -> Callable[[_
     return click.option(name, envvar=variable, show_envvar=True, help=text, **settings)
 
 
-def connection_options(function: _F) -> _F:
-    """Options that name a database, for both scripts."""
-    options = [
-        _option("--api-endpoint", "ASTRA_DB_API_ENDPOINT", "The database's Data API endpoint.", metavar="URL"),
-        _option("--keyspace", "ASTRA_DB_KEYSPACE", "The keyspace.", metavar="NAME", default=DEFAULT_KEYSPACE),
-        _option(
-            "--environment",
-            "ASTRA_DB_ENVIRONMENT",
-            "What kind of database it is, by astrapy's names.",
-            type=click.Choice(ENVIRONMENTS),
-            default="prod",
-        ),
-        _option(
-            "--workers",
-            "BACKUP_WORKERS",
-            "How many collections are read, or batches written, at once.",
-            metavar="N",
-            type=click.IntRange(1, 64),
-            default=DEFAULT_WORKERS,
-        ),
-        _option(
-            "--request-timeout-ms",
-            "BACKUP_REQUEST_TIMEOUT_MS",
-            "Time for one request, its reply included.",
-            metavar="MS",
-            type=click.IntRange(1),
-            default=DEFAULT_REQUEST_TIMEOUT_MS,
-        ),
-        _option(
-            "--retry-budget",
-            "BACKUP_RETRY_BUDGET",
-            "Patience for one collection with a failing service.",
-            metavar="SECONDS",
-            type=click.FloatRange(0),
-            default=DEFAULT_RETRY_BUDGET_S,
-        ),
-        _option(
-            "--output-dir",
-            "BACKUP_OUTPUT_DIR",
-            "Where the snapshots are.",
-            metavar="DIR",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=DEFAULT_OUTPUT_DIR,
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
-        _option(
-            "--log-format",
-            "BACKUP_LOG_FORMAT",
-            "Form of the log on stderr: lines for people, or one JSON object a line.",
-            type=click.Choice(["text", "json"]),
-            default="text",
-        ),
-        click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
-        click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
-    ]
+def _with_options(options: list[Callable[[Any], Any]], function: _F) -> _F:
+    """Put options on a command, in their order."""
     for option in reversed(options):
         function = option(function)
     return function
+
+
+_CONNECTION_OPTIONS = [
+    _option("--api-endpoint", "ASTRA_DB_API_ENDPOINT", "The database's Data API endpoint.", metavar="URL"),
+    _option("--keyspace", "ASTRA_DB_KEYSPACE", "The keyspace.", metavar="NAME", default=DEFAULT_KEYSPACE),
+    _option(
+        "--environment",
+        "ASTRA_DB_ENVIRONMENT",
+        "What kind of database it is, by astrapy's names.",
+        type=click.Choice(ENVIRONMENTS),
+        default="prod",
+    ),
+    _option(
+        "--workers",
+        "BACKUP_WORKERS",
+        "How many collections are read, or batches written, at once.",
+        metavar="N",
+        type=click.IntRange(1, 64),
+        default=DEFAULT_WORKERS,
+    ),
+    _option(
+        "--request-timeout-ms",
+        "BACKUP_REQUEST_TIMEOUT_MS",
+        "Time for one request, its reply included.",
+        metavar="MS",
+        type=click.IntRange(1),
+        default=DEFAULT_REQUEST_TIMEOUT_MS,
+    ),
+    _option(
+        "--retry-budget",
+        "BACKUP_RETRY_BUDGET",
+        "Patience for one collection with a failing service.",
+        metavar="SECONDS",
+        type=click.FloatRange(0),
+        default=DEFAULT_RETRY_BUDGET_S,
+    ),
+    _option(
+        "--output-dir",
+        "BACKUP_OUTPUT_DIR",
+        "Where the snapshots are.",
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_OUTPUT_DIR,
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
+    _option(
+        "--log-format",
+        "BACKUP_LOG_FORMAT",
+        "Form of the log on stderr: lines for people, or one JSON object a line.",
+        type=click.Choice(["text", "json"]),
+        default="text",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
+    click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
+]
+
+
+def connection_options(function: _F) -> _F:
+    """Options that name a database, for both scripts."""
+    return _with_options(_CONNECTION_OPTIONS, function)
 
 
 class Duration(click.ParamType[timedelta]):
@@ -3763,10 +3773,8 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(**{unit: int(match[1])})
 
 
-def operations_options(function: _F) -> _F:
-    """Options of a backup that runs unattended: what is kept, what raises an alarm, who is told."""
-    count = click.IntRange(1, 100_000)
-    options = []
+def _keep_options() -> Iterator[Callable[[Any], Any]]:
+    """What is kept, here and in Box."""
     for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
         for rule, text in {
             "last": f"Keep the newest N snapshots {place}, and delete what no --{prefix} option keeps.",
@@ -3774,56 +3782,59 @@ def operations_options(function: _F) -> _F:
             "weekly": "The same for weeks (Monday to Sunday, UTC).",
             "monthly": "The same for months.",
         }.items():
-            settings = {"metavar": "N", "type": count}
             name = f"{prefix}-{rule}"
-            options.append(_option(f"--{name}", f"BACKUP_{name.upper().replace('-', '_')}", text, **settings))
-    options += [
-        _option(
-            "--keep-incomplete-days",
-            "BACKUP_KEEP_INCOMPLETE_DAYS",
-            "With a --keep option: delete INCOMPLETE snapshots that are older.",
-            metavar="N",
-            type=click.IntRange(0, 100_000),
-            default=DEFAULT_KEEP_INCOMPLETE_DAYS,
-        ),
-        click.option(
-            "--prune-dry-run", is_flag=True, help="Say why each snapshot would stay or go; delete and back up nothing."
-        ),
-        _option(
-            "--max-shrink",
-            "BACKUP_MAX_SHRINK",
-            "End in 5, and delete nothing, if more of a collection is gone since the last snapshot. 100: never.",
-            metavar="PERCENT",
-            type=click.FloatRange(0, 100),
-            default=DEFAULT_MAX_SHRINK_PERCENT,
-        ),
-        click.option(
-            "--status", is_flag=True, help="Show the newest snapshots, here and in Box; ends in 1 without one."
-        ),
-        _option(
-            "--max-age",
-            "BACKUP_MAX_AGE",
-            "With --status: 1 if it is older than, say, 26h.",
-            metavar="TIME",
-            type=Duration(),
-        ),
-        _option(
-            "--ping-url",
-            "BACKUP_PING_URL",
-            "Tell this check (healthchecks.io or alike) of start, success and failure.",
-            metavar="URL",
-        ),
-        _option(
-            "--metrics-file",
-            "BACKUP_METRICS_FILE",
-            "Write metrics for Prometheus (node_exporter's textfile collector).",
-            metavar="FILE",
-            type=click.Path(path_type=Path, dir_okay=False),
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+            variable = f"BACKUP_{name.upper().replace('-', '_')}"
+            yield _option(f"--{name}", variable, text, metavar="N", type=click.IntRange(1, 100_000))
+
+
+_OPERATIONS_OPTIONS = [
+    *_keep_options(),
+    _option(
+        "--keep-incomplete-days",
+        "BACKUP_KEEP_INCOMPLETE_DAYS",
+        "With a --keep option: delete INCOMPLETE snapshots that are older.",
+        metavar="N",
+        type=click.IntRange(0, 100_000),
+        default=DEFAULT_KEEP_INCOMPLETE_DAYS,
+    ),
+    click.option(
+        "--prune-dry-run", is_flag=True, help="Say why each snapshot would stay or go; delete and back up nothing."
+    ),
+    _option(
+        "--max-shrink",
+        "BACKUP_MAX_SHRINK",
+        "End in 5, and delete nothing, if more of a collection is gone since the last snapshot. 100: never.",
+        metavar="PERCENT",
+        type=click.FloatRange(0, 100),
+        default=DEFAULT_MAX_SHRINK_PERCENT,
+    ),
+    click.option("--status", is_flag=True, help="Show the newest snapshots, here and in Box; ends in 1 without one."),
+    _option(
+        "--max-age",
+        "BACKUP_MAX_AGE",
+        "With --status: 1 if it is older than, say, 26h.",
+        metavar="TIME",
+        type=Duration(),
+    ),
+    _option(
+        "--ping-url",
+        "BACKUP_PING_URL",
+        "Tell this check (healthchecks.io or alike) of start, success and failure.",
+        metavar="URL",
+    ),
+    _option(
+        "--metrics-file",
+        "BACKUP_METRICS_FILE",
+        "Write metrics for Prometheus (node_exporter's textfile collector).",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+    ),
+]
+
+
+def operations_options(function: _F) -> _F:
+    """Options of a backup that runs unattended: what is kept, what raises an alarm, who is told."""
+    return _with_options(_OPERATIONS_OPTIONS, function)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -3867,15 +3878,12 @@ def main(
       python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
       python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    modes = {"--check": check, "--status": options["status"], "--prune-dry-run": options["prune_dry_run"]}
-    if sum(map(bool, (*modes.values(), upload_only))) > 1:
-        raise BackupError(f"Only one of {', '.join(modes)}, --upload-only.", "Nothing was touched.")
-    if check:
-        return run_check(options, collections, exclude, to_box=to_box)
-    if options["status"]:
-        return run_status(options, collections, exclude, to_box=to_box)
-    if options["prune_dry_run"]:
-        return run_prune_dry_run(options, collections, exclude, to_box=to_box)
+    modes = {run_check: check, run_status: options["status"], run_prune_dry_run: options["prune_dry_run"]}
+    chosen = [run for run, is_chosen in modes.items() if is_chosen]
+    if len(chosen) + bool(upload_only) > 1:
+        raise BackupError("Only one of --check, --status, --prune-dry-run, --upload-only.", "Nothing was touched.")
+    if chosen:
+        return chosen[0](options, collections, exclude, to_box=to_box)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
     record.pinger.start()
@@ -3889,16 +3897,23 @@ def main(
             target = make_target(options)
             plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
             result = run_backup(plan, report, stop_event)
-        record.result = result
-        record.step("backup")
-        if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
-            record.result = result = upload_snapshot(result, box_config, report)
-            record.step("upload")
-        if result.exit_code is Exit.OK:
-            record.result = result = prune(result, options, box_config, report)
-            record.step("prune")
+        record.step("backup", result)
+        result = deliver(result, options, box_config, record, report)
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
+
+
+def deliver(
+    result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, record: RunRecord, report: Report
+) -> BackupResult:
+    """Bring a good snapshot to Box and, after a success, delete what no rule keeps."""
+    if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
+        result = upload_snapshot(result, box_config, report)
+        record.step("upload", result)
+    if result.exit_code is Exit.OK:
+        result = prune(result, options, box_config, report)
+        record.step("prune", result)
+    return result
 
 
 class RunRecord:
@@ -3916,8 +3931,9 @@ class RunRecord:
         """Seconds since the run began."""
         return time.monotonic() - self._started
 
-    def step(self, name: str) -> None:
-        """A step of the run ended."""
+    def step(self, name: str, result: BackupResult) -> None:
+        """A step of the run ended, and this is what there is now."""
+        self.result = result
         self.steps_s[name] = round(self.duration_s - sum(self.steps_s.values()), 3)
 
     def finish(self, code: int) -> None:
@@ -4094,20 +4110,20 @@ def _status_line(row: dict[str, Any]) -> str:
     return "; ".join([f"{mark} {row['place']:<7} {row['name']}: {text}", *row["warnings"]])
 
 
+BOX_VARIABLES = (
+    "BOX_CLIENT_ID",
+    "BOX_ENTERPRISE_ID",
+    "BOX_USER_ID",
+    "BOX_FOLDER_ID",
+    "BOX_BASE_URL",
+    "BOX_UPLOAD_URL",
+)
+
+
 def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
     """Box's settings from the environment. Raises BackupError that names every variable that is missing."""
     secret = read_secret("BOX_CLIENT_SECRET")
-    values = {
-        name: os.environ.get(name, "").strip()
-        for name in (
-            "BOX_CLIENT_ID",
-            "BOX_ENTERPRISE_ID",
-            "BOX_USER_ID",
-            "BOX_FOLDER_ID",
-            "BOX_BASE_URL",
-            "BOX_UPLOAD_URL",
-        )
-    }
+    values = {name: os.environ.get(name, "").strip() for name in BOX_VARIABLES}
     subject = values["BOX_ENTERPRISE_ID"] or values["BOX_USER_ID"]
     needed = {
         "BOX_CLIENT_ID": values["BOX_CLIENT_ID"],

@@ -561,16 +561,18 @@ class View:
             sent = sent[:-1] + b"," + self._text_field + b":" + bytes(parts.vectorize) + b"}"
         return sent
 
-    def to_compare(self, text: bytes) -> bytes:
+    def to_compare(self, text: bytes, parts: DocumentParts | None = None) -> bytes:
         """The text of a document, to be sent or found in the target, without what the server makes by itself."""
-        parts = document_parts(text)
+        parts = parts or document_parts(text)
         if parts.vectorize and parts.vector and not self._is_open(parts):
             return without_member(compact_json(text), b"$vector", parts.vector)
         return text
 
-    def as_found(self, text: bytes) -> bytes:
+    def as_found(self, text: bytes, parts: DocumentParts | None = None) -> bytes:
         """The text of a document of the target, to be compared: one that still has all equals what is sent of it."""
-        return self.to_compare(self.to_send(text))
+        parts = parts or document_parts(text)
+        sent = self.to_send(text, parts)
+        return self.to_compare(sent, parts if sent is text else None)
 
     def _is_open(self, parts: DocumentParts) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
@@ -1353,12 +1355,14 @@ def _compare(
         with snapshot.open(record.data_file or "") as stream:
             for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
                 sent = view.to_send(text, parts)
-                wanted.add(compact_json(bytes(document_parts(sent).id)), digest(view.to_compare(sent)))
+                sent_parts = document_parts(sent)
+                wanted.add(compact_json(bytes(sent_parts.id)), digest(view.to_compare(sent, sent_parts)))
 
         def read_target() -> KeySpool:
             found = KeySpool(Path(directory, secrets.token_hex(4)))
             for text in scan(run.api, name, run.report) if planned.exists else []:
-                found.add(bytes(document_parts(text).id), digest(view.as_found(text)))
+                parts = document_parts(text)
+                found.add(bytes(parts.id), digest(view.as_found(text, parts)))
             return found
 
         found = until_whole(name, read_target)
@@ -1720,7 +1724,8 @@ def main(snapshot: str, **options: Any) -> int:
         return list_snapshots(options)
     started = time.monotonic()
     with Report(quiet=options["quiet"]) as report:
-        target = None if options["verify_only"] or options["show"] is not None else make_target(options)
+        needs_target = not options["verify_only"] and options["show"] is None
+        target = make_target(options) if needs_target else None
         steps: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
@@ -1729,18 +1734,16 @@ def main(snapshot: str, **options: Any) -> int:
             if options["show"] is not None:
                 return show_document(opened, options["show"], choices)
             with timed(steps, "verify"):
-                verified = verify_snapshot(
-                    opened, force_incomplete=options["force_incomplete"], workers=choices.workers, report=report
-                )
+                is_forced, workers = options["force_incomplete"], choices.workers
+                verified = verify_snapshot(opened, force_incomplete=is_forced, workers=workers, report=report)
             select_records(verified, choices)
             if target is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
             if options["drill"]:
                 drill = run_drill(verified, target, choices, report, steps)
                 return _print_drill(drill, steps, as_json=options["as_json"])
-            if options["compare_only"]:
-                return run_compare(verified, target, choices, report, options)
-            return run_restore(verified, target, choices, report, options)
+            run = run_compare if options["compare_only"] else run_restore
+            return run(verified, target, choices, report, options)
 
 
 MODES = {
