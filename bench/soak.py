@@ -45,6 +45,7 @@ class Sample:
     files: int
     finds: int
     inserts: int
+    commands: int  # of any kind
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,14 @@ class RequestCounter:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
-        self.finds = self.inserts = 0
+        self.finds = self.inserts = self.commands = 0
 
     def update(self) -> None:
         """Read what is new."""
         new = self._file.read()
         self.finds += new.count(b'"command": "find",')
         self.inserts += new.count(b'"command": "insertMany",')
+        self.commands += new.count(b'"command": "')
 
 
 def sample(process_id: int, started: float, requests: RequestCounter) -> Sample | None:
@@ -143,7 +145,7 @@ def sample(process_id: int, started: float, requests: RequestCounter) -> Sample 
     rss_mib = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     cpu_s = (int(fields[11]) + int(fields[12])) / TICKS
     at_s = time.monotonic() - started
-    return Sample(at_s, rss_mib, cpu_s, int(fields[17]), files, requests.finds, requests.inserts)
+    return Sample(at_s, rss_mib, cpu_s, int(fields[17]), files, requests.finds, requests.inserts, requests.commands)
 
 
 def watch(arguments: list[str], cwd: Path, environ: dict[str, str], log: Path) -> list[Sample]:
@@ -184,7 +186,7 @@ def restore_steps(samples: list[Sample]) -> list[Step]:
     """Verifying, writing, and comparing: first the snapshot is read, then the target."""
     most = samples[-1].inserts
     return [
-        Step("restore: verify", [each for each in samples if not each.inserts], None),
+        Step("restore: verify", [each for each in samples if not each.commands], None),
         Step(
             "restore: write",
             [each for each in samples if 0 < each.inserts < most],
