@@ -554,12 +554,14 @@ def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
     # A middle has just the first of the 29 bits that go; below the normal float32 more bits go.
     suspects = (numbers.view("u8") & 0x1FFFFFFF == 0x10000000) | (numpy.abs(floats) < _MIN_NORMAL_FLOAT32)
     suspects &= numbers != floats
-    if (numbers == 0).any() and any(_INTEGER_MINUS_ZERO.search(array) for array in arrays):
-        suspects |= numbers == 0  # `-0` without a point was read as an integer, which has no sign
+    zeros = numbers == 0
+    if zeros.any() and any(_INTEGER_MINUS_ZERO.search(array) for array in arrays):
+        suspects |= zeros  # `-0` without a point was read as an integer, which has no sign
     if suspects.any():
         decimals = b",".join(array[1:-1] for array in arrays if array.strip(b"[] \t\r\n")).split(b",")
         for index in numpy.flatnonzero(suspects):
-            floats[index] = _nearest_float32(decimals[index].strip().decode())
+            text = decimals[index].strip().decode()
+            floats[index] = _nearest_float32(text) if numbers[index] else float(text)  # `1e-99999999` is 0, at once
     return floats.astype(">f4").tobytes()
 
 
@@ -699,6 +701,8 @@ def _survives_float(number: str) -> bool:
 
 
 def _wire(json_text: bytes) -> bytes:
+    if name := _find_name(json_text, b"$backup"):  # a reader would take it for one of ours
+        raise _lossy(name)
     return b'{"$backupType":"wire","value":' + json.dumps(json_text.decode(), ensure_ascii=False).encode() + b"}"
 
 

@@ -1270,3 +1270,33 @@ def test_what_verifying_lets_through_can_be_decoded(array: str) -> None:
         return False
 
     assert is_refused(lambda: check_decodes(line, document_parts(line))) == is_refused(lambda: decode_document(line))
+
+
+def test_a_tiny_number_beside_a_minus_zero_costs_no_time() -> None:
+    """The exact value of 1e-7333… has more digits than any memory; that it is zero, and its sign, need none of them."""
+    array = f"[-0,1e-7{'3' * 45},-1e-7{'3' * 45},0.5,0]".encode()
+    started = time.monotonic()
+    found = numpy.frombuffer(base64.b64decode(json.loads(decode_vectors([array])[0])["$binary"]), ">f4")
+    assert time.monotonic() - started < 5
+    assert found.tolist() == [0, 0, 0, 0.5, 0]
+    assert numpy.signbit(found).tolist() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"_id":1,"a":{"$date":{"$backupe":1}}}',
+        '{"_id":1,"$vector":{"$binary":"Pw==","b":{"$backupType":"uuid"}}}',
+        '{"_id":1,"a":[{"$uuid":{"x":1,"$backupVector":"binary"}}]}',
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(document: str) -> None:
+    """A name of ours inside a value that goes as a whole would be refused by every reader: the collection fails."""
+    with pytest.raises(LossyError, match="backup"):
+        encode_document(document.encode())
+
+
+def test_a_text_that_looks_like_a_name_of_ours_is_kept() -> None:
+    """Only a name counts: the same characters in a string come back."""
+    document = rb'{"_id":1,"a":{"$date":"{\"$backupe\":1}"}}'
+    assert decode_document(encode_document(document)[0]) == document
