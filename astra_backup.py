@@ -274,6 +274,7 @@ _TYPED_BEGIN = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
 _WRAPPED = re.compile(rb'\{"\$backupType":"([A-Za-z0-9_]+)","value":' + _SCALAR + rb"\}", re.DOTALL)
 _WRAPPED_SET = re.compile(rb'\{"\$backupType":"set","value":(?=\[)')
 _DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)
+_PLACED_DOLLAR_NAME = re.compile(rb'[{,]\s*"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)  # white space is allowed
 _ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re.DOTALL)
 _TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
@@ -464,11 +465,8 @@ def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
     """The first field name that begins with `prefix`."""
     if b'"' + prefix not in fragment:
         return None
-    for match in _DOLLAR_NAME.finditer(fragment):
-        if match[1].startswith(prefix) and fragment[max(0, match.start() - 64) : match.start()].rstrip()[-1:] in (
-            b"{",
-            b",",
-        ):
+    for match in _PLACED_DOLLAR_NAME.finditer(fragment):
+        if match[1].startswith(prefix):
             return match[1]
     return None
 

@@ -1300,3 +1300,14 @@ def test_a_text_that_looks_like_a_name_of_ours_is_kept() -> None:
     """Only a name counts: the same characters in a string come back."""
     document = rb'{"_id":1,"a":{"$date":"{\"$backupe\":1}"}}'
     assert decode_document(encode_document(document)[0]) == document
+
+
+@pytest.mark.parametrize("spaces", [0, 1, 63, 64, 65, 5000])
+def test_white_space_hides_no_wrapped_value(spaces: int) -> None:
+    """However much of it there is before a name of ours: older scripts and strangers may format as they like."""
+    gap = " " * spaces
+    line = f'{{"_id":1,"a":{{{gap}"$backupType"{gap}:{gap}"set",{gap}"value":[1]}}}}'.encode()
+    assert json.loads(decode_document(line)) == {"_id": 1, "a": [1]}
+    unknown = f'{{"_id":1,"a":{{{gap}"$backupType":"new","value":[1]}}}}'.encode()
+    with pytest.raises(FormatError):
+        decode_document(unknown)
