@@ -29,7 +29,9 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -49,7 +51,7 @@ from decimal import Decimal, InvalidOperation
 from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 import click
 import msgspec
@@ -57,6 +59,8 @@ import pybase64
 from isal import isal_zlib
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import httpx
     import tenacity
 
@@ -91,7 +95,6 @@ MAX_DEFINITION_DEPTH = 50
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 256 * 1024
 DECODE_DOCUMENTS, DECODE_BYTES = 50, 1024 * 1024  # lines that are decoded together: their vectors share calls
-HASH_BYTES = 2047  # from 2048 on hashlib lets the interpreter lock go, which costs more than such a hash takes
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
@@ -105,6 +108,7 @@ HEARTBEAT_S = 30.0
 SIGNAL_POLL_S = 0.5
 SWITCH_INTERVAL_S = 0.0005  # Python's 5 ms would let a request wait for the encoder (docs/DESIGN.md)
 NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
+HEAD_START_S = 0.05  # how long encoding waits for the next request to leave
 REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
@@ -311,12 +315,12 @@ class DocumentParts(msgspec.Struct, frozen=True, gc=False):
     @property
     def has_vector(self) -> bool:
         """Whether the document carries a vector (null is none)."""
-        return bytes(self.vector) not in (b"", b"null")
+        return bool(self.vector) and (len(self.vector) != len(b"null") or bytes(self.vector) != b"null")
 
     @property
     def has_binary_vector(self) -> bool:
         """Whether the server holds the vector as `{"$binary": …}`."""
-        return bool(self.vector_form) or bytes(self.vector).startswith(b"{")
+        return bool(self.vector_form) or bytes(memoryview(self.vector)[:1]) == b"{"
 
     @property
     def has_vectorize(self) -> bool:
@@ -344,7 +348,8 @@ def compact_json(text: bytes) -> bytes:
     May be called twice. Raises FormatError for what is not JSON in UTF-8.
     """
     try:
-        text.decode()
+        if not text.isascii():
+            text.decode()
         return msgspec.json.format(text, indent=-1)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not JSON: {error}") from error
@@ -602,7 +607,7 @@ def _member_span(text: bytes, quoted_name: bytes, value: bytes) -> tuple[int, in
     while name > 0 and text[name - 1 : name] not in (b"{", b","):  # a key that ends in an escaped quote
         name = text.find(quoted_name, name + 1)
     start = name + len(quoted_name)
-    if name < 0 or not value or text[start : start + len(value)] != value:
+    if name < 0 or not value or not text.startswith(value, start):
         raise FormatError(f"its {quoted_name.decode()} cannot be found at the top level")
     return start, start + len(value)
 
@@ -955,10 +960,7 @@ class DataStats:
 
 def line_digest(line: bytes) -> int:
     """SHA-256 of a line without its newline, as a number."""
-    sha256 = hashlib.sha256()
-    for start in range(0, len(line), HASH_BYTES):
-        sha256.update(line[start : start + HASH_BYTES])
-    return int.from_bytes(sha256.digest(), "big")
+    return int.from_bytes(hashlib.sha256(line).digest(), "big")
 
 
 def digest_text(digest: int) -> str:
@@ -1129,7 +1131,7 @@ def _decode_group(
 
 
 def check_data(
-    stream: IO[bytes], *, compressed: bool, decode: bool, advance: Callable[[int], None] | None = None
+    stream: IO[bytes], *, compressed: bool, decode: bool = True, advance: Callable[[int], None] | None = None
 ) -> DataStats:
     """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
 
@@ -1155,10 +1157,13 @@ def check_data(
     return stats
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as it is on the disk now."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def data_crc32(path: Path) -> int:
+    """CRC-32 of a file as it is on the disk now: twenty times as fast as SHA-256."""
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(READ_BYTES):
+            checksum = isal_zlib.crc32(chunk, checksum)
+    return checksum
 
 
 def await_some(futures: set[Future[_T]]) -> set[Future[_T]]:
@@ -1189,6 +1194,142 @@ def _fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# ======================================================================================================================
+# A second process. Uses nothing below.
+# ======================================================================================================================
+
+
+class Line:
+    """One end of a conversation: what one sends, the other receives, in order. What is sent can be pickled."""
+
+    def __init__(self, board: Switchboard, number: int) -> None:
+        self._board = board
+        self._number = number
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Let the other process call `function(its end, …)` in a thread; what that raises, `receive` raises here."""
+        self.send(Start(function, arguments))
+
+    def send(self, message: Any) -> None:
+        """Send a message. Does nothing if the other process is gone, or the other end is closed."""
+        self._board.send(self._number, message)
+
+    def receive(self) -> Any:
+        """Wait for the next message. Raises EOFError if the other process is gone."""
+        message = self.inbox.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def close(self) -> None:
+        """Receive no more. May be called twice."""
+        self._board.lines.pop(self._number, None)
+
+
+class Start(NamedTuple):
+    """The first message of a conversation."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+class Switchboard:
+    """Many lines over one channel; each of the two processes has one. Thread-safe."""
+
+    def __init__(self, channel: Connection) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._is_gone = False
+        self.lines: dict[int, Line] = {}
+
+    def line(self, number: int) -> Line:
+        """A new line."""
+        line = self.lines[number] = Line(self, number)
+        if self._is_gone:
+            line.inbox.put(EOFError())
+        return line
+
+    def send(self, number: int, message: Any) -> None:
+        """Send a message to the line with that number; None ends the other process."""
+        with self._lock, contextlib.suppress(OSError):
+            self._channel.send((number, message))
+
+    def run(self) -> None:
+        """Pass on what comes, until the other process is gone or says that it is enough."""
+        with contextlib.suppress(EOFError, OSError):
+            while (received := self._channel.recv())[1] is not None:
+                number, message = received
+                if isinstance(message, Start):
+                    threading.Thread(target=self._call, args=(self.line(number), message), daemon=True).start()
+                elif line := self.lines.get(number):
+                    line.inbox.put(message)
+        self._is_gone = True
+        for line in list(self.lines.values()):
+            line.inbox.put(EOFError())
+        self._channel.close()
+
+    @staticmethod
+    def _call(line: Line, start: Start) -> None:
+        try:
+            start.function(line, *start.arguments)
+        except Exception as error:  # noqa: BLE001  (the other process shall know)
+            line.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
+        finally:
+            line.close()
+
+
+class SecondProcess:
+    """A fork of this process that calls functions for it; a thread does where there is one core, or no room to fork.
+
+    One interpreter runs on one core: what it need not do itself is done beside it (docs/DESIGN.md). To be made before
+    any thread, and before anything is opened that a killed process should let go. A context manager.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        self._pid = 0
+        if core_count() > 1:
+            with contextlib.suppress(OSError):
+                self._pid = os.fork() or self._serve(ours, theirs)
+        if self._pid:
+            theirs.close()
+        else:
+            threading.Thread(target=Switchboard(theirs).run, daemon=True).start()
+        self._board = Switchboard(ours)
+        self._numbers = itertools.count()
+        threading.Thread(target=self._board.run, daemon=True).start()
+
+    @staticmethod
+    def _serve(ours: Connection, theirs: Connection) -> NoReturn:
+        """What the fork does. Signals are the first process's business: this one ends with it."""
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            ours.close()
+            Switchboard(theirs).run()
+        finally:
+            os._exit(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._board.send(0, None)
+        if self._pid and kind is None:
+            with contextlib.suppress(OSError):
+                os.waitpid(self._pid, 0)
+
+    def line(self) -> Line:
+        """A new conversation."""
+        return self._board.line(next(self._numbers))
+
+
+def core_count() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ======================================================================================================================
@@ -1239,7 +1380,8 @@ class CollectionsStatus(msgspec.Struct):
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
-    Only the commands in `allowed` leave this process. Thread-safe. `on_retry(message)` is told of every repetition.
+    Only the commands in `allowed` leave this process. Thread-safe. `on_sent` is called when a request has left,
+    `on_retry` before it is repeated.
     """
 
     def __init__(self, target: Target, allowed: frozenset[str], stop: threading.Event | None = None) -> None:
@@ -1280,6 +1422,7 @@ class DataApi:
         page_state: str | None,
         *,
         filter_json: bytes = b"{}",
+        on_sent: Callable[[], None] | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> tuple[list[bytes], str | None]:
         """Return a page's documents, each as the server wrote it, and the next page state (None: the end).
@@ -1289,14 +1432,21 @@ class DataApi:
         options = b"" if page_state is None else b',"options":' + msgspec.json.encode({"pageState": page_state})
         body = b'{"filter":' + filter_json + b',"projection":{"*":true}' + options + b"}"
         try:
-            return self.call("find", body, collection, on_retry=on_retry, read=lambda reply: decode_page(reply.data))
+            return self.call(
+                "find", body, collection, on_sent=on_sent, on_retry=on_retry, read=lambda reply: decode_page(reply.data)
+            )
         except RequestError as error:
             if page_state is not None and _means_lost_place(error):
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
     def pages(
-        self, collection: str, *, filter_json: bytes = b"{}", on_retry: Callable[[], None] | None = None
+        self,
+        collection: str,
+        *,
+        filter_json: bytes = b"{}",
+        on_sent: Callable[[], None] | None = None,
+        on_retry: Callable[[], None] | None = None,
     ) -> Iterator[list[bytes]]:
         """Yield each page's documents, as the server wrote them. The end is a page state of null and nothing else.
 
@@ -1308,7 +1458,9 @@ class DataApi:
         stalled = 0
         anchor, steps, limit = "", 0, 1  # Brent's way to find that we go in circles, with one state kept
         while True:
-            documents, next_state = self.find_page(collection, state, filter_json=filter_json, on_retry=on_retry)
+            documents, next_state = self.find_page(
+                collection, state, filter_json=filter_json, on_sent=on_sent, on_retry=on_retry
+            )
             is_repeated = bool(documents) and documents == last
             stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
             if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
@@ -1337,6 +1489,7 @@ class DataApi:
         read: Callable[[Reply], _T],
         in_keyspace: bool = True,
         budget_s: float | None = None,
+        on_sent: Callable[[], None] | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
@@ -1346,7 +1499,7 @@ class DataApi:
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
+            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
             # A write may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and (not reply.status or command in READ_COMMANDS):
                 raise _error_in_reply(reply.errors[0], command, collection)
@@ -1359,7 +1512,15 @@ class DataApi:
 
         return retrying_requests(budget, self.stop, on_retry, collection)(send)
 
-    def exchange(self, command: str, body: bytes, collection: str | None = None, *, in_keyspace: bool = True) -> Reply:
+    def exchange(
+        self,
+        command: str,
+        body: bytes,
+        collection: str | None = None,
+        *,
+        in_keyspace: bool = True,
+        on_sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
         import httpx
 
@@ -1368,7 +1529,7 @@ class DataApi:
         path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", on_sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -1376,13 +1537,18 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return _decode_reply(text, Reply)
 
-    def _post(self, url: str, content: bytes) -> bytes:
+    def _post(self, url: str, content: bytes, on_sent: Callable[[], None] | None) -> bytes:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
         deadline = time.monotonic() + self.target.request_timeout_s
         chunks = []
-        with self._http.stream("POST", url, content=content) as response:
+
+        def trace(event: str, _info: object) -> None:
+            if on_sent and event == "http11.send_request_body.complete":
+                on_sent()
+
+        with self._http.stream("POST", url, content=content, extensions={"trace": trace}) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             _check_encoding(response.headers.get("content-encoding", ""))
             size = 0
@@ -3249,19 +3415,22 @@ class OutputDir:
 class DataFileWriter:
     """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
 
-    A thread compresses and writes what was encoded while the next documents are being encoded.
+    A thread compresses and writes what was encoded while the next documents are being encoded. `on_growth` is told how
+    long the file is by now, and whether that is all.
     """
 
-    def __init__(self, path: Path, *, compressed: bool) -> None:
+    def __init__(
+        self, path: Path, *, compressed: bool, on_growth: Callable[[int, bool], None] = lambda _size, _is_whole: None
+    ) -> None:
         self.stats = DataStats()
+        self.data_crc32 = 0
+        self._on_growth = on_growth
         self._sha256 = hashlib.sha256()
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
         self._pool = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
-        self._changed = threading.Condition()
-        self._is_ended = False
 
     def write(self, documents: list[bytes]) -> None:
         """Append documents, given as the server's text. Raises what an earlier call could not write."""
@@ -3282,6 +3451,7 @@ class DataFileWriter:
             self._last.result()
         if self._compressor:
             self._append(self._compressor.flush())
+        self._on_growth(self.stats.data_size_bytes, True)
         os.fsync(self._file.fileno())
         self.abandon()
         self.stats.data_sha256 = self._sha256.hexdigest()
@@ -3292,35 +3462,28 @@ class DataFileWriter:
         self._pool.shutdown()
         with contextlib.suppress(OSError):
             self._file.close()
-        with self._changed:
-            self._is_ended = True
-            self._changed.notify_all()
-
-    def wait_for(self, position: int) -> bool:
-        """Wait until the file is longer than `position`. False: it never will be."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_ended or self.stats.data_size_bytes > position)
-        return self.stats.data_size_bytes > position
+        self._on_growth(self.stats.data_size_bytes, True)
 
     def _compress(self, text: bytes) -> None:
         self._append(self._compressor.compress(text) if self._compressor else text)
 
     def _append(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
+        self.data_crc32 = isal_zlib.crc32(chunk, self.data_crc32)
         view = memoryview(chunk)
         while view:  # an unbuffered file may take less than all
             view = view[self._file.write(view) :]
-        with self._changed:
-            self.stats.data_size_bytes += len(chunk)
-            self._changed.notify_all()
+        self.stats.data_size_bytes += len(chunk)
+        self._on_growth(self.stats.data_size_bytes, False)
 
 
 class GrowingFile(io.RawIOBase):
-    """Reads a data file while it is written: where it ends, the reader waits for more, until the writer has ended."""
+    """Reads a file while it is written: where it ends, the reader waits on `line` for (size_bytes, is_whole)."""
 
-    def __init__(self, path: Path, writer: DataFileWriter) -> None:
+    def __init__(self, path: Path, line: Line) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by close)
-        self._writer = writer
+        self._line = line
+        self._size_bytes, self._is_whole = 0, False
 
     def readable(self) -> bool:
         """True."""
@@ -3328,7 +3491,9 @@ class GrowingFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end."""
-        return self._file.readinto(buffer) if self._writer.wait_for(self._file.tell()) else 0
+        while self._size_bytes <= self._file.tell() and not self._is_whole:
+            self._size_bytes, self._is_whole = self._line.receive()
+        return self._file.readinto(buffer)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -3336,19 +3501,34 @@ class GrowingFile(io.RawIOBase):
         super().close()
 
 
+def read_back(line: Line, path: Path, compressed: bool) -> None:
+    """Decompress, hash, parse and count a data file from the disk, close behind its writer; send its DataStats."""
+    with GrowingFile(path, line) as stream:
+        line.send(check_data(stream, compressed=compressed, decode=False))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class BackupRun:
+    """What the steps of one backup share."""
+
+    plan: BackupPlan
+    api: DataApi
+    report: Report
+    second: SecondProcess
+
+
 class CollectionBackup:
     """Backs up one collection: reads it, writes it, reads it back."""
 
-    def __init__(self, api: DataApi, info: CollectionInfo, directory: Path, plan: BackupPlan, report: Report) -> None:
+    def __init__(self, run: BackupRun, info: CollectionInfo, directory: Path) -> None:
         self._about = about(info.name)
-        self._api = api
-        self._report = report
-        self._compressed = plan.compressed
-        self._path = directory / data_file_name(info.name, compressed=plan.compressed)
+        self._api, self._report, self._second = run.api, run.report, run.second
+        self._compressed = run.plan.compressed
+        self._path = directory / data_file_name(info.name, compressed=self._compressed)
         self.record = CollectionRecord(
             name=info.name,
             definition=info.options,
-            compressed=plan.compressed,
+            compressed=self._compressed,
             started_at_utc=utc_text(utc_now()),
         )
 
@@ -3389,27 +3569,32 @@ class CollectionBackup:
         """Read all pages; each is encoded, compressed, and read back from the disk while the next are on their way."""
         self._report.start(self.record.name, self.record.estimated_document_count)
         self.record.pages = 0
-        writer = DataFileWriter(self._path, compressed=self._compressed)
-        pool = ThreadPoolExecutor(2)
+        line = self._second.line()
+        writer = DataFileWriter(self._path, compressed=self._compressed, on_growth=lambda *growth: line.send(growth))
+        line.start(read_back, self._path, self._compressed)
+        pool = ThreadPoolExecutor(1)
         try:
-            read_back = pool.submit(self._read_back, writer)
             written: Future[None] | None = None
-            for documents in self._api.pages(self.record.name, on_retry=self._count_retry):
+            is_sent = threading.Event()
+            for documents in self._api.pages(self.record.name, on_sent=is_sent.set, on_retry=self._count_retry):
                 self.record.pages += 1
                 if written:
                     written.result()
-                written = pool.submit(writer.write, documents)
+                is_sent.clear()
+                written = pool.submit(_write_later, writer, documents, is_sent)
                 self._report.advance(self.record.name, len(documents))
+            is_sent.set()
             if written:
                 written.result()
             written_stats = writer.close()
             self._report.start(self.record.name, written_stats.document_count, "reading back")
-            stats = read_back.result()
-            self._compare(written_stats, stats)
+            stats = self._read_back(line)
+            self._compare(written_stats, stats, writer.data_crc32)
             return stats
         finally:
             pool.shutdown(wait=False)
             writer.abandon()
+            line.close()
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -3427,15 +3612,20 @@ class CollectionBackup:
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
-    def _read_back(self, writer: DataFileWriter) -> DataStats:
-        """Decompress, hash, parse and count the file from the disk, close behind its writer."""
-        with GrowingFile(self._path, writer) as stream:
-            return check_data(stream, compressed=self._compressed, decode=False)  # type: ignore[arg-type]
+    def _read_back(self, line: Line) -> DataStats:
+        """What the file holds, now that it is whole. Should the second process be dead, it is read here."""
+        try:
+            stats: DataStats = line.receive()
+        except EOFError:
+            log.warning("%s: who read it back is gone; reading it again.", self.record.name, extra=self._about)
+            with self._path.open("rb") as stream:
+                return check_data(stream, compressed=self._compressed, decode=False)
+        return stats
 
-    def _compare(self, written: DataStats, found: DataStats) -> None:
+    def _compare(self, written: DataStats, found: DataStats, checksum: int) -> None:
         """Compare what was sent by the server with what was read back, and with the file as it is in the end."""
         written.content_digest = found.content_digest  # one pass of SHA-256 is enough: text_crc32 tells if they differ
-        if found != written or file_sha256(self._path) != written.data_sha256:
+        if found != written or data_crc32(self._path) != checksum:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written.",
                 "The disk or the memory is failing: do not trust this machine, run the backup on another.",
@@ -3463,17 +3653,23 @@ class CollectionBackup:
         log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
+def _write_later(writer: DataFileWriter, documents: list[bytes], is_sent: threading.Event) -> None:
+    """Encode a page once the request for the next has left, which would wait for the interpreter meanwhile."""
+    is_sent.wait(HEAD_START_S)
+    writer.write(documents)
+
+
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
     return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
 
 
-def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
+def run_backup(plan: BackupPlan, report: Report, stop: threading.Event, second: SecondProcess) -> BackupResult:
     """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written."""
-    api = DataApi(plan.target, READ_COMMANDS, stop)
+    run = BackupRun(plan, DataApi(plan.target, READ_COMMANDS, stop), report, second)
     with OutputDir(plan.output_dir) as output:
         try:
             output.sweep()
-            selected = select_collections(list_collections(api), plan, report)
+            selected = select_collections(list_collections(run.api), plan, report)
             begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
             for name in output.names_after(started):
@@ -3484,7 +3680,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
                 plan.target.keyspace,
                 plan.target.api_endpoint,
             )
-            records = _run_collections(api, selected, directory, plan, report)
+            records = _run_collections(run, selected, directory)
             manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
             _compare_with_last(plan, manifest, report, stop)
             return _finish_snapshot(directory, manifest, report)
@@ -3531,14 +3727,12 @@ def select_collections(found: list[CollectionInfo], plan: BackupPlan, report: Re
     return selected
 
 
-def _run_collections(
-    api: DataApi, selected: list[CollectionInfo], directory: Path, plan: BackupPlan, report: Report
-) -> list[CollectionRecord]:
+def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
     """Back up several collections at once; the records come in the server's order."""
-    report.stage(len(selected))
-    pool = ThreadPoolExecutor(max(1, min(plan.workers, len(selected) or 1)))
+    run.report.stage(len(selected))
+    pool = ThreadPoolExecutor(max(1, min(run.plan.workers, len(selected) or 1)))
     try:
-        jobs = [CollectionBackup(api, info, directory, plan, report) for info in selected]
+        jobs = [CollectionBackup(run, info, directory) for info in selected]
         return await_all([pool.submit(job.run) for job in jobs])
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -3888,17 +4082,17 @@ def main(
         return chosen[0](options, collections, exclude, to_box=to_box)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
-    record.pinger.start()
     hint = "Set them." if upload_only else "Set them, or give --no-box."
-    box_config = read_box_config(options, hint) if to_box or upload_only else None
-    with Report(quiet=options["quiet"]) as report:
+    with SecondProcess() as second, Report(quiet=options["quiet"]) as report:
+        record.pinger.start()
+        box_config = read_box_config(options, hint) if to_box or upload_only else None
         if upload_only:
             result = existing_snapshot(options["output_dir"], upload_only, report)
         else:
             output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
             target = make_target(options)
             plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
-            result = run_backup(plan, report, stop_event)
+            result = run_backup(plan, report, stop_event, second)
         record.step("backup", result)
         result = deliver(result, options, box_config, record, report)
     _print_result(record, result, as_json=options["as_json"])
@@ -4399,6 +4593,7 @@ def run_command(command: click.Command) -> NoReturn:
         as_json=_is_json_wanted(),
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, and have nothing to do here
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it

@@ -477,7 +477,6 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
             stats = check_data(
                 stream,
                 compressed=is_compressed(record),
-                decode=True,
                 advance=lambda count: report.advance(record.name, count),
             )
     except (FormatError, zipfile.BadZipFile, OSError) as error:

@@ -211,6 +211,7 @@ def fork_for_each_job() -> None:
     """Read a job a line; print the process's number when it begins and its code when it has ended."""
     sys.path.insert(0, str(ROOT))
     import _strptime  # noqa: F401  (what is imported late may not be readable for another user)
+    import multiprocessing.connection  # noqa: F401
 
     import astrapy  # noqa: F401
     import box_sdk_gen  # noqa: F401

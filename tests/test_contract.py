@@ -678,7 +678,7 @@ def write(path: Path, documents: list[bytes], *, compressed: bool, step: int = 7
 
 def check(content: bytes, *, compressed: bool = True) -> DataStats:
     """What a data file of these bytes holds."""
-    return check_data(io.BytesIO(content), compressed=compressed, decode=True)
+    return check_data(io.BytesIO(content), compressed=compressed)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -831,7 +831,7 @@ def test_a_gzip_bomb_is_read_with_little_memory() -> None:
     packed.seek(0)
 
     with Peak() as peak:
-        stats = check_data(packed, compressed=True, decode=True)
+        stats = check_data(packed, compressed=True)
     assert stats.document_count == 2000
     assert peak.bytes < 12_000_000
 
