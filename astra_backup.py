@@ -290,6 +290,7 @@ _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
+_NO_PLAIN_NUMBER = (b'"', b"{", b"u", b"a", b"E")  # a string, an object, true or null, false, an exponent in capitals
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
@@ -411,7 +412,7 @@ def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
     texts = [line for line, _ in lines]
     pieces: dict[int, tuple[bytes, bytes, bytes]] = {}
     for index, (line, parts) in enumerate(lines):
-        if b'"$backup' in line:
+        if _needs_decoding(line):
             head, vector, tail = _unwrap(line, parts)
             texts[index] = head + tail
             if vector:
@@ -424,18 +425,26 @@ def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
 
 def check_decodes(line: bytes, parts: DocumentParts) -> None:
     """Raise FormatError where `decode_documents` would; it costs a quarter, as no vector is turned into numbers."""
-    if b'"$backup' in line:
+    if _needs_decoding(line):
         _, vector, _ = _unwrap(line, parts)
         if vector and not _has_small_numbers(vector):
             decode_vectors([vector])
 
 
+def _needs_decoding(line: bytes) -> bool:
+    return line.endswith(_BINARY_MARK) or b'"$backup' in line
+
+
 def _has_small_numbers(array: bytes) -> bool:
-    """Whether a JSON text is surely an array of numbers that float32 can hold: flat, and all below 10^25."""
-    if b"e" in array:
-        array = array.replace(b"e-", b"")
-    is_flat = array.translate(None, b"0123456789.,-") == b"[]"
-    return is_flat and b"0" * 25 not in array.translate(_DIGITS_TO_ZEROS)
+    """Whether a JSON text is surely an array with nothing in it but numbers that float32 can hold: below 10^38."""
+    if array.rfind(b"[") != 0 or any(mark in array for mark in _NO_PLAIN_NUMBER):
+        return False
+    exponent = array.find(b"e")
+    while exponent > 0:
+        if array[exponent + 1 : exponent + 2] != b"-":
+            return False
+        exponent = array.find(b"e", exponent + 1)
+    return b"0" * 39 not in array.translate(_DIGITS_TO_ZEROS)
 
 
 def decode_document(line: bytes) -> bytes:
@@ -1218,8 +1227,11 @@ class Line:
         self._board.send(self._number, message)
 
     def receive(self) -> Any:
-        """Wait for the next message. Raises EOFError if the other process is gone."""
-        message = self.inbox.get()
+        """Wait for the next message. Raises EOFError if the other process is gone, and what was raised there."""
+        message = None
+        while message is None:
+            with contextlib.suppress(queue.Empty):  # in short turns, as in `await_some`
+                message = self.inbox.get(timeout=SIGNAL_POLL_S)
         if isinstance(message, Exception):
             raise message
         return message

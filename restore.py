@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import click
 import msgspec
@@ -58,10 +58,12 @@ from astra_backup import (
     ExitCode,
     FormatError,
     HashingReader,
+    Line,
     Manifest,
     Reply,
     Report,
     RequestError,
+    SecondProcess,
     Target,
     about,
     await_all,
@@ -71,6 +73,7 @@ from astra_backup import (
     connection_options,
     decode_manifest,
     decode_page,
+    decode_vectors,
     digest_text,
     document_parts,
     iter_decoded,
@@ -105,6 +108,7 @@ WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "inser
 MAX_BATCH_DOCUMENTS = 100  # DATA_API.md, section 5: the server refuses more
 MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
+READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 COMPARE_PARTITIONS = 64
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
@@ -1068,24 +1072,29 @@ class CollectionWriter:
         snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
         self._run.report.start(self._name, record.document_count, "writing")
         try:
-            with (
-                stoppable_pool(self._run.choices.workers) as pool,
-                snapshot.open(record.data_file or "") as stream,
-            ):
-                reader = HashingReader(stream)
-                self._send_all(pool, make_batches(self._texts(reader, record)))
-                reader.drain()
-            if reader.sha256.hexdigest() != self._outcome.planned.stats.data_sha256:
-                raise SnapshotRefused(f"{snapshot.path}: {record.data_file} changed after it was verified.")
+            with stoppable_pool(self._run.choices.workers) as pool:
+                self._send_all(pool, self._batches(DataFile.of(snapshot, record, self._outcome.planned.stats)))
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
-    def _texts(self, reader: HashingReader, record: CollectionRecord) -> Iterator[bytes]:
-        for _, parts, text in iter_decoded(reader, compressed=is_compressed(record)):  # type: ignore[arg-type]
-            yield self._view.to_send(text, parts)
+    def _batches(self, file: DataFile) -> Iterator[list[bytes]]:
+        """What is to be sent, from the second process; should that be dead, the rest is read here."""
+        line, count = self._run.second.line(), 0
+        line.start(send_batches, file, self._run.choices)
+        try:
+            while batch := line.receive():
+                yield batch
+                count += 1
+                line.send(True)
+        except EOFError:
+            log.warning("%s: the process that read the snapshot is gone; going on without it.", self._name)
+            yield from itertools.islice(read_batches(file, self._run.choices), count, None)
+        finally:
+            line.send(False)
+            line.close()
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1188,6 +1197,47 @@ class CollectionWriter:
             self._reject(text, str(error.code), error.message)
         else:
             self._outcome.count(replaced=1)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A verified data file; a value, so that another process can read it."""
+
+    snapshot: Path
+    name: str
+    compressed: bool
+    sha256: str
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, record: CollectionRecord, stats: DataStats) -> Self:
+        """That of a collection."""
+        return cls(snapshot.path, record.data_file or "", is_compressed(record), stats.data_sha256)
+
+
+def read_batches(file: DataFile, choices: Choices) -> Iterator[list[bytes]]:
+    """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
+    view = View(choices)
+    with open_snapshot(file.snapshot).open(file.name) as stream:
+        reader = HashingReader(stream)
+        decoded = iter_decoded(reader, compressed=file.compressed)  # type: ignore[arg-type]
+        yield from make_batches(view.to_send(text, parts) for _, parts, text in decoded)
+        reader.drain()
+    if reader.sha256.hexdigest() != file.sha256:
+        raise SnapshotRefused(f"{file.snapshot}: {file.name} changed after it was verified.")
+
+
+def load_libraries(_line: Line) -> None:
+    """Load what reading batches needs, while the collections are being created."""
+    decode_vectors([])
+
+
+def send_batches(line: Line, file: DataFile, choices: Choices) -> None:
+    """Send all batches and then an empty one, a few ahead of what was taken; each that was taken is answered."""
+    for number, batch in enumerate(read_batches(file, choices)):
+        if number >= READY_BATCHES and not line.receive():
+            return  # nobody wants more
+        line.send(batch)
+    line.send([])
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1447,13 +1497,16 @@ class RestoreRun:
     choices: Choices
     report: Report
     journal: Journal
+    second: SecondProcess
     view: View
     throttle: Throttle
 
 
-def make_run(verified: Verified, api: DataApi, choices: Choices, report: Report, journal: Journal) -> RestoreRun:
+def make_run(
+    verified: Verified, api: DataApi, choices: Choices, report: Report, journal: Journal, *, second: SecondProcess
+) -> RestoreRun:
     """A restore that is about to begin."""
-    return RestoreRun(verified, api, choices, report, journal, View(choices), Throttle(choices.workers))
+    return RestoreRun(verified, api, choices, report, journal, second, View(choices), Throttle(choices.workers))
 
 
 def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str] | None = None) -> list[Outcome]:
@@ -1465,6 +1518,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
+    run.second.line().start(load_libraries)
     create_collections(run.api, plan, run.journal)
     run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]
@@ -1516,7 +1570,15 @@ DRILL_QUERIES = 5
 MIN_RECALL = 0.8
 
 
-def run_drill(verified: Verified, target: Target, choices: Choices, report: Report, steps: dict[str, float]) -> Drill:
+def run_drill(
+    verified: Verified,
+    target: Target,
+    choices: Choices,
+    report: Report,
+    steps: dict[str, float],
+    *,
+    second: SecondProcess,
+) -> Drill:
     """Restore into scratch collections, compare, ask for neighbours, drop them again. Adds the seconds of each step.
 
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
@@ -1531,7 +1593,7 @@ def run_drill(verified: Verified, target: Target, choices: Choices, report: Repo
     records = select_records(verified, choices)
     renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
     choices = dataclasses.replace(choices, renames=renames, on_existing=OnExisting.FAIL)
-    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False))
+    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False), second=second)
     try:
         with timed(steps, "plan"):
             plan = make_plan(verified, api, choices)
@@ -1722,7 +1784,7 @@ def main(snapshot: str, **options: Any) -> int:
     if options["show_list"]:
         return list_snapshots(options)
     started = time.monotonic()
-    with Report(quiet=options["quiet"]) as report:
+    with SecondProcess() as second, Report(quiet=options["quiet"]) as report:
         needs_target = not options["verify_only"] and options["show"] is None
         target = make_target(options) if needs_target else None
         steps: dict[str, float] = {}
@@ -1739,10 +1801,10 @@ def main(snapshot: str, **options: Any) -> int:
             if target is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
             if options["drill"]:
-                drill = run_drill(verified, target, choices, report, steps)
+                drill = run_drill(verified, target, choices, report, steps, second=second)
                 return _print_drill(drill, steps, as_json=options["as_json"])
             run = run_compare if options["compare_only"] else run_restore
-            return run(verified, target, choices, report, options)
+            return run(verified, target, choices, report, options, second=second)
 
 
 MODES = {
@@ -1807,7 +1869,15 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run_restore(verified: Verified, target: Target, choices: Choices, report: Report, options: dict[str, Any]) -> int:
+def run_restore(
+    verified: Verified,
+    target: Target,
+    choices: Choices,
+    report: Report,
+    options: dict[str, Any],
+    *,
+    second: SecondProcess,
+) -> int:
     """Plan, show, ask, carry out, compare, print. Returns the exit code."""
     started = time.monotonic()
     dry_run: bool = options["dry_run"]
@@ -1828,7 +1898,7 @@ def run_restore(verified: Verified, target: Target, choices: Choices, report: Re
     ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
     with differences_file(options["differences"]) as differences:
         open_for_writing(journal, is_chosen=options["journal"] is not None)
-        run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal)
+        run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal, second=second)
         try:
             outcomes = restore(run, plan, differences)
         except TargetRefused:
@@ -1904,7 +1974,15 @@ def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection],
             raise TargetRefused("The name is another.", "Nothing was written.")
 
 
-def run_compare(verified: Verified, target: Target, choices: Choices, report: Report, options: dict[str, Any]) -> int:
+def run_compare(
+    verified: Verified,
+    target: Target,
+    choices: Choices,
+    report: Report,
+    options: dict[str, Any],
+    *,
+    second: SecondProcess,
+) -> int:
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
     started = time.monotonic()
     api = DataApi(target, READ_COMMANDS, stop_event)
@@ -1914,7 +1992,7 @@ def run_compare(verified: Verified, target: Target, choices: Choices, report: Re
     ]
     for planned in plan:
         planned.exists = planned.target_name in existing
-    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False))
+    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False), second=second)
     outcomes = [Outcome(planned) for planned in plan]
     with differences_file(options["differences"]) as file:
         compare_outcomes(run, outcomes, file)

@@ -84,8 +84,9 @@ def restored(cwd: Path, wait_ms: int, at_once: int, count: int) -> Row:
         plain = run(way("writers", api.url, str(snapshot), str(at_once)), cwd, environ)
         ours = run(script("restore.py", "--yes", "-q", "--workers", str(at_once)), cwd, environ)
     requests = [json.loads(line) for line in log.read_text().splitlines()]
-    created = max(request["time"] for request in requests if request["command"] == "createCollection")
-    ours_s = max(request["time"] for request in requests if request["command"] == "insertMany") - created
+    inserted = [request["time"] for request in requests if request["command"] == "insertMany"][-count // 100 :]
+    before = [request["time"] for request in requests if request["command"] == "findCollections"]
+    ours_s = inserted[-1] - max(moment for moment in before if moment < inserted[0])  # it was created and read back
     plain_s = json.loads(plain.output)["seconds"]
     rss_mb = ours.peak_rss_mib * 2**20 / 1e6
     figures = {"plain": count / plain_s, "ours": count / ours_s, "rss_mb": rss_mb}
