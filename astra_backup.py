@@ -1211,7 +1211,10 @@ def _fsync_directory(path: Path) -> None:
 
 
 class Line:
-    """One end of a conversation: what one sends, the other receives, in order. What is sent can be pickled."""
+    """One end of a conversation: what one sends, the other receives, in order. A context manager.
+
+    What is sent can be pickled, and is not None.
+    """
 
     def __init__(self, board: Switchboard, number: int) -> None:
         self._board = board
@@ -1236,8 +1239,10 @@ class Line:
             raise message
         return message
 
-    def close(self) -> None:
-        """Receive no more. May be called twice."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._board.lines.pop(self._number, None)
 
 
@@ -1285,12 +1290,11 @@ class Switchboard:
 
     @staticmethod
     def _call(line: Line, start: Start) -> None:
-        try:
-            start.function(line, *start.arguments)
-        except Exception as error:  # noqa: BLE001  (the other process shall know)
-            line.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
-        finally:
-            line.close()
+        with line:
+            try:
+                start.function(line, *start.arguments)
+            except Exception as error:  # noqa: BLE001  (the other process shall know)
+                line.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
 
 
 class SecondProcess:
@@ -3581,32 +3585,44 @@ class CollectionBackup:
         """Read all pages; each is encoded, compressed, and read back from the disk while the next are on their way."""
         self._report.start(self.record.name, self.record.estimated_document_count)
         self.record.pages = 0
-        line = self._second.line()
-        writer = DataFileWriter(self._path, compressed=self._compressed, on_growth=lambda *growth: line.send(growth))
-        line.start(read_back, self._path, self._compressed)
+        with self._second.line() as line:
+            writer = DataFileWriter(
+                self._path, compressed=self._compressed, on_growth=lambda *growth: line.send(growth)
+            )
+            line.start(read_back, self._path, self._compressed)
+            try:
+                self._write_pages(writer)
+                written = writer.close()
+                self._report.start(self.record.name, written.document_count, "reading back")
+                found = self._read_back(line)
+                self._compare(written, found, writer.data_crc32)
+                return found
+            finally:
+                writer.abandon()
+
+    def _write_pages(self, writer: DataFileWriter) -> None:
+        """A page is encoded when the request for the next has left, which would wait for the interpreter otherwise."""
         pool = ThreadPoolExecutor(1)
+        written: Future[None] | None = None
+        is_sent = threading.Event()
+
+        def write(documents: list[bytes]) -> None:
+            is_sent.wait(HEAD_START_S)
+            writer.write(documents)
+
         try:
-            written: Future[None] | None = None
-            is_sent = threading.Event()
             for documents in self._api.pages(self.record.name, on_sent=is_sent.set, on_retry=self._count_retry):
                 self.record.pages += 1
                 if written:
                     written.result()
                 is_sent.clear()
-                written = pool.submit(_write_later, writer, documents, is_sent)
+                written = pool.submit(write, documents)
                 self._report.advance(self.record.name, len(documents))
             is_sent.set()
             if written:
                 written.result()
-            written_stats = writer.close()
-            self._report.start(self.record.name, written_stats.document_count, "reading back")
-            stats = self._read_back(line)
-            self._compare(written_stats, stats, writer.data_crc32)
-            return stats
         finally:
             pool.shutdown(wait=False)
-            writer.abandon()
-            line.close()
 
     def _count_retry(self) -> None:
         self.record.retries += 1
@@ -3663,12 +3679,6 @@ class CollectionBackup:
         self.record.error = redactor.redact(_describe(error))
         log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)
         log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
-
-
-def _write_later(writer: DataFileWriter, documents: list[bytes], is_sent: threading.Event) -> None:
-    """Encode a page once the request for the next has left, which would wait for the interpreter meanwhile."""
-    is_sent.wait(HEAD_START_S)
-    writer.write(documents)
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:

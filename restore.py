@@ -1082,19 +1082,19 @@ class CollectionWriter:
 
     def _batches(self, file: DataFile) -> Iterator[list[bytes]]:
         """What is to be sent, from the second process; should that be dead, the rest is read here."""
-        line, count = self._run.second.line(), 0
-        line.start(send_batches, file, self._run.choices)
-        try:
-            while batch := line.receive():
-                yield batch
-                count += 1
-                line.send(True)
-        except EOFError:
-            log.warning("%s: the process that read the snapshot is gone; going on without it.", self._name)
-            yield from itertools.islice(read_batches(file, self._run.choices), count, None)
-        finally:
-            line.send(False)
-            line.close()
+        count = 0
+        with self._run.second.line() as line:
+            line.start(send_batches, file, self._run.choices)
+            try:
+                while batch := line.receive():
+                    yield batch
+                    count += 1
+                    line.send(True)
+            except EOFError:
+                log.warning("%s: the process that read the snapshot is gone; going on without it.", self._name)
+                yield from itertools.islice(read_batches(file, self._run.choices), count, None)
+            finally:
+                line.send(False)
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1324,6 +1324,7 @@ def key_of(value: bytes) -> bytes:
 
 
 KINDS = ("missing", "different", "extra")
+Digest = Callable[[bytes], bytes]
 
 
 @dataclass
@@ -1356,7 +1357,7 @@ class KeySpool:
     """Digests by document id, spread over files by the id's checksum, so that one part fits into memory at any size."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
 
@@ -1376,10 +1377,32 @@ class KeySpool:
             rows = (line.rstrip(b"\n").split(b"\t") for line in file)
             return {row[1]: (row[0], row[-1]) for row in rows}
 
+    def flush(self) -> None:
+        """Write down what is still in memory, so that another KeySpool of the same directory can read it."""
+        for number in range(COMPARE_PARTITIONS):
+            self._flush(number)
+
     def _flush(self, number: int) -> None:
         with self._paths[number].open("ab") as file:
             file.write(self._buffers[number])
         self._buffers[number].clear()
+
+
+def spool_snapshot(directory: Path, file: DataFile, choices: Choices, digest: Digest) -> None:
+    """Write the digests of a data file's documents into a KeySpool in `directory`."""
+    spool, view = KeySpool(directory), View(choices)
+    with open_snapshot(file.snapshot).open(file.name) as stream:
+        for _, parts, text in iter_decoded(stream, compressed=file.compressed):
+            sent = view.to_send(text, parts)
+            sent_parts = document_parts(sent)
+            spool.add(compact_json(bytes(sent_parts.id)), digest(view.to_compare(sent, sent_parts)))
+    spool.flush()
+
+
+def spool_and_tell(line: Line, *arguments: Any) -> None:
+    """`spool_snapshot` for the first process."""
+    spool_snapshot(*arguments)
+    line.send(True)
 
 
 def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
@@ -1393,30 +1416,40 @@ def compare_collection(run: RestoreRun, planned: PlannedCollection, differences:
     return comparison
 
 
-def _compare(
-    run: RestoreRun, planned: PlannedCollection, digest: Callable[[bytes], bytes], differences: IO[str] | None
-) -> Comparison:
-    name, record, snapshot, view = planned.target_name, planned.record, run.verified.snapshot, run.view
+def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differences: IO[str] | None) -> Comparison:
+    name, record, view = planned.target_name, planned.record, run.view
     run.report.start(name, record.document_count, "comparing")
     comparison = Comparison(differences_file=differences, collection=name)
-    with tempfile.TemporaryDirectory(prefix="restore-compare-") as directory:
-        wanted = KeySpool(Path(directory, "snapshot"))
-        with snapshot.open(record.data_file or "") as stream:
-            for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
-                sent = view.to_send(text, parts)
-                sent_parts = document_parts(sent)
-                wanted.add(compact_json(bytes(sent_parts.id)), digest(view.to_compare(sent, sent_parts)))
+    file = DataFile.of(run.verified.snapshot, record, planned.stats)
+    # The second process may still write into the directory when the scan failed.
+    with (
+        tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory,
+        run.second.line() as line,
+    ):
+
+        def new_directory() -> Path:
+            return Path(directory, secrets.token_hex(4))
+
+        wanted = new_directory()
+        line.start(spool_and_tell, wanted, file, run.choices, digest)
 
         def read_target() -> KeySpool:
-            found = KeySpool(Path(directory, secrets.token_hex(4)))
+            found = KeySpool(new_directory())
             for text in scan(run.api, name, run.report) if planned.exists else []:
                 parts = document_parts(text)
                 found.add(bytes(parts.id), digest(view.as_found(text, parts)))
             return found
 
         found = until_whole(name, read_target)
+        try:
+            line.receive()
+        except EOFError:
+            log.warning("%s: the process that read the snapshot is gone; reading it here.", name)
+            wanted = new_directory()
+            spool_snapshot(wanted, file, run.choices, digest)
+        spooled = KeySpool(wanted)
         for number in range(COMPARE_PARTITIONS):
-            _compare_part(wanted.part(number), found.part(number), comparison)
+            _compare_part(spooled.part(number), found.part(number), comparison)
     run.report.finish(name)
     return comparison
 
