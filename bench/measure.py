@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import select
 import statistics
 import subprocess
 import sys
@@ -13,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WATCH_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took, those that it waited for included: seconds and MiB."""
+    """What a process took, those that it waited for included: seconds and MiB.
+
+    The memory is the process's own peak and that of its largest child together.
+    """
 
     wall_s: float
     cpu_s: float
@@ -77,6 +83,7 @@ def run(
             stdin=subprocess.DEVNULL,
             preexec_fn=pin,  # noqa: PLW1509  (this process has no threads)
         )
+        child_rss_kib = watch_child(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         wall_s = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -86,7 +93,19 @@ def run(
             errors.seek(0)
             raise RuntimeError(f"{arguments} ended with {process.returncode}: {said}{errors.read()}")
     server_s = watched.cpu_s() - server_s if watched else 0.0
-    return Usage(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, server_s, said)
+    return Usage(wall_s, usage.ru_utime + usage.ru_stime, (usage.ru_maxrss + child_rss_kib) / 1024, server_s, said)
+
+
+def watch_child(pid: int) -> int:
+    """Wait until a process is about to end; return the peak memory of its largest child, KiB, shared pages included."""
+    peak = 0
+    with open(os.pidfd_open(pid), "rb") as ended:
+        while not select.select([ended], [], [], WATCH_S)[0]:
+            with contextlib.suppress(OSError):
+                for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())
+                    peak = max(peak, int(found[1]) if found else 0)
+    return peak
 
 
 def middle(usages: Iterable[Usage], *, of: str = "wall_s") -> float:

@@ -1,0 +1,152 @@
+"""The second process, which reads back and reads ahead: a run that loses it, and what becomes of it without a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Cli
+from tests.emulators.data_api import DataApiEmulator
+from tests.test_backup import fill, wait_for
+from tests.test_restore import same_documents, snapshot_of, writes
+
+GONE = "is gone"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def the_child(pid: int) -> int:
+    """The second process of a run, as soon as there is one."""
+    wait_for(lambda: len(children(pid)) == 1)
+    return children(pid)[0]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def slow(source: DataApiEmulator) -> DataApiEmulator:
+    """A server with 600 documents that takes its time for each page."""
+    fill(source, "docs", 600)
+    source.latency_s = 0.15
+    return source
+
+
+def reads(emulator: DataApiEmulator) -> int:
+    """How many pages were asked for."""
+    return sum(request.command == "find" for request in emulator.requests)
+
+
+@pytest.mark.parametrize("pages", [1, 5])
+def test_a_backup_that_loses_it_is_whole_nevertheless(slow: DataApiEmulator, cli: Cli, pages: int) -> None:
+    """The file is read back by the first process then, and the snapshot verifies."""
+    running = cli.start("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
+    child = the_child(running.pid)
+    wait_for(lambda: reads(slow) >= pages)
+    os.kill(child, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert GONE in said
+    assert cli.run("restore.py", "--verify-only").code == 0
+
+
+@pytest.mark.parametrize("command", ["insertMany", "find"])
+def test_a_restore_that_loses_it_is_whole_nevertheless(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, command: str
+) -> None:
+    """While it writes and while it compares: the first process reads on where the second was."""
+    fill(source, "docs", 3000)
+    snapshot_of(source, cli)
+    target.latency_s = 0.1
+    running = cli.start("restore.py", "--api-endpoint", target.url, "--workers", 1)
+    child = the_child(running.pid)
+    wait_for(lambda: any(request.command == command for request in target.requests))
+    os.kill(child, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 0, said
+    assert (GONE in said) == (command == "insertMany")  # 3,000 documents were read before the first page came
+    same_documents(source, target)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_ends_with_the_run(slow: DataApiEmulator, cli: Cli, number: signal.Signals) -> None:
+    """Whatever ends the first process ends the second, at once; the next run finds the directory free."""
+    running = cli.start("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
+    child = the_child(running.pid)
+    wait_for(lambda: reads(slow) >= 2)
+    running.send_signal(number)
+    started = time.monotonic()
+    running.communicate(timeout=12)  # waits for whoever holds its standard error
+    assert time.monotonic() - started < 10
+    wait_for(lambda: not is_alive(child), 2)
+    slow.latency_s = 0
+    assert cli.backup(slow).code == 0
+
+
+def test_a_signal_to_the_group_is_the_first_ones_business(slow: DataApiEmulator, cli: Cli) -> None:
+    """Ctrl-C reaches both: the run says what it says, once, and ends with its code."""
+    command = cli.command("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
+    running = subprocess.Popen(
+        command, cwd=cli.directory, env=cli.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    child = the_child(running.pid)
+    wait_for(lambda: reads(slow) >= 2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=12)
+    assert running.returncode == 130
+    assert said.count("Stopped by signal") == 1
+    assert "Traceback" not in said
+    wait_for(lambda: not is_alive(child), 2)
+
+
+def test_on_one_core_there_is_none(slow: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A thread does its work there, with the same result."""
+    one = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    command = [*one, *cli.command("astra_backup.py", "--no-box", "--api-endpoint", slow.url)]
+    running = subprocess.Popen(command, cwd=cli.directory, env=cli.environ, stderr=subprocess.PIPE)
+    wait_for(lambda: reads(slow) >= 2)
+    assert children(running.pid) == []
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+    slow.latency_s = 0
+    restore = [*one, *cli.command("restore.py", "--api-endpoint", target.url)]
+    assert subprocess.run(restore, cwd=cli.directory, env=cli.environ, timeout=60).returncode == 0
+    same_documents(slow, target)
+    assert writes(target)
+
+
+NO_ROOM = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+
+def fork():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+os.fork = fork
+import astra_backup
+astra_backup.run_command(astra_backup.main)
+"""
+
+
+def test_where_no_process_can_be_made_a_thread_does_its_work(source: DataApiEmulator, cli: Cli) -> None:
+    """A limit of processes costs speed, not the backup."""
+    fill(source, "docs", 120)
+    command = [sys.executable, "-c", NO_ROOM, str(ROOT), "--no-box"]
+    environ = cli.environ | {"ASTRA_DB_API_ENDPOINT": source.url}
+    done = subprocess.run(command, cwd=cli.directory, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert cli.run("restore.py", "--verify-only").code == 0
