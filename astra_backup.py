@@ -464,9 +464,9 @@ def _unwrap(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
 def _unwrap_compact(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
     head, vector, tail = line, b"", b""
     if line.endswith(_BINARY_MARK):
-        text = line[: -len(_BINARY_MARK)] + b"}"
-        start, end = _vector_span(text, bytes(parts.vector))
-        head, vector, tail = text[:start], text[start:end], text[end:]
+        vector = bytes(parts.vector)
+        start, end = _vector_span(line, vector)
+        head, tail = line[:start], line[end : -len(_BINARY_MARK)] + b"}"
     decoded = _decode_values(head), vector, _decode_values(tail)
     if name := _find_name(decoded[0], b"$backup") or _find_name(decoded[2], b"$backup"):
         raise FormatError(f"a wrapped value that cannot be read: {name.decode(errors='replace')}")
@@ -1304,10 +1304,10 @@ class SecondProcess:
     any thread, and before anything is opened that a killed process should let go. A context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_needed: bool) -> None:
         ours, theirs = multiprocessing.Pipe()
         self._pid = 0
-        if core_count() > 1:
+        if is_needed and core_count() > 1:
             with contextlib.suppress(OSError):
                 self._pid = os.fork() or self._serve(ours, theirs)
         if self._pid:
@@ -4105,7 +4105,7 @@ def main(
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
     hint = "Set them." if upload_only else "Set them, or give --no-box."
-    with SecondProcess() as second, Report(quiet=options["quiet"]) as report:
+    with SecondProcess(is_needed=not upload_only) as second, Report(quiet=options["quiet"]) as report:
         record.pinger.start()
         box_config = read_box_config(options, hint) if to_box or upload_only else None
         if upload_only:

@@ -1817,8 +1817,8 @@ def main(snapshot: str, **options: Any) -> int:
     if options["show_list"]:
         return list_snapshots(options)
     started = time.monotonic()
-    with SecondProcess() as second, Report(quiet=options["quiet"]) as report:
-        needs_target = not options["verify_only"] and options["show"] is None
+    needs_target = not options["verify_only"] and options["show"] is None
+    with SecondProcess(is_needed=needs_target) as second, Report(quiet=options["quiet"]) as report:
         target = make_target(options) if needs_target else None
         steps: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
