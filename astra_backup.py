@@ -379,7 +379,7 @@ def encode_documents(texts: list[bytes]) -> list[tuple[bytes, DocumentParts]]:
     faster than one: their vectors share calls.
     """
     parts = [document_parts(text) for text in texts]
-    if not all(bytes(part.id) for part in parts):
+    if not all(part.id for part in parts):
         raise FormatError("a document has no _id")
     vectors = encode_vectors([bytes(part.vector) for part in parts])
     return [(_make_line(text, part, *vector), part) for text, part, vector in zip(texts, parts, vectors, strict=True)]
@@ -1097,9 +1097,9 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
             if not line.isascii():
                 line.decode()
             parts = document_parts(line)
-            if not bytes(parts.id):
+            if not parts.id:
                 raise FormatError("the document has no _id")
-            if len(bytes(parts.vector)) > MAX_VECTOR_BYTES:
+            if len(parts.vector) > MAX_VECTOR_BYTES:
                 raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
             yield line, parts
             number += 1
@@ -1210,10 +1210,10 @@ def _fsync_directory(path: Path) -> None:
 # ======================================================================================================================
 
 
-class Line:
-    """One end of a conversation: what one sends, the other receives, in order. A context manager.
+class Call:
+    """A call of a function in the other process, or the other end of it. A context manager.
 
-    What is sent can be pickled, and is not None.
+    What one end sends the other receives, in order; it can be pickled, and is not None.
     """
 
     def __init__(self, board: Switchboard, number: int) -> None:
@@ -1243,58 +1243,60 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.lines.pop(self._number, None)
+        self._board.calls.pop(self._number, None)
 
 
 class Start(NamedTuple):
-    """The first message of a conversation."""
+    """The first message of a call."""
 
     function: Callable[..., None]
     arguments: tuple[Any, ...]
 
 
 class Switchboard:
-    """Many lines over one channel; each of the two processes has one. Thread-safe."""
+    """Many calls over one channel; each of the two processes has one. Thread-safe."""
 
     def __init__(self, channel: Connection) -> None:
         self._channel = channel
         self._lock = threading.Lock()
         self._is_gone = False
-        self.lines: dict[int, Line] = {}
+        self.calls: dict[int, Call] = {}
 
-    def line(self, number: int) -> Line:
-        """A new line."""
-        line = self.lines[number] = Line(self, number)
+    def call(self, number: int) -> Call:
+        """A new call."""
+        call = self.calls[number] = Call(self, number)
         if self._is_gone:
-            line.inbox.put(EOFError())
-        return line
+            call.inbox.put(EOFError())
+        return call
 
     def send(self, number: int, message: Any) -> None:
-        """Send a message to the line with that number; None ends the other process."""
+        """Send a message to the call with that number; None ends the other process."""
         with self._lock, contextlib.suppress(OSError):
             self._channel.send((number, message))
 
     def run(self) -> None:
         """Pass on what comes, until the other process is gone or says that it is enough."""
-        with contextlib.suppress(EOFError, OSError):
-            while (received := self._channel.recv())[1] is not None:
-                number, message = received
-                if isinstance(message, Start):
-                    threading.Thread(target=self._call, args=(self.line(number), message), daemon=True).start()
-                elif line := self.lines.get(number):
-                    line.inbox.put(message)
-        self._is_gone = True
-        for line in list(self.lines.values()):
-            line.inbox.put(EOFError())
-        self._channel.close()
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while (received := self._channel.recv())[1] is not None:
+                    number, message = received
+                    if isinstance(message, Start):
+                        threading.Thread(target=self._answer, args=(self.call(number), message), daemon=True).start()
+                    elif call := self.calls.get(number):
+                        call.inbox.put(message)
+        finally:
+            self._is_gone = True
+            for call in list(self.calls.values()):
+                call.inbox.put(EOFError())
+            self._channel.close()
 
     @staticmethod
-    def _call(line: Line, start: Start) -> None:
-        with line:
+    def _answer(call: Call, start: Start) -> None:
+        with call:
             try:
-                start.function(line, *start.arguments)
+                start.function(call, *start.arguments)
             except Exception as error:  # noqa: BLE001  (the other process shall know)
-                line.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
+                call.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
 
 
 class SecondProcess:
@@ -1338,9 +1340,9 @@ class SecondProcess:
             with contextlib.suppress(OSError):
                 os.waitpid(self._pid, 0)
 
-    def line(self) -> Line:
-        """A new conversation."""
-        return self._board.line(next(self._numbers))
+    def call(self) -> Call:
+        """A call that is not yet started."""
+        return self._board.call(next(self._numbers))
 
 
 def core_count() -> int:
@@ -1602,9 +1604,11 @@ def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
 
     As little as can be is done here: the next request waits for it.
     """
+    content = bytes(data)
     try:
-        str(data, "utf-8")
-        page = msgspec.json.decode(data, type=Page)
+        if not content.isascii():
+            content.decode()
+        page = msgspec.json.decode(content, type=Page)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise _unexpected_reply(str(error)) from error
     return [bytes(document) for document in page.documents], page.nextPageState
@@ -3494,11 +3498,11 @@ class DataFileWriter:
 
 
 class GrowingFile(io.RawIOBase):
-    """Reads a file while it is written: where it ends, the reader waits on `line` for (size_bytes, is_whole)."""
+    """Reads a file while it is written: where it ends, the reader waits on `call` for (size_bytes, is_whole)."""
 
-    def __init__(self, path: Path, line: Line) -> None:
+    def __init__(self, path: Path, call: Call) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by close)
-        self._line = line
+        self._call = call
         self._size_bytes, self._is_whole = 0, False
 
     def readable(self) -> bool:
@@ -3508,7 +3512,7 @@ class GrowingFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end."""
         while self._size_bytes <= self._file.tell() and not self._is_whole:
-            self._size_bytes, self._is_whole = self._line.receive()
+            self._size_bytes, self._is_whole = self._call.receive()
         return self._file.readinto(buffer)
 
     def close(self) -> None:
@@ -3517,10 +3521,10 @@ class GrowingFile(io.RawIOBase):
         super().close()
 
 
-def read_back(line: Line, path: Path, compressed: bool) -> None:
+def read_back(call: Call, path: Path, compressed: bool) -> None:
     """Decompress, hash, parse and count a data file from the disk, close behind its writer; send its DataStats."""
-    with GrowingFile(path, line) as stream:
-        line.send(check_data(stream, compressed=compressed, decode=False))  # type: ignore[arg-type]
+    with GrowingFile(path, call) as stream:
+        call.send(check_data(stream, compressed=compressed, decode=False))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -3585,16 +3589,16 @@ class CollectionBackup:
         """Read all pages; each is encoded, compressed, and read back from the disk while the next are on their way."""
         self._report.start(self.record.name, self.record.estimated_document_count)
         self.record.pages = 0
-        with self._second.line() as line:
+        with self._second.call() as call:
             writer = DataFileWriter(
-                self._path, compressed=self._compressed, on_growth=lambda *growth: line.send(growth)
+                self._path, compressed=self._compressed, on_growth=lambda *growth: call.send(growth)
             )
-            line.start(read_back, self._path, self._compressed)
+            call.start(read_back, self._path, self._compressed)
             try:
                 self._write_pages(writer)
                 written = writer.close()
                 self._report.start(self.record.name, written.document_count, "reading back")
-                found = self._read_back(line)
+                found = self._read_back(call)
                 self._compare(written, found, writer.data_crc32)
                 return found
             finally:
@@ -3640,10 +3644,10 @@ class CollectionBackup:
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
-    def _read_back(self, line: Line) -> DataStats:
+    def _read_back(self, call: Call) -> DataStats:
         """What the file holds, now that it is whole. Should the second process be dead, it is read here."""
         try:
-            stats: DataStats = line.receive()
+            stats: DataStats = call.receive()
         except EOFError:
             log.warning("%s: who read it back is gone; reading it again.", self.record.name, extra=self._about)
             with self._path.open("rb") as stream:

@@ -50,6 +50,7 @@ from astra_backup import (
     BackupError,
     Box,
     BoxFile,
+    Call,
     CollectionInfo,
     CollectionRecord,
     DataApi,
@@ -58,7 +59,6 @@ from astra_backup import (
     ExitCode,
     FormatError,
     HashingReader,
-    Line,
     Manifest,
     Reply,
     Report,
@@ -1083,18 +1083,18 @@ class CollectionWriter:
     def _batches(self, file: DataFile) -> Iterator[list[bytes]]:
         """What is to be sent, from the second process; should that be dead, the rest is read here."""
         count = 0
-        with self._run.second.line() as line:
-            line.start(send_batches, file, self._run.choices)
+        with self._run.second.call() as call:
+            call.start(send_batches, file, self._run.choices)
             try:
-                while batch := line.receive():
+                while batch := call.receive():
                     yield batch
                     count += 1
-                    line.send(True)
+                    call.send(True)
             except EOFError:
                 log.warning("%s: the process that read the snapshot is gone; going on without it.", self._name)
                 yield from itertools.islice(read_batches(file, self._run.choices), count, None)
             finally:
-                line.send(False)
+                call.send(False)
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1226,18 +1226,18 @@ def read_batches(file: DataFile, choices: Choices) -> Iterator[list[bytes]]:
         raise SnapshotRefused(f"{file.snapshot}: {file.name} changed after it was verified.")
 
 
-def load_libraries(_line: Line) -> None:
+def load_libraries(_call: Call) -> None:
     """Load what reading batches needs, while the collections are being created."""
     decode_vectors([])
 
 
-def send_batches(line: Line, file: DataFile, choices: Choices) -> None:
+def send_batches(call: Call, file: DataFile, choices: Choices) -> None:
     """Send all batches and then an empty one, a few ahead of what was taken; each that was taken is answered."""
     for number, batch in enumerate(read_batches(file, choices)):
-        if number >= READY_BATCHES and not line.receive():
+        if number >= READY_BATCHES and not call.receive():
             return  # nobody wants more
-        line.send(batch)
-    line.send([])
+        call.send(batch)
+    call.send([])
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1399,10 +1399,10 @@ def spool_snapshot(directory: Path, file: DataFile, choices: Choices, digest: Di
     spool.flush()
 
 
-def spool_and_tell(line: Line, *arguments: Any) -> None:
+def spool_and_tell(call: Call, *arguments: Any) -> None:
     """`spool_snapshot` for the first process."""
     spool_snapshot(*arguments)
-    line.send(True)
+    call.send(True)
 
 
 def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
@@ -1424,14 +1424,14 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     # The second process may still write into the directory when the scan failed.
     with (
         tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory,
-        run.second.line() as line,
+        run.second.call() as call,
     ):
 
         def new_directory() -> Path:
             return Path(directory, secrets.token_hex(4))
 
         wanted = new_directory()
-        line.start(spool_and_tell, wanted, file, run.choices, digest)
+        call.start(spool_and_tell, wanted, file, run.choices, digest)
 
         def read_target() -> KeySpool:
             found = KeySpool(new_directory())
@@ -1442,7 +1442,7 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
 
         found = until_whole(name, read_target)
         try:
-            line.receive()
+            call.receive()
         except EOFError:
             log.warning("%s: the process that read the snapshot is gone; reading it here.", name)
             wanted = new_directory()
@@ -1551,7 +1551,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
-    run.second.line().start(load_libraries)
+    run.second.call().start(load_libraries)
     create_collections(run.api, plan, run.journal)
     run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]

@@ -23,7 +23,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Usage:
     """What a process took, those that it waited for included: seconds and MiB.
 
-    The memory is the process's own peak and that of its largest child together.
+    The memory is the process's own peak, and that of what its largest child does not share with it.
     """
 
     wall_s: float
@@ -97,15 +97,20 @@ def run(
 
 
 def watch_child(pid: int) -> int:
-    """Wait until a process is about to end; return the peak memory of its largest child, KiB, shared pages included."""
+    """Wait until a process is about to end; return the most memory, in KiB, that a child had to itself meanwhile."""
     peak = 0
     with open(os.pidfd_open(pid), "rb") as ended:
         while not select.select([ended], [], [], WATCH_S)[0]:
             with contextlib.suppress(OSError):
                 for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())
-                    peak = max(peak, int(found[1]) if found else 0)
+                    peak = max(peak, private_kib(int(child)))
     return peak
+
+
+def private_kib(pid: int) -> int:
+    """KiB of the pages that a process shares with no other: what a fork takes beside its parent."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(found) for found in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
 
 
 def middle(usages: Iterable[Usage], *, of: str = "wall_s") -> float:

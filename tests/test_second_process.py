@@ -14,9 +14,8 @@ import pytest
 from tests.conftest import ROOT, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.test_backup import fill, wait_for
+from tests.test_local import print_table
 from tests.test_restore import same_documents, snapshot_of, writes
-
-GONE = "is gone"
 
 
 def children(pid: int) -> list[int]:
@@ -53,14 +52,14 @@ def reads(emulator: DataApiEmulator) -> int:
 
 @pytest.mark.parametrize("pages", [1, 5])
 def test_a_backup_that_loses_it_is_whole_nevertheless(slow: DataApiEmulator, cli: Cli, pages: int) -> None:
-    """The file is read back by the first process then, and the snapshot verifies."""
+    """SIGKILL to the second process of a backup: the first reads back itself, says so; exit 0, and it verifies."""
     running = cli.start("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
     child = the_child(running.pid)
     wait_for(lambda: reads(slow) >= pages)
     os.kill(child, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 0, said
-    assert GONE in said
+    assert "is gone; reading it again" in said
     assert cli.run("restore.py", "--verify-only").code == 0
 
 
@@ -68,7 +67,7 @@ def test_a_backup_that_loses_it_is_whole_nevertheless(slow: DataApiEmulator, cli
 def test_a_restore_that_loses_it_is_whole_nevertheless(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, command: str
 ) -> None:
-    """While it writes and while it compares: the first process reads on where the second was."""
+    """SIGKILL to that of a restore that writes or compares: the first reads on where it was; exit 0, equal."""
     fill(source, "docs", 3000)
     snapshot_of(source, cli)
     target.latency_s = 0.1
@@ -78,13 +77,15 @@ def test_a_restore_that_loses_it_is_whole_nevertheless(
     os.kill(child, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 0, said
-    assert (GONE in said) == (command == "insertMany")  # 3,000 documents were read before the first page came
+    if command == "insertMany":  # it is missed twice; by the first page of the comparison it may have done its work
+        assert "going on without it" in said
+        assert "reading it here" in said
     same_documents(source, target)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_ends_with_the_run(slow: DataApiEmulator, cli: Cli, number: signal.Signals) -> None:
-    """Whatever ends the first process ends the second, at once; the next run finds the directory free."""
+    """SIGKILL, SIGTERM, SIGINT or SIGHUP to the first: the second ends at once, and the next run has the directory."""
     running = cli.start("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
     child = the_child(running.pid)
     wait_for(lambda: reads(slow) >= 2)
@@ -98,7 +99,7 @@ def test_it_ends_with_the_run(slow: DataApiEmulator, cli: Cli, number: signal.Si
 
 
 def test_a_signal_to_the_group_is_the_first_ones_business(slow: DataApiEmulator, cli: Cli) -> None:
-    """Ctrl-C reaches both: the run says what it says, once, and ends with its code."""
+    """SIGINT to both, as Ctrl-C sends it: 130, said once, and none of them is left."""
     command = cli.command("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
     running = subprocess.Popen(
         command, cwd=cli.directory, env=cli.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -114,7 +115,7 @@ def test_a_signal_to_the_group_is_the_first_ones_business(slow: DataApiEmulator,
 
 
 def test_on_one_core_there_is_none(slow: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
-    """A thread does its work there, with the same result."""
+    """On one core there is no second process: a thread does its work, with the same result."""
     one = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     command = [*one, *cli.command("astra_backup.py", "--no-box", "--api-endpoint", slow.url)]
     running = subprocess.Popen(command, cwd=cli.directory, env=cli.environ, stderr=subprocess.PIPE)
@@ -143,10 +144,15 @@ astra_backup.run_command(astra_backup.main)
 
 
 def test_where_no_process_can_be_made_a_thread_does_its_work(source: DataApiEmulator, cli: Cli) -> None:
-    """A limit of processes costs speed, not the backup."""
+    """No process can be made (EAGAIN): a thread does its work, exit 0, and it verifies."""
     fill(source, "docs", 120)
     command = [sys.executable, "-c", NO_ROOM, str(ROOT), "--no-box"]
     environ = cli.environ | {"ASTRA_DB_API_ENDPOINT": source.url}
     done = subprocess.run(command, cwd=cli.directory, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert cli.run("restore.py", "--verify-only").code == 0
+
+
+def print_rows() -> None:
+    """Print the table of docs/RELIABILITY.md."""
+    print_table(globals(), "tests/test_second_process.py")
