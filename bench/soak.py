@@ -137,10 +137,10 @@ class RequestCounter:
 def sample(process_id: int, started: float, requests: RequestCounter) -> Sample | None:
     """What /proc says of a process and its child now; None when it has ended. Shared memory is counted once."""
     try:
-        children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+        children = [int(each) for each in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
         rss_mib = int(stat_fields(process_id)[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-        rss_mib += sum(private_kib(int(child)) for child in children) / 1024
-        found = [figures(int(each)) for each in (process_id, *children)]
+        rss_mib += sum(private_kib(child) for child in children) / 1024
+        found = [figures(each) for each in (process_id, *children)]
     except OSError:
         return None
     requests.update()
