@@ -1,0 +1,103 @@
+"""What each stage of a backup and of a verification costs: CPU microseconds a document, nothing beside it.
+
+    python -m bench.stages [--floats 1536]
+
+Indented rows are parts of the row above. Sums leave out what Python's threads cost each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from isal import isal_zlib
+
+import astra_backup
+from bench.data import PAGE_DOCUMENTS, Collection, pages_of
+
+PAGES = 40
+ROUNDS = 7
+_T = TypeVar("_T")
+_S = TypeVar("_S")
+
+
+def stage(name: str, function: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
+    """Print what a function costs for each document of the items, which hold PAGES pages; return what it returned."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        results = [function(item) for item in items]
+        best = min(best, time.process_time() - started)
+    print(f"| {name} | {best / PAGES / PAGE_DOCUMENTS * 1e6:.1f} |")
+    return results
+
+
+def each(function: Callable[[Any], _T]) -> Callable[[Sequence[Any]], list[_T]]:
+    """The function for every document of a page."""
+    return lambda page: [function(document) for document in page]
+
+
+def compress(text: bytes) -> bytes:
+    """As a data file's writer does it."""
+    compressor = isal_zlib.compressobj(astra_backup.GZIP_LEVEL, wbits=astra_backup.GZIP_WBITS)
+    return bytes(compressor.compress(text) + compressor.flush())
+
+
+def backup(pages: list[bytes]) -> bytes:
+    """The stages from a reply's bytes to the file's; returns the lines."""
+    documents = [page for page, _ in stage("cut a page", astra_backup.decode_page, pages)]
+    compact = stage("compact", each(astra_backup.compact_json), documents)
+    parts = stage("parse", each(astra_backup.document_parts), compact)
+    encoded = stage("encode, parsing included", astra_backup.encode_documents, compact)
+    vectors = [[bytes(part.vector) for part in page] for page in parts]
+    arrays = stage("- vectors to text", astra_backup.encode_vectors, vectors)
+    floats = [[orjson.loads(text) for text, _ in page] for page in arrays]
+    import numpy
+
+    rows = [numpy.array(page, dtype="f4") for page in floats]
+    stage("-- orjson alone", each(lambda row: orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)), rows)  # type: ignore[arg-type]
+    stats = astra_backup.DataStats()
+    stage("count", each(lambda row: stats.count(row[1])), encoded)
+    texts = stage("join", lambda page: b"\n".join([*(line for line, _ in page), b""]), encoded)
+    stage("CRC-32", lambda text: isal_zlib.crc32(text, 0), texts)
+    files = stage("compress", compress, texts)
+    stage("SHA-256 of the file", lambda content: hashlib.sha256(content).digest(), files)
+    return b"".join(texts)
+
+
+def check(text: bytes) -> None:
+    """The stages from the file's bytes to what they hold."""
+    compressed = compress(text)
+    stage("decompress", lambda content: isal_zlib.decompress(content, wbits=31), [compressed])
+    lines = stage("split", lambda content: content.split(b"\n")[:-1], [text])
+    stage("parse", each(lambda line: msgspec.json.decode(line, type=astra_backup.DocumentParts)), lines)
+    stage("SHA-256 of the lines", each(astra_backup.line_digest), lines)
+    stage("SHA-256 of the file", lambda content: hashlib.sha256(content).digest(), [compressed])
+    parsed = [[(line, astra_backup.document_parts(line)) for line in page] for page in lines]
+    stage("whether it decodes", each(lambda row: astra_backup.check_decodes(*row)), parsed)
+    for name, content, is_gzip in (("compressed", compressed, True), ("not compressed", text, False)):
+        for what, decode in (("read back", False), ("verify", True)):
+            read = lambda data: astra_backup.check_data(io.BytesIO(data), compressed=is_gzip, decode=decode)  # noqa: B023, E731
+            stage(f"all: {what}, {name}", read, [content])
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--floats", type=int, default=1536)
+    made = Collection("docs", "binary", parser.parse_args().floats, PAGES * PAGE_DOCUMENTS)
+    pages = [b'{"documents":[%b],"nextPageState":null}' % b",".join(page) for page in pages_of(made)]
+    print("| backup | µs a document |\n|---|---|")
+    text = backup(pages)
+    print("\n| read back, verify | µs a document |\n|---|---|")
+    check(text)
+
+
+if __name__ == "__main__":
+    main()
