@@ -1915,10 +1915,16 @@ def run_restore(
     started = time.monotonic()
     dry_run: bool = options["dry_run"]
     journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
+    api = DataApi(target, READ_COMMANDS, stop_event)
     if options["resume"] and not journal.begun:
-        log.warning("%s is not there or empty: nothing to go on with.", journal.path)
-        log.warning("If the restore had ended well, --compare says so; otherwise --on-existing skip completes it.")
-    plan = make_plan(verified, DataApi(target, READ_COMMANDS, stop_event), choices, journal.begun)
+        log.warning("%s is not there or empty: nothing to go on with. Had the restore ended?", journal.path)
+        run = make_run(verified, api, choices, report, journal, second=second)
+        if ended := find_ended(run):
+            duration_s = time.monotonic() - started
+            _print_outcomes(run, ended, RestoreExit.OK, duration_s=duration_s, as_json=options["as_json"])
+            return RestoreExit.OK
+        log.warning("It had not: it begins anew. If it is refused, --on-existing skip completes what is there.")
+    plan = make_plan(verified, api, choices, journal.begun)
     if choices.vectorize_text_field:
         _check_text_field(verified, plan, choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
@@ -1945,6 +1951,15 @@ def run_restore(
     duration_s = time.monotonic() - started
     _print_outcomes(run, outcomes, code, duration_s=duration_s, as_json=options["as_json"])
     return code
+
+
+def find_ended(run: RestoreRun) -> list[Outcome] | None:
+    """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
+    names = {info.name for info in list_collections(run.api)}
+    if not all(run.choices.target_name(record.name) in names for record in select_records(run.verified, run.choices)):
+        return None
+    outcomes = compare_target(run)
+    return outcomes if exit_code(outcomes) is RestoreExit.OK else None
 
 
 def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
@@ -2019,23 +2034,31 @@ def run_compare(
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
     started = time.monotonic()
     api = DataApi(target, READ_COMMANDS, stop_event)
-    existing = {info.name: info for info in list_collections(api)}
-    plan = [
-        _plan_collection(record, verified.stats[record.name], choices) for record in select_records(verified, choices)
-    ]
-    for planned in plan:
-        planned.exists = planned.target_name in existing
     run = make_run(verified, api, choices, report, Journal(None, {}, resume=False), second=second)
-    outcomes = [Outcome(planned) for planned in plan]
     with differences_file(options["differences"]) as file:
-        compare_outcomes(run, outcomes, file)
-    for outcome in outcomes:
-        info = existing.get(outcome.planned.target_name)
-        if info and outcome.comparison:
-            outcome.comparison.definition = definition_differences(outcome.planned.options, server_options(info))
+        outcomes = compare_target(run, file)
     code = exit_code(outcomes)
     _print_outcomes(run, outcomes, code, duration_s=time.monotonic() - started, as_json=options["as_json"])
     return code
+
+
+def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
+    """Compare what was chosen with what is in the target, definitions too."""
+    existing = {info.name: info for info in list_collections(run.api)}
+    records = select_records(run.verified, run.choices)
+    outcomes = [Outcome(_plan_collection(record, run.verified.stats[record.name], run.choices)) for record in records]
+    for outcome in outcomes:
+        outcome.planned.exists = outcome.planned.target_name in existing
+    compare_outcomes(run, outcomes, differences)
+    for outcome in outcomes:
+        info = existing.get(outcome.planned.target_name)
+        if outcome.comparison:
+            outcome.comparison.definition = (
+                definition_differences(outcome.planned.options, server_options(info))
+                if info
+                else ["there is no such collection"]
+            )
+    return outcomes
 
 
 @contextlib.contextmanager

@@ -243,14 +243,29 @@ def test_each_policy_can_be_resumed(
     same_documents(origin, deadly, ["few"])
 
 
+def test_a_restore_that_was_killed_when_all_was_done(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """The journal was gone already: --resume finds the target equal, writes nothing, 0; one that differs is refused."""
+    assert cli.restore(target).code == 0
+    target.requests.clear()
+    before = held(target)
+    result = cli.restore(target, "--resume")
+    assert_untouched(target, before, result, 0)
+    assert "equal" in result.out
+    target.put(KEYSPACE, "few", EXTRA)
+    before = held(target)
+    assert_untouched(target, before, cli.restore(target, "--resume"), RestoreExit.TARGET_REFUSED)
+
+
 def test_resume_is_no_yes(kept: Path, target: DataApiEmulator, origin: DataApiEmulator, cli: Cli) -> None:
     """--resume confirms nothing that nobody confirmed: no drop, and no writing to where the snapshot came from."""
     fill(target, "few", [EXTRA], DENY)
     before = held(target)
     assert_untouched(target, before, cli.restore(target, "--resume", "--on-existing", "drop"), 4)
+    origin.put(KEYSPACE, "few", '{"_id":"d00000","n":"other"}')
     origin.requests.clear()
     before = held(origin)
     assert_untouched(origin, before, cli.restore(origin, "--resume", "--on-existing", "overwrite"), 4)
+    origin.put(KEYSPACE, "few", documents(1)[0])
 
 
 def test_what_was_dropped_once_is_not_dropped_again(kept: Path, deadly: Deadly, cli: Cli) -> None:
