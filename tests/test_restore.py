@@ -641,6 +641,19 @@ def test_other_writings_of_a_number_are_no_difference(
     assert cli.restore(target, "--on-existing", "skip").code == 5
 
 
+def test_an_empty_collection_that_is_not_there_is_a_difference(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """No document is missing, but the collection is: --compare ends in 5 and says so."""
+    source.create(KEYSPACE, "nothing")
+    snapshot_of(source, cli)
+    result = cli.restore(target, "--compare")
+    assert result.code == RestoreExit.DIFFERENT
+    assert "there is no such collection" in result.out + result.err
+    assert cli.restore(target).code == 0
+    assert cli.restore(target, "--compare").code == 0
+
+
 def test_sha256sum_notices_damage(source: DataApiEmulator, cli: Cli) -> None:
     """The proof works with no tool of ours."""
     fill(source, "docs", 3)
