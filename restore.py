@@ -292,6 +292,8 @@ def open_snapshot(path: Path) -> Snapshot:
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
     if path.is_file():
         return ZipSnapshot(path)
+    if not os.path.lexists(path):
+        raise SnapshotRefused(f"{path}: No such file or directory.")
     if not path.is_dir():  # opening a pipe would wait for ever
         raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
@@ -966,8 +968,12 @@ class Journal:
                 self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
+        text = path.read_text(encoding="utf-8")
+        if json.dumps(key).startswith(text):  # it was killed when it began: nothing was done
+            self._goes_on = False
+            return
         rows: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in text.splitlines():
             with contextlib.suppress(ValueError):  # the last line of a process that was killed
                 rows.append(json.loads(line))
         if not rows or rows[0] != key:

@@ -256,6 +256,24 @@ def test_a_restore_that_was_killed_when_all_was_done(kept: Path, target: DataApi
     assert_untouched(target, before, cli.restore(target, "--resume"), RestoreExit.TARGET_REFUSED)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_restore_that_was_killed_when_its_journal_began(
+    kept: Path, target: DataApiEmulator, origin: DataApiEmulator, cli: Cli, part: float
+) -> None:
+    """The journal is empty, or its first line is cut off: nothing was done, and --resume restores all."""
+    target.faults = [{"command": "insertMany", "action": "status", "status": 503, "times": None}]
+    assert cli.restore(target, BACKUP_RETRY_BUDGET="1").code == RestoreExit.INCOMPLETE
+    (journal,) = journals(cli)
+    first = journal.read_text().splitlines()[0]
+    journal.write_text(first[: round(len(first) * part)])
+    target.faults = []
+    target.database.keyspaces[KEYSPACE].clear()
+    result = cli.restore(target, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, target)
+    assert journals(cli) == []
+
+
 def test_resume_is_no_yes(kept: Path, target: DataApiEmulator, origin: DataApiEmulator, cli: Cli) -> None:
     """--resume confirms nothing that nobody confirmed: no drop, and no writing to where the snapshot came from."""
     fill(target, "few", [EXTRA], DENY)
