@@ -1166,13 +1166,20 @@ def check_data(
     return stats
 
 
-def data_crc32(path: Path) -> int:
-    """CRC-32 of a file as it is on the disk now: twenty times as fast as SHA-256."""
-    checksum = 0
+def file_crc32(path: Path, expected_sha256: str | None = None) -> int:
+    """CRC-32 of a file as it is on the disk now.
+
+    Raises FormatError if its SHA-256 is another than expected; None: any will do, and the file is read much faster.
+    """
+    crc, found = 0, hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(READ_BYTES):
-            checksum = isal_zlib.crc32(chunk, checksum)
-    return checksum
+            crc = isal_zlib.crc32(chunk, crc)
+            if expected_sha256:
+                found.update(chunk)
+    if expected_sha256 not in (None, found.hexdigest()):
+        raise FormatError(f"{path} is not what {CHECKSUMS_NAME} says")
+    return crc
 
 
 def await_some(futures: set[Future[_T]]) -> set[Future[_T]]:
@@ -2241,20 +2248,6 @@ def read_sums(directory: Path) -> dict[str, str | None]:
     """The names in SHA256SUMS with their digests, and SHA256SUMS itself with None."""
     lines = (directory / CHECKSUMS_NAME).read_text(encoding="utf-8").splitlines()
     return {CHECKSUMS_NAME: None, **{name: digest for digest, _, name in (line.partition("  ") for line in lines)}}
-
-
-def file_crc32(path: Path, expected_sha256: str | None) -> int:
-    """CRC-32 of a file; raises FormatError if its SHA-256 is another than expected (None: any will do)."""
-    from isal import isal_zlib
-
-    crc, found = 0, hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(DOWNLOAD_BYTES):
-            crc = isal_zlib.crc32(chunk, crc)
-            found.update(chunk)
-    if expected_sha256 not in (None, found.hexdigest()):
-        raise FormatError(f"{path} is not what {CHECKSUMS_NAME} says")
-    return crc
 
 
 class Box:
@@ -3443,7 +3436,7 @@ class DataFileWriter:
         self, path: Path, *, compressed: bool, on_growth: Callable[[int, bool], None] = lambda _size, _is_whole: None
     ) -> None:
         self.stats = DataStats()
-        self.data_crc32 = 0
+        self.file_crc32 = 0
         self._on_growth = on_growth
         self._sha256 = hashlib.sha256()
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
@@ -3489,7 +3482,7 @@ class DataFileWriter:
 
     def _append(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
-        self.data_crc32 = isal_zlib.crc32(chunk, self.data_crc32)
+        self.file_crc32 = isal_zlib.crc32(chunk, self.file_crc32)
         view = memoryview(chunk)
         while view:  # an unbuffered file may take less than all
             view = view[self._file.write(view) :]
@@ -3598,8 +3591,11 @@ class CollectionBackup:
                 self._write_pages(writer)
                 written = writer.close()
                 self._report.start(self.record.name, written.document_count, "reading back")
-                found = self._read_back(call)
-                self._compare(written, found, writer.data_crc32)
+                try:
+                    found = self._read_back(call)
+                except FormatError as error:
+                    raise self._unlike(f": {error}") from error
+                self._compare(written, found, writer.file_crc32)
                 return found
             finally:
                 writer.abandon()
@@ -3651,17 +3647,20 @@ class CollectionBackup:
         except EOFError:
             log.warning("%s: who read it back is gone; reading it again.", self.record.name, extra=self._about)
             with self._path.open("rb") as stream:
-                return check_data(stream, compressed=self._compressed, decode=False)
+                stats = check_data(stream, compressed=self._compressed, decode=False)
         return stats
 
     def _compare(self, written: DataStats, found: DataStats, checksum: int) -> None:
         """Compare what was sent by the server with what was read back, and with the file as it is in the end."""
         written.content_digest = found.content_digest  # one pass of SHA-256 is enough: text_crc32 tells if they differ
-        if found != written or data_crc32(self._path) != checksum:
-            raise BackupError(
-                f"{self.record.name}: the file does not read back as it was written.",
-                "The disk or the memory is failing: do not trust this machine, run the backup on another.",
-            )
+        if found != written or file_crc32(self._path) != checksum:
+            raise self._unlike(".")
+
+    def _unlike(self, how: str) -> BackupError:
+        return BackupError(
+            f"{self.record.name}: the file does not read back as it was written{how}",
+            "The disk or the memory is failing: do not trust this machine, run the backup on another.",
+        )
 
     def _fill_in(self, stats: DataStats) -> None:
         record = self.record

@@ -42,7 +42,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU seconds that it has taken so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = stat_fields(self.pid)
         return (int(fields[11]) + int(fields[12])) / TICKS
 
 
@@ -105,6 +105,11 @@ def watch_child(pid: int) -> int:
                 for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
                     peak = max(peak, private_kib(int(child)))
     return peak
+
+
+def stat_fields(pid: int) -> list[str]:
+    """What /proc/PID/stat says behind the name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def private_kib(pid: int) -> int:

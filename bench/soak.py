@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.data import PAGE_DOCUMENTS
-from bench.measure import environment, private_kib, script, server
+from bench.measure import TICKS, environment, private_kib, script, server, stat_fields
 
 BATCH_DOCUMENTS = 100
 SAMPLE_S = 0.5
@@ -32,7 +32,6 @@ MAX_RSS_MIB = {"backup": 150, "restore": 200}
 MAX_GROWTH_MIB = 20  # within one step, from its first fifth on
 MAX_CPU_RATIO = 1.5  # what the last quarter's documents may cost, in times of what the first's did
 MAX_NEW_HANDLES = 2  # threads or open files more in a step's second half than ever in its first
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -147,11 +146,6 @@ def sample(process_id: int, started: float, requests: RequestCounter) -> Sample 
     cpu_s, threads, files = (sum(column) for column in zip(*found, strict=True))
     at_s = time.monotonic() - started
     return Sample(at_s, rss_mib, cpu_s, int(threads), int(files), requests.finds, requests.inserts, requests.commands)
-
-
-def stat_fields(process_id: int) -> list[str]:
-    """What /proc/PID/stat says behind the name."""
-    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
 
 
 def figures(process_id: int) -> tuple[float, int, int]:

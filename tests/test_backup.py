@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -590,8 +589,7 @@ def test_what_does_not_read_back_as_it_was_sent_is_a_failed_collection(
     environ = cli.environ | {"ASTRA_DB_API_ENDPOINT": source.url}
     done = subprocess.run(command, cwd=cli.directory, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
-    # The reader may meet the damage itself, or the last look at the file does.
-    assert re.search("docs failed: .*(does not read back as it was written|line [0-9]+:|decompress)", done.stderr)
+    assert "does not read back as it was written" in done.stderr
     (snapshot,) = cli.snapshots()
     assert snapshot.name.endswith(".INCOMPLETE")
     assert not list(snapshot.glob("docs*"))
