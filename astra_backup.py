@@ -294,6 +294,7 @@ _NO_PLAIN_NUMBER = (b'"', b"{", b"u", b"a", b"E")  # a string, an object, true o
 _INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
 _VECTOR_NAME = b'"$vector":'
+_WHITE_SPACE = (b" ", b"\n", b"\r", b"\t")
 _BINARY_MARK = b',"$backupVector":"binary"}'
 
 _TYPE_NAMES = frozenset({b"$date", b"$uuid", b"$objectId", b"$binary"})
@@ -371,17 +372,20 @@ def is_blank(vectorize: bytes) -> bool:
 
 
 def encode_documents(texts: list[bytes]) -> list[tuple[bytes, DocumentParts]]:
-    """Return the line (without a newline) and the parts of each document, given as compact JSON text.
+    """Return the line (without a newline) and the parts of each document, given as JSON text.
 
     What is wrapped is unwrapped again and compared; for the text of floats `make float32` has tried each there is.
     Raises LossyError where a line would lose something, FormatError for what is not a document. Many at once are
     faster than one: their vectors share calls.
     """
-    parts = [document_parts(text) for text in texts]
-    if not all(part.id for part in parts):
+    cuts = [_cut(text) for text in texts]
+    if not all(parts.id for parts, *_ in cuts):
         raise FormatError("a document has no _id")
-    vectors = encode_vectors([bytes(part.vector) for part in parts])
-    return [(_make_line(text, part, *vector), part) for text, part, vector in zip(texts, parts, vectors, strict=True)]
+    vectors = encode_vectors([vector for _, _, vector, _ in cuts])
+    return [
+        (_make_line(parts, head, *vector, tail), parts)
+        for (parts, head, _, tail), vector in zip(cuts, vectors, strict=True)
+    ]
 
 
 def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
@@ -389,17 +393,36 @@ def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
     return encode_documents([text])[0]
 
 
-def _make_line(text: bytes, parts: DocumentParts, vector: bytes, is_binary: bool) -> bytes:
+def _cut(text: bytes) -> tuple[DocumentParts, bytes, bytes, bytes]:
+    """A document's parts, and its compact text before, in and behind the member `$vector`; all is before without one.
+
+    A vector, most of the text, is not made compact where it has no white space.
+    """
+    parts = document_parts(text)
+    vector = bytes(parts.vector)
+    if vector.startswith((b"[", b"{")) and vector.isascii() and not any(white in vector for white in _WHITE_SPACE):
+        with contextlib.suppress(FormatError):  # white space around it, or no JSON: found below
+            start, end = _vector_span(text, vector)
+            rest = compact_json(b"".join((text[:start], b"0", text[end:])))
+            start, end = _vector_span(rest, b"0")
+            return parts, rest[: start - len(_VECTOR_NAME)], vector, rest[end:]
+    text = compact_json(text)
+    parts = document_parts(text)
     if not parts.vector:
-        return _encode_values(text, parts)
+        return parts, text, b"", b""
     try:
         start, end = _vector_span(text, bytes(parts.vector))
     except FormatError as error:  # its name is spelt with an escape
         raise _lossy(b"$vector") from error
-    name = start - len(_VECTOR_NAME)
-    tail = _encode_values(text[end:], parts)
+    return parts, text[: start - len(_VECTOR_NAME)], bytes(parts.vector), text[end:]
+
+
+def _make_line(parts: DocumentParts, head: bytes, vector: bytes, is_binary: bool, tail: bytes) -> bytes:
+    if not vector:
+        return _encode_values(head, parts)
+    tail = _encode_values(tail, parts)
     tail = tail[:-1] + _BINARY_MARK if is_binary else tail
-    return b"".join((_encode_values(text[:name], parts), _VECTOR_NAME, vector, tail))
+    return b"".join((_encode_values(head, parts), _VECTOR_NAME, vector, tail))
 
 
 def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
@@ -1381,14 +1404,14 @@ class Target:
 class Page(msgspec.Struct):
     """One page of a `find`: each document's own text, and where to go on (None: the end)."""
 
-    documents: list[msgspec.Raw]
-    nextPageState: str | None  # noqa: N815  (the server's name)
+    documents: list[msgspec.Raw] | None = None
+    nextPageState: str | msgspec.UnsetType | None = msgspec.UNSET  # noqa: N815  (the server's name)
 
 
 class Reply(msgspec.Struct):
     """The envelope of every reply."""
 
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: Page | None = None  # only `find` has data
     status: msgspec.Raw = msgspec.Raw(b"")
     errors: list[dict[str, Any]] = []
 
@@ -1461,9 +1484,7 @@ class DataApi:
         options = b"" if page_state is None else b',"options":' + msgspec.json.encode({"pageState": page_state})
         body = b'{"filter":' + filter_json + b',"projection":{"*":true}' + options + b"}"
         try:
-            return self.call(
-                "find", body, collection, on_sent=on_sent, on_retry=on_retry, read=lambda reply: decode_page(reply.data)
-            )
+            return self.call("find", body, collection, on_sent=on_sent, on_retry=on_retry, read=read_page)
         except RequestError as error:
             if page_state is not None and _means_lost_place(error):
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
@@ -1564,7 +1585,7 @@ class DataApi:
         except httpx.HTTPError as error:
             self.was_reached = True  # something is there, and may be about to wake up
             raise _transport_error(error, self.target) from error
-        return _decode_reply(text, Reply)
+        return decode_reply(text)
 
     def _post(self, url: str, content: bytes, on_sent: Callable[[], None] | None) -> bytes:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
@@ -1610,18 +1631,14 @@ def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[]
     raise AssertionError("unreachable")
 
 
-def decode_page(data: bytes | msgspec.Raw) -> tuple[list[bytes], str | None]:
-    """Cut the `data` of a find reply into documents, each as the server wrote it. Raises RequestError for what is none.
+def read_page(reply: Reply) -> tuple[list[bytes], str | None]:
+    """The documents of a find reply, each as the server wrote it, and the next page state. Raises RequestError.
 
     As little as can be is done here: the next request waits for it.
     """
-    content = bytes(data)
-    try:
-        if not content.isascii():
-            content.decode()
-        page = msgspec.json.decode(content, type=Page)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-        raise _unexpected_reply(str(error)) from error
+    page = reply.data
+    if page is None or page.documents is None or page.nextPageState is msgspec.UNSET:
+        raise _unexpected_reply("it has no page of documents")
     return [bytes(document) for document in page.documents], page.nextPageState
 
 
@@ -1700,16 +1717,26 @@ def retrying_requests(
     )
 
 
-def _decode_reply(text: bytes | msgspec.Raw, kind: type[_T]) -> _T:
+def decode_reply(text: bytes) -> Reply:
+    """The reply in a response's body. Raises RequestError for what is none."""
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        if not text.isascii():
+            text.decode()
+        return msgspec.json.decode(text, type=Reply)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise _unexpected_reply(str(error)) from error
 
 
 def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
     """A reader of a reply's `status`."""
-    return lambda reply: _decode_reply(reply.status, kind)
+
+    def read(reply: Reply) -> _T:
+        try:
+            return msgspec.json.decode(reply.status, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise _unexpected_reply(str(error)) from error
+
+    return read
 
 
 def _check_encoding(encoding: str) -> None:
@@ -3432,8 +3459,8 @@ class OutputDir:
 class DataFileWriter:
     """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
 
-    A thread compresses and writes what was encoded while the next documents are being encoded. `on_growth` is told how
-    long the file is by now, and whether that is all.
+    A thread compresses and writes what was encoded, and finds the next text ready when it is done. `on_growth` is told
+    how long the file is by now, and whether that is all.
     """
 
     def __init__(
@@ -3447,25 +3474,23 @@ class DataFileWriter:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
         self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self._to_write: deque[Future[None]] = deque()
 
     def write(self, documents: list[bytes]) -> None:
         """Append documents, given as the server's text. Raises what an earlier call could not write."""
         lines = []
-        for line, parts in encode_documents([compact_json(document) for document in documents]):
+        for line, parts in encode_documents(documents):
             self.stats.count(parts)
             lines.append(line)
-        if self._last:
-            self._last.result()
+        self._await_writes(1)
         if lines:
             text = b"\n".join([*lines, b""])
             self.stats.text_crc32 = isal_zlib.crc32(text, self.stats.text_crc32)
-            self._last = self._pool.submit(self._compress, text)
+            self._to_write.append(self._pool.submit(self._compress, text))
 
     def close(self) -> DataStats:
         """Finish the file, fsync it, and return what it holds."""
-        if self._last:
-            self._last.result()
+        self._await_writes(0)
         if self._compressor:
             self._append(self._compressor.flush())
         self._on_growth(self.stats.data_size_bytes, True)
@@ -3480,6 +3505,10 @@ class DataFileWriter:
         with contextlib.suppress(OSError):
             self._file.close()
         self._on_growth(self.stats.data_size_bytes, True)
+
+    def _await_writes(self, remaining: int) -> None:
+        while len(self._to_write) > remaining:
+            self._to_write.popleft().result()
 
     def _compress(self, text: bytes) -> None:
         self._append(self._compressor.compress(text) if self._compressor else text)

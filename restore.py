@@ -72,7 +72,6 @@ from astra_backup import (
     compact_json,
     connection_options,
     decode_manifest,
-    decode_page,
     decode_vectors,
     digest_text,
     document_parts,
@@ -87,6 +86,7 @@ from astra_backup import (
     read_box_config,
     read_definition,
     read_manifest_text,
+    read_page,
     redactor,
     run_command,
     size_text,
@@ -1751,7 +1751,7 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
 def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list[bytes]:
     """The keys of the documents that the server takes for the nearest."""
     body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
-    documents, _ = api.call("find", json.dumps(body).encode(), collection, read=lambda reply: decode_page(reply.data))
+    documents, _ = api.call("find", json.dumps(body).encode(), collection, read=read_page)
     return [id_key(compact_json(text)) for text in documents]
 
 

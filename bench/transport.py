@@ -45,8 +45,7 @@ def by_astrapy(url: str, name: str) -> int:
     while True:
         options: dict[str, object] = {"options": {"pageState": state}} if state else {}
         collection.command({"find": {"filter": {}, "projection": {"*": True}} | options})
-        reply = astra_backup._decode_reply(bodies.pop().encode(), astra_backup.Reply)
-        documents, state = astra_backup.decode_page(reply.data)
+        documents, state = astra_backup.read_page(astra_backup.decode_reply(bodies.pop().encode()))
         count += len(documents)
         if state is None:
             return count
