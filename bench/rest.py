@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from astra_backup import iter_lines
 from bench.backup import Row, Size, Trial, in_turns, trial
 from bench.data import Collection
 from bench.measure import Usage, environment, middle, run, script, server, way
@@ -34,15 +35,23 @@ def verify(size: Size) -> list[Row]:
             there.ours("one", options=options)
             start_up = in_turns(size.rounds, checks(there))
             there.ours("docs", options=options)
+            lines_mb = data_bytes(there, compressed=form == "compressed") / 1e6
             found = in_turns(size.rounds, checks(there))
             for name, usages in found.items():
                 cpu_s = max(middle(usages, of="cpu_s") - middle(start_up[name], of="cpu_s"), 0.001)
                 wall_s = max(middle(usages) - middle(start_up[name]), 0.001)
                 mb = there.written() / 1e6
                 rss_mb = max(usage.peak_rss_mib for usage in usages) * 2**20 / 1e6
-                figures = {"cpu_s": cpu_s, "mb_per_core_s": mb / cpu_s, "mb_s": mb / wall_s, "rss_mb": rss_mb}
+                rates = {"mb_per_core_s": mb / cpu_s, "lines_mb_per_core_s": lines_mb / cpu_s, "mb_s": mb / wall_s}
+                figures = {"cpu_s": cpu_s, **rates, "rss_mb": rss_mb}
                 rows.append({"form": form, "command": name, "documents": count, "mb": mb, **figures})
     return rows
+
+
+def data_bytes(there: Trial, *, compressed: bool) -> int:
+    """The size of the lines in the snapshot that is there."""
+    with next(there.snapshot().glob("*.jsonl*")).open("rb") as stream:
+        return sum(len(line) + 1 for line in iter_lines(stream, compressed=compressed))
 
 
 def checks(there: Trial) -> dict[str, Callable[[], Usage]]:
