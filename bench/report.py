@@ -238,7 +238,7 @@ def start_up(found: Row) -> Table:
 def verify(found: Row) -> Table:
     """Section F."""
     first = found["verify"][0]
-    yield f"\n## Verify\n\n{first['documents']:,} documents of 1,536 floats; MB of the data file on the disk; its lines are larger.\n"
+    yield f"\n## Verify\n\n{first['documents']:,} documents of 1,536 floats; MB of the data file on the disk.\n"
     cells = (
         [
             row["form"],
