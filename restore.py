@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -64,7 +65,6 @@ from astra_backup import (
     Report,
     RequestError,
     SecondProcess,
-    Target,
     about,
     await_all,
     await_some,
@@ -1527,25 +1527,26 @@ def _plain_number(text: str) -> tuple[str, ...]:
 # ======================================================================================================================
 
 
-@dataclass
+@dataclass(frozen=True)
 class RestoreRun:
-    """What the steps of one restore share."""
+    """What the steps of one restore share. What only reads has no journal."""
 
     verified: Verified
     api: DataApi
     choices: Choices
     report: Report
-    journal: Journal
     second: SecondProcess
-    view: View
-    throttle: Throttle
+    journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
 
+    @functools.cached_property
+    def view(self) -> View:
+        """How the choices change documents."""
+        return View(self.choices)
 
-def make_run(
-    verified: Verified, api: DataApi, choices: Choices, report: Report, journal: Journal, *, second: SecondProcess
-) -> RestoreRun:
-    """A restore that is about to begin."""
-    return RestoreRun(verified, api, choices, report, journal, second, View(choices), Throttle(choices.workers))
+    @functools.cached_property
+    def throttle(self) -> Throttle:
+        """How many requests may be on their way at once."""
+        return Throttle(self.choices.workers)
 
 
 def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str] | None = None) -> list[Outcome]:
@@ -1609,33 +1610,24 @@ DRILL_QUERIES = 5
 MIN_RECALL = 0.8
 
 
-def run_drill(
-    verified: Verified,
-    target: Target,
-    choices: Choices,
-    report: Report,
-    steps: dict[str, float],
-    *,
-    second: SecondProcess,
-) -> Drill:
+def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     """Restore into scratch collections, compare, ask for neighbours, drop them again. Adds the seconds of each step.
 
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
-    if choices.vectorize is Vectorize.FAIL:
-        choices = dataclasses.replace(choices, vectorize=Vectorize.KEEP_VECTORS)
-    api = DataApi(target, WRITE_COMMANDS, stop_event)
-    taken = {info.name for info in list_collections(api)}
+    target = run.api.target
+    taken = {info.name for info in list_collections(run.api)}
     prefix = next(
         p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
     )
-    records = select_records(verified, choices)
+    records = select_records(run.verified, run.choices)
     renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
-    choices = dataclasses.replace(choices, renames=renames, on_existing=OnExisting.FAIL)
-    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False), second=second)
+    vectorize = Vectorize.KEEP_VECTORS if run.choices.vectorize is Vectorize.FAIL else run.choices.vectorize
+    choices = dataclasses.replace(run.choices, vectorize=vectorize, renames=renames, on_existing=OnExisting.FAIL)
+    run = dataclasses.replace(run, api=DataApi(target, WRITE_COMMANDS, stop_event), choices=choices)
     try:
         with timed(steps, "plan"):
-            plan = make_plan(verified, api, choices)
+            plan = make_plan(run.verified, run.api, choices)
         with timed(steps, "create and write"):
             outcomes = write_collections(run, plan)
         with timed(steps, "compare"):
@@ -1839,11 +1831,10 @@ def main(snapshot: str, **options: Any) -> int:
             select_records(verified, choices)
             if target is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
+            run = RestoreRun(verified, DataApi(target, READ_COMMANDS, stop_event), choices, report, second)
             if options["drill"]:
-                drill = run_drill(verified, target, choices, report, steps, second=second)
-                return _print_drill(drill, steps, as_json=options["as_json"])
-            run = run_compare if options["compare_only"] else run_restore
-            return run(verified, target, choices, report, options, second=second)
+                return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
+            return (run_compare if options["compare_only"] else run_restore)(run, options)
 
 
 MODES = {
@@ -1908,55 +1899,48 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run_restore(
-    verified: Verified,
-    target: Target,
-    choices: Choices,
-    report: Report,
-    options: dict[str, Any],
-    *,
-    second: SecondProcess,
-) -> int:
+def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     """Plan, show, ask, carry out, compare, print. Returns the exit code."""
     started = time.monotonic()
-    dry_run: bool = options["dry_run"]
-    journal = Journal(None, {}, resume=False) if dry_run else open_journal(verified, target, choices, options)
-    api = DataApi(target, READ_COMMANDS, stop_event)
+    dry_run, as_json = options["dry_run"], options["as_json"]
+    if not dry_run:
+        run = dataclasses.replace(run, journal=open_journal(run, options))
+    journal, target = run.journal, run.api.target
     if options["resume"] and not journal.begun:
         log.warning("%s is not there or empty: nothing to go on with. Had the restore ended?", journal.path)
-        run = make_run(verified, api, choices, report, journal, second=second)
         if ended := find_ended(run):
-            duration_s = time.monotonic() - started
-            _print_outcomes(run, ended, RestoreExit.OK, duration_s=duration_s, as_json=options["as_json"])
-            return RestoreExit.OK
+            return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
         log.warning("It had not: it begins anew. If it is refused, --on-existing skip completes what is there.")
-    plan = make_plan(verified, api, choices, journal.begun)
-    if choices.vectorize_text_field:
-        _check_text_field(verified, plan, choices.vectorize_text_field)
+    plan = make_plan(run.verified, run.api, run.choices, journal.begun)
+    if run.choices.vectorize_text_field:
+        _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
     log.info("Plan for keyspace %s of %s:\n  %s", target.keyspace, target.api_endpoint, "\n  ".join(rows) or "nothing")
     if dry_run:
-        as_json = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
-        print_result(as_json if options["as_json"] else "\n".join(rows))
+        text = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
+        print_result(text if as_json else "\n".join(rows))
         return RestoreExit.OK
-    report.end_bars()
-    ask_first(verified, target, plan, yes=options["yes"] or bool(journal.begun))
-    with differences_file(options["differences"]) as differences:
-        open_for_writing(journal, is_chosen=options["journal"] is not None)
-        run = make_run(verified, DataApi(target, WRITE_COMMANDS, stop_event), choices, report, journal, second=second)
-        try:
-            outcomes = restore(run, plan, differences)
-        except TargetRefused:
-            journal.remove()
-            raise
+    run.report.end_bars()
+    ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
+    outcomes = carry_out(run, plan, options)
     code = exit_code(outcomes)
     if code is RestoreExit.OK:
         journal.remove()
     elif code is RestoreExit.INCOMPLETE:
         log.warning("What failed can go on: the same command with --resume, or with --on-existing skip.")
-    duration_s = time.monotonic() - started
-    _print_outcomes(run, outcomes, code, duration_s=duration_s, as_json=options["as_json"])
-    return code
+    return _print_outcomes(run, outcomes, code, time.monotonic() - started, as_json=as_json)
+
+
+def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str, Any]) -> list[Outcome]:
+    """Restore what was planned, with a journal. From here on the target is written to."""
+    with differences_file(options["differences"]) as differences:
+        open_for_writing(run.journal, is_chosen=options["journal"] is not None)
+        writing = dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
+        try:
+            return restore(writing, plan, differences)
+        except TargetRefused:
+            run.journal.remove()
+            raise
 
 
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
@@ -1983,15 +1967,15 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
                     )
 
 
-def open_journal(verified: Verified, target: Target, choices: Choices, options: dict[str, Any]) -> Journal:
+def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
     """The journal of this snapshot, target and set of choices. Without one the restore works, but cannot be resumed."""
-    snapshot = verified.snapshot
+    snapshot, target = run.verified.snapshot, run.api.target
     digest = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
     key = {
         "snapshot": digest,
         "api_endpoint": target.api_endpoint,
         "keyspace": target.keyspace,
-        "choices": repr(dataclasses.replace(choices, workers=0)),
+        "choices": repr(dataclasses.replace(run.choices, workers=0)),
     }
     name = f".restore-{snapshot.name}-{digest[:8]}.journal"
     return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
@@ -2007,9 +1991,9 @@ def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
         log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
 
 
-def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection], *, yes: bool) -> None:
+def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
-    source = verified.manifest.source
+    source, target = run.verified.manifest.source, run.api.target
     places = [urllib.parse.urlsplit(where) for where in (source.api_endpoint, target.api_endpoint)]
     hosts = [(place.scheme, place.hostname, place.port) for place in places]  # urlsplit lowers the host's capitals
     is_origin = hosts[0] == hosts[1] and source.keyspace == target.keyspace
@@ -2028,24 +2012,13 @@ def ask_first(verified: Verified, target: Target, plan: list[PlannedCollection],
             raise TargetRefused("The name is another.", "Nothing was written.")
 
 
-def run_compare(
-    verified: Verified,
-    target: Target,
-    choices: Choices,
-    report: Report,
-    options: dict[str, Any],
-    *,
-    second: SecondProcess,
-) -> int:
+def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
     started = time.monotonic()
-    api = DataApi(target, READ_COMMANDS, stop_event)
-    run = make_run(verified, api, choices, report, Journal(None, {}, resume=False), second=second)
     with differences_file(options["differences"]) as file:
         outcomes = compare_target(run, file)
-    code = exit_code(outcomes)
-    _print_outcomes(run, outcomes, code, duration_s=time.monotonic() - started, as_json=options["as_json"])
-    return code
+    duration_s = time.monotonic() - started
+    return _print_outcomes(run, outcomes, exit_code(outcomes), duration_s, as_json=options["as_json"])
 
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
@@ -2227,8 +2200,8 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
 
 
 def _print_outcomes(
-    run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, *, duration_s: float, as_json: bool
-) -> None:
+    run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, duration_s: float, *, as_json: bool
+) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in outcomes]
     if as_json:
         result = {
@@ -2241,7 +2214,7 @@ def _print_outcomes(
             "duration_seconds": round(duration_s, 3),
         }
         print_result(json.dumps(result))
-        return
+        return code
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
@@ -2250,6 +2223,7 @@ def _print_outcomes(
         f" {plural(sums['inserted'], 'document')} inserted, {sums['replaced']:,} replaced,"
         f" {sums['already_there']:,} were there already, {duration_s:.1f} s; {verdict}"
     )
+    return code
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
