@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -45,6 +46,7 @@ from astra_backup import (
     encode_manifest,
     encode_vectors,
     iter_documents,
+    iter_lines,
     parse_snapshot_name,
 )
 from tests import reference
@@ -155,6 +157,11 @@ def test_white_space_between_tokens_is_not_content(case: dict[str, str]) -> None
     spaced = msgspec.json.format(document, indent=3)
 
     assert compact_json(spaced) == compact_json(document) == document
+    assert encode_document(spaced)[0] == encode_document(document)[0]
+    assert (
+        encode_document(b" \n" + document.replace(b'"$vector":', b'"$vector"\t: ') + b"\r")[0]
+        == encode_document(document)[0]
+    )
     assert compact_json(msgspec.json.format(encode_document(document)[0], indent=1)) == encode_document(document)[0]
 
 
@@ -813,6 +820,26 @@ def test_a_line_over_the_limit_is_refused_with_little_memory(monkeypatch: pytest
     assert peak.bytes < 12_000_000
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("off", [-2, -1, 0, 1])
+def test_a_line_may_end_anywhere_in_a_chunk(compressed: bool, off: int) -> None:
+    """Lines that end just before, at and behind the border of what is read at a time are whole, the empty ones too."""
+    first = b"x" * (astra_backup.READ_BYTES + off)
+    lines = [first, b"", b"y", b"z" * astra_backup.READ_BYTES * 2, b"", b"last"]
+    content = b"\n".join(lines)
+
+    for end in (b"", b"\n"):
+        stream = io.BytesIO(gzip.compress(content + end) if compressed else content + end)
+        assert list(iter_lines(stream, compressed=compressed)) == lines
+
+
+def test_several_gzip_members_are_one_file() -> None:
+    """What `cat a.gz b.gz` made is read to its end, wherever a line is cut."""
+    stream = io.BytesIO(gzip.compress(b"one\ntw") + gzip.compress(b"") + gzip.compress(b"o\nthree\n"))
+
+    assert list(iter_lines(stream, compressed=True)) == [b"one", b"two", b"three"]
+
+
 def test_a_line_just_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for a line whose end is read in the same chunk, too."""
     monkeypatch.setattr(astra_backup, "MAX_LINE_BYTES", 1_000)
@@ -1270,6 +1297,16 @@ def test_what_verifying_lets_through_can_be_decoded(array: str) -> None:
         return False
 
     assert is_refused(lambda: check_decodes(line, document_parts(line))) == is_refused(lambda: decode_document(line))
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 31, 32, 38, 39, 40])
+def test_a_long_number_is_seen_wherever_it_stands(length: int) -> None:
+    """A number beyond float32 is refused when it is verified, at each place in a vector of ordinary ones."""
+    for place in range(40):
+        array = b"[%b%b,0.25]" % (b"0.1234567," * (place // 10) + b"1," * (place % 10), b"9" * length)
+        line = b'{"_id":1,"$vector":%b,"$backupVector":"binary"}' % array
+        with pytest.raises(FormatError, match="beyond float32") if length > 38 else contextlib.nullcontext():
+            check_decodes(line, document_parts(line))
 
 
 def test_a_tiny_number_beside_a_minus_zero_costs_no_time() -> None:
