@@ -115,7 +115,7 @@ def write_document(data: bytes) -> None:
     """A document as a backup takes it: what is written must come back byte for byte."""
     try:
         text = astra_backup.compact_json(data)
-        line, _ = astra_backup.encode_document(text)
+        line, _ = astra_backup.encode_document(data)
     except (astra_backup.FormatError, astra_backup.LossyError):
         return
     assert astra_backup.decode_document(line) == text, "the document does not come back"
