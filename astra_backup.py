@@ -94,7 +94,7 @@ MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of
 MAX_DEFINITION_DEPTH = 50
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 128 * 1024
-DECODE_DOCUMENTS, DECODE_BYTES = 50, 1024 * 1024  # lines that are decoded together: their vectors share calls
+GROUP_LINES, GROUP_BYTES = 50, 2 * 1024 * 1024  # what is encoded or decoded at once: vectors share calls
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
@@ -1134,29 +1134,40 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
         raise FormatError(f"line {number}: {error}") from error
 
 
+def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int, max_bytes: int) -> Iterator[list[_T]]:
+    """Cut a sequence into lists of at most so many items and bytes; an item that is larger stands alone."""
+    group: list[_T] = []
+    size = 0
+    for item in items:
+        if group and (len(group) == max_items or size + size_of(item) > max_bytes):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += size_of(item)
+    if group:
+        yield group
+
+
 def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
     """Yield (line, its parts, the document's text) for each line of a data file; a group of lines is decoded at a time.
 
     Raises FormatError with the line's number.
     """
-    group: list[tuple[bytes, DocumentParts]] = []
-    size = number = 0
-    for number, (line, parts) in enumerate(iter_documents(stream, compressed=compressed), start=1):
-        group.append((line, parts))
-        size += len(line)
-        if len(group) == DECODE_DOCUMENTS or size >= DECODE_BYTES:
-            yield from _decode_group(group, number)
-            group, size = [], 0
-    yield from _decode_group(group, number)
+    number = 1
+    for group in in_groups(
+        iter_documents(stream, compressed=compressed), lambda row: len(row[0]), GROUP_LINES, GROUP_BYTES
+    ):
+        yield from _decode_group(group, number)
+        number += len(group)
 
 
 def _decode_group(
-    group: list[tuple[bytes, DocumentParts]], last_number: int
+    group: list[tuple[bytes, DocumentParts]], first_number: int
 ) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
     try:
         texts = decode_documents(group)
     except FormatError:
-        for number, row in enumerate(group, start=last_number - len(group) + 1):
+        for number, row in enumerate(group, start=first_number):
             try:
                 decode_documents([row])
             except FormatError as error:
@@ -3478,14 +3489,14 @@ class DataFileWriter:
 
     def write(self, documents: list[bytes]) -> None:
         """Append documents, given as the server's text. Raises what an earlier call could not write."""
-        lines = []
-        for line, parts in encode_documents(documents):
-            self.stats.count(parts)
-            lines.append(line)
-        self._await_writes(1)
-        if lines:
+        for group in in_groups(documents, len, GROUP_LINES, GROUP_BYTES):
+            lines = []
+            for line, parts in encode_documents(group):
+                self.stats.count(parts)
+                lines.append(line)
             text = b"\n".join([*lines, b""])
             self.stats.text_crc32 = isal_zlib.crc32(text, self.stats.text_crc32)
+            self._await_writes(1)
             self._to_write.append(self._pool.submit(self._compress, text))
 
     def close(self) -> DataStats:

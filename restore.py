@@ -75,6 +75,7 @@ from astra_backup import (
     decode_vectors,
     digest_text,
     document_parts,
+    in_groups,
     iter_decoded,
     iter_documents,
     list_collections,
@@ -1248,16 +1249,7 @@ def send_batches(call: Call, file: DataFile, choices: Choices) -> None:
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Group documents so that no group has more than 100 documents or 4 MB (one document may have more)."""
-    batch: list[bytes] = []
-    size = 0
-    for text in texts:
-        if batch and (len(batch) == MAX_BATCH_DOCUMENTS or size + len(text) > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text) + 1
-    if batch:
-        yield batch
+    return in_groups(texts, lambda text: len(text) + 1, MAX_BATCH_DOCUMENTS, MAX_BATCH_BYTES)
 
 
 class InsertStatus(msgspec.Struct):

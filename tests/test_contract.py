@@ -877,6 +877,18 @@ class Peak:
         tracemalloc.stop()
 
 
+def test_a_page_of_large_documents_is_written_with_little_memory(tmp_path: Path) -> None:
+    """A page of 40 MB is encoded and compressed in pieces: what it takes beside the page is a quarter of it."""
+    page = [json.dumps({"_id": number, "text": "x" * 1_000_000}).encode() for number in range(40)]
+    writer = DataFileWriter(tmp_path / "data", compressed=True)
+
+    with Peak() as peak:
+        writer.write(page)
+        stats = writer.close()
+    assert stats.document_count == 40
+    assert peak.bytes < 12_000_000
+
+
 def test_a_lossy_document_stops_the_file(tmp_path: Path) -> None:
     """A page with a document that cannot be written raises instead of leaving it out."""
     writer = DataFileWriter(tmp_path / "data", compressed=True)
