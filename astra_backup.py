@@ -527,7 +527,7 @@ def encode_vectors(vectors: list[bytes]) -> list[tuple[bytes, bool]]:
         for index, text in zip(raws, _float32_texts(list(raws.values())), strict=True):
             if text is not None:
                 encoded[index] = (text, True)
-    return [(_wire_vector(text), False) if text.startswith(b"{") else (text, is_binary) for text, is_binary in encoded]
+    return [(text, True) if is_binary else (_plain_vector(text), False) for text, is_binary in encoded]
 
 
 def decode_vectors(arrays: list[bytes]) -> list[bytes]:
@@ -548,7 +548,12 @@ def decode_vectors(arrays: list[bytes]) -> list[bytes]:
     return [_BINARY_BEGIN + pybase64.b64encode(raw[start:end]) + _BINARY_END for start, end in itertools.pairwise(ends)]
 
 
-def _wire_vector(vector: bytes) -> bytes:
+def _plain_vector(vector: bytes) -> bytes:
+    """The text of a vector that is no binary one: an array as it is, anything else as a `wire` value."""
+    if not vector.startswith(b"{"):
+        if b'"' in vector and (b'"$' in vector or b"\\u0024" in vector):  # an array of something else than numbers
+            raise _lossy(vector[:40])
+        return vector
     if not _TYPED_BEGIN.match(vector) or json_value_end(vector, 0) != len(vector):
         raise _lossy(vector[:40])
     return _wire(vector)
@@ -1419,12 +1424,17 @@ class Page(msgspec.Struct):
     nextPageState: str | msgspec.UnsetType | None = msgspec.UNSET  # noqa: N815  (the server's name)
 
 
-class Reply(msgspec.Struct):
+class Errors(msgspec.Struct):
+    """What every reply can have."""
+
+    errors: list[dict[str, Any]] = []
+
+
+class Reply(Errors):
     """The envelope of every reply."""
 
     data: Page | None = None  # only `find` has data
     status: msgspec.Raw = msgspec.Raw(b"")
-    errors: list[dict[str, Any]] = []
 
 
 class CollectionInfo(msgspec.Struct):
@@ -1735,7 +1745,15 @@ def decode_reply(text: bytes) -> Reply:
             text.decode()
         return msgspec.json.decode(text, type=Reply)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        if errors := _errors_in(text):  # whatever stands beside them
+            return Reply(errors=errors)
         raise _unexpected_reply(str(error)) from error
+
+
+def _errors_in(text: bytes) -> list[dict[str, Any]]:
+    with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return msgspec.json.decode(text, type=Errors).errors
+    return []
 
 
 def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
@@ -1776,11 +1794,9 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        if errors := msgspec.json.decode(body, type=Reply).errors:
-            detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}"
-            return _http_error(status, retry_after, detail)
-    return _http_error(status, retry_after, "")
+    errors = _errors_in(body)
+    detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}" if errors else ""
+    return _http_error(status, retry_after, detail)
 
 
 def _http_error(status: int, retry_after: str | None, detail: str) -> RequestError:

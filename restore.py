@@ -1249,7 +1249,9 @@ def send_batches(call: Call, file: DataFile, choices: Choices) -> None:
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Group documents so that no group has more than 100 documents or 4 MB (one document may have more)."""
-    return in_groups(texts, lambda text: len(text) + 1, MAX_BATCH_DOCUMENTS, MAX_BATCH_BYTES)
+    return in_groups(
+        texts, lambda text: len(text) + 1, MAX_BATCH_DOCUMENTS, MAX_BATCH_BYTES + 1
+    )  # the last has no comma
 
 
 class InsertStatus(msgspec.Struct):

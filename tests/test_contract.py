@@ -1345,6 +1345,21 @@ def test_what_could_not_be_read_again_is_not_written(document: str) -> None:
         encode_document(document.encode())
 
 
+@pytest.mark.parametrize(
+    "vector",
+    [
+        '[{"$backupType":"x","value":1}]',
+        '[0.5,{"$date":1}]',
+        '[{"\\u0024new":1}]',
+        '[[{"a":{"$backupType":"datetime"}}]]',
+    ],
+)
+def test_a_vector_of_something_else_than_numbers_is_refused(vector: str) -> None:
+    """A `$`-name inside the array of a vector is unknown there, as everywhere."""
+    with pytest.raises(LossyError):
+        encode_document(f'{{"_id":1,"$vector":{vector}}}'.encode())
+
+
 def test_a_text_that_looks_like_a_name_of_ours_is_kept() -> None:
     """Only a name counts: the same characters in a string come back."""
     document = rb'{"_id":1,"a":{"$date":"{\"$backupe\":1}"}}'

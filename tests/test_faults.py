@@ -113,6 +113,13 @@ FAULTS = {
         },
         places="page | compare",
     ),
+    "error-and-odd-data": Fault(
+        "the error `TIMEOUT_READING_DATA` beside `data` of another shape",
+        "passing",
+        "TIMEOUT_READING_DATA",
+        {"action": "other_json", "json": {"data": 5, "errors": [{"errorCode": "TIMEOUT_READING_DATA"}]}},
+        places="page | compare",
+    ),
     "html": Fault("an HTML page with 200", "puzzling", SHAPE, {"action": "html", "body": HTML}),
     "302": Fault("302 to a sign-in page", "refused", "HTTP 302", status(302, headers={"Location": "/login"})),
     "401": Fault("401", "refused", "HTTP 401", status(401)),
@@ -134,6 +141,13 @@ FAULTS = {
     "500-done": Fault("done, and answered with 500", "passing", "HTTP 500", status(500, done=True), places=FEW),
     "502": Fault("502 with an HTML page", "passing", "HTTP 502", status(502, body=HTML)),
     "503": Fault("503", "passing", "HTTP 503", status(503)),
+    "503-latin": Fault(
+        "503 with JSON that is not UTF-8",
+        "passing",
+        "HTTP 503",
+        status(503, body='{"errors":[{"errorCode":"X","message":"indispon\udcedvel"}]}'),
+        places=FEW,
+    ),
     "504": Fault("504", "passing", "HTTP 504", status(504), places=FEW),
     "trickle": Fault(
         "a body that trickles: a byte every 50 ms",

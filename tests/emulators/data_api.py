@@ -1798,7 +1798,8 @@ def act_status(exchange: Exchange, options: Options) -> Reply:
         headers["Retry-After"] = formatdate(time.time() + options["retry_after_date"], usegmt=True)
     if options.get("done"):
         exchange.act()
-    return Reply(options["status"], text.encode(), content_type if text else None, headers)
+    content = text.encode(errors="surrogateescape")  # "\udced" stands for the byte 0xED
+    return Reply(options["status"], content, content_type if text else None, headers)
 
 
 def act_error(exchange: Exchange, options: Options) -> Reply:
@@ -2230,11 +2231,11 @@ class DataApiEmulator:
     def stop(self) -> None:
         """Close every connection; the documents stay and `start` opens the same port again."""
         self.stopping.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server.close_connections()
-            self._server = None
+        server, self._server = self._server, None  # a fault may be stopping it at the same time
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            server.close_connections()
 
     def go_down(self, seconds: float | None) -> None:
         """Stop, and be there again after so many seconds; None: not before `start`."""
