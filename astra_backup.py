@@ -916,8 +916,8 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
 def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
     try:
-        options = json.loads(bytes(definition))
-    except (ValueError, RecursionError) as error:
+        options = json.loads(bytes(definition), parse_float=Decimal)  # no digit is lost on the way to a target
+    except (ValueError, InvalidOperation, RecursionError) as error:
         raise FormatError(f"the definition of {name} cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise FormatError(f"the definition of {name} is no object")
@@ -1571,9 +1571,9 @@ class DataApi:
 
         def send() -> _T:
             reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
-            # A write may succeed for some documents and fail for others; a page with errors is no page.
-            if reply.errors and (not reply.status or command in READ_COMMANDS):
-                raise _error_in_reply(reply.errors[0], command, collection)
+            # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
+            if reply.errors and not (reply.status and command == "insertMany"):
+                raise error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
         patience_s = self.target.retry_budget_s if budget_s is None else budget_s
@@ -1723,7 +1723,7 @@ def retrying_requests(
         return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
 
     def tell(state: tenacity.RetryCallState) -> None:
-        message = getattr(_failed_request(state), "message", "")
+        message = getattr(_failed_request(state), "message", "").rstrip(".") + "."
         log.warning("%s Trying again in %.1f s.", message, state.upcoming_sleep, extra=about(collection))
         if on_retry:
             on_retry()
@@ -1805,13 +1805,18 @@ def _http_error(status: int, retry_after: str | None, detail: str) -> RequestErr
         403: "The token may not do this: check its role and the database's access list.",
         404: "Nothing answers there: check --api-endpoint, --environment and --keyspace.",
         413: "A request was too large for the server.",
+        **dict.fromkeys(
+            range(300, 400), "A redirect is no Data API: check --api-endpoint, and any proxy or sign-in page."
+        ),
     }
+    retry_after_s = _retry_after_s(retry_after)
+    wish = f", and asks to wait {retry_after_s:.0f} s" if retry_after_s else ""
     return RequestError(
-        f"The server answered HTTP {status}{f' ({detail})' if detail else ''}.",
+        f"The server answered HTTP {status}{f' ({detail})' if detail else ''}{wish}.",
         hints.get(status, "The service is failing or busy; try again later, or raise --retry-budget."),
         status=status,
         retryable=status in (408, 425, 429) or status >= 500,
-        retry_after_s=_retry_after_s(retry_after),
+        retry_after_s=retry_after_s,
     )
 
 
@@ -1828,11 +1833,12 @@ def _retry_after_s(header: str | None) -> float | None:
     return None
 
 
-def _error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+def error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+    """The exception for one of a reply's errors."""
     code = str(error.get("errorCode") or error.get("title") or "unknown error")
     hints = {
         "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
-        "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed; run again for a backup of what is there now.",
+        "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
     }
     where = f" on {collection}" if collection else ""
     return RequestError(
@@ -3694,9 +3700,7 @@ class CollectionBackup:
             return
         message = f"{self.record.name}: the collection declares vectors, but none of its documents carries one."
         if not vector.get("service"):
-            raise BackupError(
-                message, "If that is so in the database, back the collection up on its own with --exclude."
-            )
+            raise BackupError(message, "If that is so in the database, leave the collection out with --exclude.")
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
@@ -3738,6 +3742,8 @@ class CollectionBackup:
         """Record the failure; the file goes, also to give a full disk its space back."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(self._path)
         self.record.status = "failed"
         self.record.error = redactor.redact(_describe(error))
         log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
 import click
 import msgspec
@@ -75,6 +75,8 @@ from astra_backup import (
     decode_vectors,
     digest_text,
     document_parts,
+    error_in_reply,
+    escape_controls,
     in_groups,
     iter_decoded,
     iter_documents,
@@ -707,7 +709,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
             " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
         )
     if info is None:
-        planned.is_resumed = False
+        planned.is_resumed = planned.had_documents = False
         planned.notes += _unproved(planned.options)
         return refusals
     planned.exists = True
@@ -772,6 +774,9 @@ def explicit_options(options: dict[str, Any]) -> dict[str, Any]:
     return explicit
 
 
+_definition_encoder = msgspec.json.Encoder(decimal_format="number")  # its numbers are Decimals: no digit is lost
+
+
 def definition_differences(wanted: Any, found: Any, path: str = "") -> list[str]:
     """Field by field, what differs between two definitions."""
     if isinstance(wanted, dict) and isinstance(found, dict):
@@ -781,7 +786,8 @@ def definition_differences(wanted: Any, found: Any, path: str = "") -> list[str]
         return differences
     if wanted == found:
         return []
-    return [f"{path} is {json.dumps(found)}, the snapshot has {json.dumps(wanted)}"]
+    there, here = (_definition_encoder.encode(value).decode() for value in (found, wanted))
+    return [f"{path} is {there}, the snapshot has {here}"]
 
 
 # ======================================================================================================================
@@ -838,29 +844,64 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
     is to be dropped goes only when the target has proved, under another name, that it can make the new one. If it
     fails nevertheless once one is gone, RestoreBrokeOff is raised.
     """
-    created: list[str] = []
+    made: list[str] = []
     dropped: list[str] = []
+    name = ""
     try:
         for planned in plan:
+            name = planned.target_name
             if planned.is_dropped:
-                _prove_definition(api, planned, created)
+                _prove_definition(api, planned, made)
         for planned in sorted(plan, key=lambda planned: planned.is_dropped):  # what may be refused comes before a drop
+            name = planned.target_name
             if planned.is_dropped:
-                log.info("%s: dropping.", planned.target_name)
-                dropped.append(planned.target_name)
-                _drop(api, [planned.target_name], must=True)
-            journal.begin(planned.target_name, had_documents=planned.keeps_documents)
-            if not planned.exists or planned.is_dropped:
-                log.info("%s: creating.", planned.target_name)
-                created.append(planned.target_name)
-                _create(api, planned.target_name, planned.options)
+                log.info("%s: dropping.", name)
+                dropped.append(name)
+                _drop(api, name)
+            elif not planned.exists:
+                _look_again(api, planned, is_ours=name in journal.begun)
+            is_new = planned.is_dropped or not planned.exists
+            if is_new:
+                journal.forget(name)
+            journal.begin(name, had_documents=planned.keeps_documents)
+            if is_new:
+                log.info("%s: creating.", name)
+                made.append(name)
+                _create(api, name, planned.options)
     except (RequestError, TargetRefused) as error:
-        _drop(api, created)
+        if getattr(error, "code", None) == "EXISTING_COLLECTION_DIFFERENT_SETTINGS" and name in made:
+            made.remove(name)  # somebody else's, which appeared in that very moment
+        _unmake(api, made)
         if dropped:
             raise RestoreBrokeOff(f"{', '.join(dropped)} dropped, and not made anew: {error.message}") from error
         if isinstance(error, TargetRefused) or error.code is None or error.retryable:
             raise
-        raise _refusal(created[-1] if created else "A collection", error) from error
+        raise _refusal(name, error) from error
+
+
+def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
+    """One that appeared since the plan was made is somebody else's. Raises TargetRefused unless it may be filled."""
+    name = planned.target_name
+    info = next((info for info in api.list_collections() if info.name == name), None)
+    if info is None:
+        return
+    is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
+    if not is_welcome or definition_differences(planned.options, server_options(info)):
+        raise TargetRefused(
+            f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
+        )
+    planned.exists, planned.had_documents = True, has_documents(api, name)
+
+
+def _unmake(api: DataApi, made: list[str]) -> None:
+    """Drop what was just made, as far as it can be done, unless somebody writes to it already."""
+    for name in made:
+        with contextlib.suppress(BackupError):
+            if has_documents(api, name):
+                log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
+            else:
+                _drop(api, name)
+                log.info("%s: dropped again.", name)
 
 
 def _refusal(name: str, error: RequestError) -> TargetRefused:
@@ -870,23 +911,24 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
         hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
     return TargetRefused(
         f"{name} cannot be created: {error.message}",
-        f"{hint} What had just been created was dropped again; no document was written.",
+        f"{hint} What had just been made was dropped again; no document was written.",
     )
 
 
-def _prove_definition(api: DataApi, planned: PlannedCollection, created: list[str]) -> None:
+def _prove_definition(api: DataApi, planned: PlannedCollection, made: list[str]) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
     there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
     if there and not definition_differences(planned.options, server_options(there)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
-    created.append(name)
+    made.append(name)
     _create(api, name, planned.options)
-    _drop(api, [created.pop()], must=True)
+    _drop(api, made.pop())
 
 
 def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
-    api.call("createCollection", msgspec.json.encode({"name": name, "options": options}), read=_ignore_reply)
+    body = _definition_encoder.encode({"name": name, "options": options})
+    api.call("createCollection", body, read=_ignore_reply)
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while True:
         found = [info for info in api.list_collections() if info.name == name]
@@ -905,13 +947,8 @@ def _ignore_reply(_reply: Reply) -> None:
     """For commands of which it is enough that they succeed."""
 
 
-def _drop(api: DataApi, names: list[str], *, must: bool = False) -> None:
-    """Drop collections; failures are let through only if it `must` be."""
-    for name in names:
-        with contextlib.ExitStack() as stack:
-            if not must:
-                stack.enter_context(contextlib.suppress(BackupError))
-            api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0, read=_ignore_reply)
+def _drop(api: DataApi, name: str) -> None:
+    api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0, read=_ignore_reply)
 
 
 class Journal:
@@ -947,6 +984,14 @@ class Journal:
         if collection not in self.begun:
             self.begun[collection] = had_documents
             self._write({"begin": collection, "had_documents": had_documents})
+
+    def forget(self, collection: str) -> None:
+        """A collection of the target is about to be made: whatever an earlier one held is gone."""
+        if collection in self.begun:
+            del self.begun[collection]
+            self._done.pop(collection, None)
+            self.rejected.pop(collection, None)
+            self._write({"forget": collection})
 
     def reject(self, collection: str) -> None:
         """The target refused a document, which is in the rejects file."""
@@ -985,6 +1030,8 @@ class Journal:
         for row in rows[1:]:
             if "begin" in row:
                 self.begun[row["begin"]] = bool(row.get("had_documents"))
+            elif "forget" in row:
+                self.forget(row["forget"])
             elif "reject" in row:
                 self.rejected[row["reject"]] = self.rejected.get(row["reject"], 0) + 1
             elif "batch" in row:
@@ -1058,6 +1105,14 @@ class Rejects:
         outcome.count(rejected=1)
 
 
+class Inserted(NamedTuple):
+    """What one insertMany left over: documents to send again and why, and documents whose id is there already."""
+
+    again: list[bytes]
+    existing: list[bytes]
+    error: RequestError | None
+
+
 class CollectionWriter:
     """Inserts the documents of one collection, several batches in flight. Memory is bound by those batches."""
 
@@ -1117,21 +1172,24 @@ class CollectionWriter:
 
     def _send(self, number: int, batch: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
+        todo, rounds_in_vain = batch, 0
         with self._throttle.slot():
-            todo = batch
-            for _ in range(MAX_ROUNDS):
-                todo, existing = self._insert(todo)
-                if existing:
-                    todo += self._settle_existing(existing)
-                if not todo:
-                    break
+            while todo and rounds_in_vain < MAX_ROUNDS:  # where all of them fail, `_insert` waits
+                again, existing, error = self._insert(todo)
+                left = again + self._settle_existing(existing)
+                rounds_in_vain = rounds_in_vain + 1 if len(left) == len(todo) else 0
+                todo = left
+                if error:
+                    self._throttle.back_off()
+            if todo and error:
+                raise error
             for text in todo:
                 self._reject(text, "UNSETTLED", "the server says now that it is there and now that it is not")
         self._run.journal.done(self._name, number)
         self._run.report.advance(self._name, len(batch))
 
-    def _insert(self, batch: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Insert once, patiently; return the documents to send again and those whose id is there already."""
+    def _insert(self, batch: list[bytes]) -> Inserted:
+        """Insert once, patiently."""
         body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
         try:
             errors = self._api.call(
@@ -1147,34 +1205,36 @@ class CollectionWriter:
             return self._divide(batch, error)
         return self._sort_out(batch, errors)
 
-    def _divide(self, batch: list[bytes], error: RequestError) -> tuple[list[bytes], list[bytes]]:
+    def _divide(self, batch: list[bytes], error: RequestError) -> Inserted:
         """The server refused a request as a whole: halve it until the bad document is alone."""
         if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
             raise error
         if len(batch) == 1:
             self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
-            return [], []
+            return Inserted([], [], None)
         middle = len(batch) // 2
         first, second = self._insert(batch[:middle]), self._insert(batch[middle:])
-        return first[0] + second[0], first[1] + second[1]
+        return Inserted(first.again + second.again, first.existing + second.existing, first.error or second.error)
 
-    def _sort_out(self, batch: list[bytes], errors: list[dict[str, Any] | None]) -> tuple[list[bytes], list[bytes]]:
-        retry, existing = [], []
+    def _sort_out(self, batch: list[bytes], errors: list[dict[str, Any] | None]) -> Inserted:
+        again, existing = [], []
+        passing: RequestError | None = None
         for text, error in zip(batch, errors, strict=True):
             if error is None:
                 continue
             if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
             elif str(error.get("errorCode")) in RETRYABLE_CODES:
-                retry.append(text)
+                again.append(text)
+                passing = error_in_reply(error, "insertMany", self._name)
             else:
                 self._reject(text, str(error.get("errorCode")), str(error.get("message")))
         self._outcome.count(inserted=errors.count(None))
-        return retry, existing
+        return Inserted(again, existing, passing)
 
     def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
         """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
-        there = find_by_ids(self._api, self._name, texts)
+        there = find_by_ids(self._api, self._name, texts) if texts else {}
         gone = []
         for text in texts:
             found = there.get(id_key(text))
@@ -1309,7 +1369,7 @@ def key_of(value: bytes) -> bytes:
     """What the server takes for the key of an id's JSON text: a UUID or ObjectId is the same key as its string."""
     for name in (b'{"$uuid":', b'{"$objectId":'):
         if value.startswith(name):
-            return value[len(name) : -1].lower()
+            return key_of(value[len(name) : -1]).lower()
     if value[:1] == b'"' and (b"\\" in value or not value.isascii()):
         return json.dumps(json.loads(value), ensure_ascii=False).encode(errors="surrogatepass")
     if value[:1] in b"-0123456789" and set(value) & set(b".eE"):  # 100.0 is 1E+2 to the server, and not 100
@@ -1575,7 +1635,8 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         outcome.comparison = compare_collection(run, outcome.planned, differences)
         log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
     except (BackupError, FormatError, OSError) as error:
-        outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}"
+        where = f" (temporary files: {tempfile.gettempdir()}, or TMPDIR)" if isinstance(error, OSError) else ""
+        outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}{where}"
         log.error("%s: %s", name, outcome.error, extra=about(name))
 
 
@@ -1638,7 +1699,9 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
 
 def _drop_scratch(api: DataApi, names: frozenset[str]) -> None:
     """Drop the scratch collections; raises BackupError that names those that stay."""
-    _drop(api, [info.name for info in api.list_collections() if info.name in names])
+    for name in [info.name for info in api.list_collections() if info.name in names]:
+        with contextlib.suppress(BackupError):
+            _drop(api, name)
     if left := sorted(info.name for info in api.list_collections() if info.name in names):
         error = BackupError(f"The drill's scratch collections stay: {', '.join(left)}.", "Drop them by hand.")
         error.exit_code = RestoreExit.INCOMPLETE  # type: ignore[misc]
@@ -2048,6 +2111,21 @@ def differences_file(path: Path | None) -> Iterator[IO[str] | None]:
         yield file
 
 
+def print_document(text: bytes) -> None:
+    """Write a document to stdout, byte for byte but for a terminal. Raises BackupError if not all of it got out."""
+    if sys.stdout.isatty():
+        text = escape_controls(text.decode()).encode()
+    sys.stdout.flush()
+    left = memoryview(text + b"\n")
+    try:
+        while left:  # stdout takes what it can
+            left = left[os.write(sys.stdout.fileno(), left) :]
+    except OSError as error:
+        raise BackupError(
+            f"The document could not be printed: {error.strerror}.", "What got out is cut off."
+        ) from error
+
+
 def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     """Print a document as the server held it. Raises BackupError when the snapshot has none of that id."""
     keys = {msgspec.json.encode(wanted)}
@@ -2065,7 +2143,7 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
                 for _, _, text in iter_decoded(stream, compressed=is_compressed(record)):
                     if id_key(text) in keys:
                         log.info("In %s:", record.name)
-                        print_result(text.decode())
+                        print_document(text)
                         found = True
             except FormatError as error:
                 raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
@@ -2187,7 +2265,8 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
         print_result(json.dumps({**fields, "vectors": vectors, "size_bytes": size, "warnings": verified.warnings}))
     else:
         print_result(
-            f"{verified.snapshot.path}: whole; {len(verified.stats)} collections, {documents:,} documents,"
+            f"{verified.snapshot.path}: whole;"
+            f" {plural(len(verified.stats), 'collection')}, {plural(documents, 'document')},"
             f" {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
         )
     return RestoreExit.OK
@@ -2224,7 +2303,8 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     found = outcome.comparison or Comparison()
     problem = outcome.error or ""
     if outcome.rejected:
-        problem = f"{outcome.rejected:,} documents refused by the server, in {outcome.rejects_file}. {problem}".strip()
+        count = plural(outcome.rejected, "document")
+        problem = f"{count} refused by the server, in {outcome.rejects_file}. {problem}".strip()
     if found.definition or any(found.counts.values()):
         problem = f"{problem} {found.describe()}".strip()
     return {

@@ -190,7 +190,7 @@ def test_without_a_journal_skip_completes_it_too(kept: Path, origin: DataApiEmul
 
 def test_forgetting_resume_does_not_spoil_it(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli) -> None:
     """A run without --resume is refused, as is a plan; the journal is still good afterwards."""
-    assert run_until_killed(cli, deadly, 14) == -signal.SIGKILL
+    assert run_until_killed(cli, deadly, 18) == -signal.SIGKILL
     deadly.requests.clear()
     before = held(deadly)
     assert_untouched(deadly, before, cli.restore(deadly), 4)
@@ -301,7 +301,7 @@ def test_a_journal_elsewhere(kept: Path, origin: DataApiEmulator, deadly: Deadly
     """--journal FILE is used instead, is readable for its owner only, holds no secret, and goes when all is done."""
     journal = cli.directory / "state" / "journal"
     journal.parent.mkdir()
-    assert run_until_killed(cli, deadly, 14, "--journal", journal) == -signal.SIGKILL
+    assert run_until_killed(cli, deadly, 18, "--journal", journal) == -signal.SIGKILL
     assert journals(cli) == []
     assert stat.S_IMODE(journal.stat().st_mode) == 0o600
     assert TOKEN not in journal.read_text()
@@ -326,7 +326,7 @@ def test_a_journal_of_another_restore_is_not_believed(
 ) -> None:
     """Another target, snapshot or choice with the same --journal: refused, or everything is sent; never a gap."""
     journal = cli.directory / "journal"
-    assert run_until_killed(cli, deadly, 14, "--journal", journal) == -signal.SIGKILL
+    assert run_until_killed(cli, deadly, 18, "--journal", journal) == -signal.SIGKILL
     deadly.database.keyspaces["second"] = {}
     arguments: list[object] = ["--keyspace", "second", "--resume", "--journal", journal]
     if other == "snapshot":
@@ -709,3 +709,221 @@ def test_a_changed_document_is_overwritten_after_a_kill(kept: Path, deadly: Dead
     result = cli.restore(deadly, *command, "--resume")
     assert result.code == 0, result.err
     assert sorted(deadly.documents(KEYSPACE, "some")) == documents(SIZES["some"])
+
+
+# ------------------------------------------------------------------------------------------------ somebody else
+
+
+class Busy(DataApiEmulator):
+    """A server on which somebody makes a collection in the moment before a certain command first arrives."""
+
+    def __init__(self, name: str, definition: dict, *, before: bytes) -> None:
+        super().__init__(token=TOKEN, page_size=500)
+        self.theirs = (name, definition)
+        self.before: bytes | None = before
+
+    def reply_to(self, request: Request) -> Reply:
+        """Make it, or answer."""
+        if self.before and request.body.startswith(self.before):
+            self.before = None
+            fill(self, *self.theirs[:1], ['{"_id":"theirs"}'], self.theirs[1])
+        return super().reply_to(request)
+
+
+OTHER = {"indexing": {"deny": ["x"]}}
+CREATE_MANY = b'{"createCollection":{"name":"many"'
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip", "overwrite", "drop"])
+@pytest.mark.parametrize("definition", [OTHER, DENY], ids=["other", "same"])
+def test_what_somebody_made_since_the_plan_is_never_dropped(
+    kept: Path, cli: Cli, policy: str, definition: dict
+) -> None:
+    """A collection that appears after the plan was made stays, with its documents; filled only if that was asked."""
+    with Busy("some", definition, before=CREATE_MANY) as target:
+        result = cli.restore(target, "--on-existing", policy, "--yes")
+        theirs = target.documents(KEYSPACE, "some")
+        assert '{"_id":"theirs"}' in theirs
+        if definition == DENY and policy in ("skip", "overwrite"):
+            assert result.code == RestoreExit.OK, result.err
+            assert len(theirs) == SIZES["some"] + 1
+        else:
+            assert result.code == RestoreExit.TARGET_REFUSED, result.err
+            assert "somebody else" in result.err
+            assert list(held(target)) == ["some"]
+            assert theirs == ['{"_id":"theirs"}']
+
+
+@pytest.mark.parametrize("definition", [OTHER, DENY], ids=["other", "same"])
+def test_what_appears_with_the_very_request_is_never_dropped(kept: Path, cli: Cli, definition: dict) -> None:
+    """Made by somebody between the last look and our request, and the restore is refused: it stays as it is."""
+    with Busy("many", definition, before=CREATE_MANY) as target:
+        target.max_collections = 3
+        result = cli.restore(target)
+        assert result.code == RestoreExit.TARGET_REFUSED, result.err
+        assert target.documents(KEYSPACE, "many") == ['{"_id":"theirs"}']
+        assert list(held(target)) == ["many"]
+
+
+def test_a_collection_that_is_gone_is_restored_from_its_start(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
+) -> None:
+    """What the journal says of a collection that was dropped after the kill is forgotten, also by a run after that."""
+    assert run_until_killed(cli, deadly, 24) == -signal.SIGKILL
+    assert inserted(deadly)
+    for name in held(deadly):
+        deadly.drop(KEYSPACE, name)
+    assert run_until_killed(cli, deadly, 24, "--resume") == -signal.SIGKILL
+    result = cli.restore(deadly, "--resume")
+    assert result.code == RestoreExit.OK, result.err
+    same_documents(origin, deadly)
+
+
+# ------------------------------------------------------------------------------------------------ some of a batch
+
+
+class Weak(DataApiEmulator):
+    """A server that fails for documents of an insert with an error that may pass, for each another number of times."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(token=TOKEN, page_size=500)
+        self.failures = failures
+        self.tried: dict[object, int] = {}
+
+    def reply_to(self, request: Request) -> Reply:
+        """Insert those whose time has come, and put the others' errors into the reply."""
+        if not request.body.startswith(b'{"insertMany"'):
+            return super().reply_to(request)
+        body = json.loads(request.body)
+        documents = body["insertMany"]["documents"]
+        weak = []
+        for document in documents:
+            self.tried[document["_id"]] = self.tried.get(document["_id"], 0) + 1
+            weak.append(self.tried[document["_id"]] <= document["n"] % (self.failures + 1))
+        body["insertMany"]["documents"] = [each for each, is_weak in zip(documents, weak, strict=True) if not is_weak]
+        rows, errors = iter([]), []
+        if body["insertMany"]["documents"]:
+            reply = json.loads(super().reply_to(Request(**{**vars(request), "body": json.dumps(body).encode()})).body)
+            rows, errors = iter(reply["status"]["documentResponses"]), reply.get("errors", [])
+        failed = {"status": "ERROR", "errorsIdx": len(errors)}
+        errors += [{"errorCode": "TIMEOUT_WRITING_DATA", "message": "the replicas did not answer"}] * any(weak)
+        responses = [
+            {"_id": each["_id"], **failed} if is_weak else next(rows)
+            for each, is_weak in zip(documents, weak, strict=True)
+        ]
+        found = {"status": {"documentResponses": responses}} | ({"errors": errors} if errors else {})
+        return Reply(body=json.dumps(found).encode())
+
+
+def test_documents_that_fail_for_a_while_are_waited_for(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
+    """Documents fail up to nine times with a timeout, while others go in: they are sent again, and none is rejected."""
+    with Weak(failures=9) as target:
+        result = cli.restore(target, "--collection", "some", BACKUP_RETRY_BUDGET="60")
+        assert result.code == RestoreExit.OK, result.err
+        assert len(target.documents(KEYSPACE, "some")) == SIZES["some"]
+        assert not list(cli.backups.glob("rejects-*"))
+
+
+def test_documents_that_fail_until_the_budget_ends_are_resumed(kept: Path, cli: Cli) -> None:
+    """The service stays weak: 2 and no rejects, for nothing was refused; --resume brings the rest when it is well."""
+    with Weak(failures=10**6) as target:
+        target.tried = {f"d{number:05}": -number % 30 for number in range(300)}
+        result = cli.restore(target, "--collection", "some", BACKUP_RETRY_BUDGET="1")
+        assert result.code == RestoreExit.INCOMPLETE, result.err
+        assert not list(cli.backups.glob("rejects-*"))
+        target.failures = 0
+        result = cli.restore(target, "--collection", "some", "--resume")
+        assert result.code == RestoreExit.OK, result.err
+        assert len(target.documents(KEYSPACE, "some")) == SIZES["some"]
+
+
+class Grudging(DataApiEmulator):
+    """A server that answers findOneAndReplace with a status and an error."""
+
+    def __init__(self, code: str, times: int) -> None:
+        super().__init__(token=TOKEN, page_size=500)
+        self.code, self.times = code, times
+
+    def reply_to(self, request: Request) -> Reply:
+        """Refuse so many times."""
+        if not request.body.startswith(b'{"findOneAndReplace"') or self.times == 0:
+            return super().reply_to(request)
+        self.times -= 1
+        status = {"matchedCount": 0, "modifiedCount": 0}
+        error = {"errorCode": self.code, "message": "not now"}
+        return Reply(body=json.dumps({"data": {"document": None}, "status": status, "errors": [error]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("code", "times", "expected"),
+    [
+        ("FAILED_CONCURRENT_OPERATIONS", 2, RestoreExit.OK),
+        ("SHRED_DOC_LIMIT_VIOLATION", -1, RestoreExit.INCOMPLETE),
+    ],
+)
+def test_an_error_beside_a_status_is_an_error(
+    kept: Path, cli: Cli, code: str, times: int, expected: RestoreExit
+) -> None:
+    """A replacement that failed is tried again, or is in the rejects file with the server's reason."""
+    with Grudging(code, times) as target:
+        fill(target, "few", ['{"_id":"d00001","n":-1}'], DENY)
+        result = cli.restore(target, "--collection", "few", "--on-existing", "overwrite", "--yes")
+        assert result.code == expected, result.err
+        assert (cli.backups / "rejects-few.jsonl").exists() == (expected is RestoreExit.INCOMPLETE)
+        assert ('{"_id":"d00001","n":1}' in target.documents(KEYSPACE, "few")) == (expected is RestoreExit.OK)
+
+
+# ------------------------------------------------------------------------------------------------ digits and keys
+
+
+def test_numbers_of_a_definition_keep_their_digits(cli: Cli, target: DataApiEmulator) -> None:
+    """A definition's long number is sent as it was, and a target that keeps another one is refused."""
+    long = "12345678901234567890.123456789"
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", ['{"_id":1}'], {"indexing": {"deny": ["*"]}})
+        snapshot = snapshot_of(source, cli)
+    manifest = snapshot / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"deny":', f'"x": {long}, "deny":', 1))
+    sums = snapshot / "SHA256SUMS"
+    subprocess.run(f"sha256sum $(cut -c67- {sums}) > new && mv new {sums.name}", shell=True, check=True, cwd=snapshot)
+    cli.restore(target)
+    (sent,) = [request.body for request in target.requests if request.command == "createCollection"]
+    assert long.encode() in (sent if isinstance(sent, bytes) else str(sent).encode())
+
+
+def test_an_id_is_the_same_however_it_is_spelt(cli: Cli, target: DataApiEmulator) -> None:
+    """A UUID that a server spells with an escape is the same id: a restore of it ends equal."""
+    uuid = "6f1ed0a1-1f0d-4b3b-9d9f-5b3c1d2e3f40"
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", ['{"_id":{"$uuid":"\\u0036' + uuid[1:] + '"},"a":1}'], DENY)
+        snapshot_of(source, cli)
+    fill(target, "docs", ['{"_id":{"$uuid":"' + uuid + '"},"a":1}'], DENY)
+    result = cli.restore(target, "--on-existing", "skip", "--yes")
+    assert result.code == RestoreExit.OK, result.err
+
+
+# ------------------------------------------------------------------------------------------------ one document
+
+
+def test_a_document_is_shown_to_the_byte_or_not_at_all(cli: Cli) -> None:
+    """--show writes what the server held, whatever the locale and the token; output that is cut off is an error."""
+    text = '{"_id":"x","text":"😀ü cassandra test ' + "x" * 300_000 + '"}'
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", [text], DENY)
+        snapshot_of(source, cli)
+    odd = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1", "ASTRA_DB_APPLICATION_TOKEN": "test"}
+    command = cli.command("restore.py", "--show", "x")
+
+    def show(stdout: int) -> subprocess.CompletedProcess[bytes]:
+        environ = cli.environ | odd
+        return subprocess.run(
+            command, env=environ, cwd=cli.directory, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+
+    shown = show(subprocess.PIPE)
+    assert shown.returncode == RestoreExit.OK
+    assert shown.stdout == text.encode() + b"\n"
+    with open("/dev/full", "wb") as full:
+        cut = show(full.fileno())
+    assert cut.returncode == RestoreExit.FAILED
+    assert b"could not be printed" in cut.stderr
