@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import io
@@ -971,10 +972,24 @@ class Journal:
             self._load(path, key)
 
     def open(self) -> None:
-        """Begin to write. Only now an older journal of a run that is not resumed goes. Raises OSError."""
+        """Begin to write. Only now an older journal of a run that is not resumed goes.
+
+        Raises OSError, and TargetRefused while another restore writes to it.
+        """
         if self.path:
-            mode = os.O_APPEND if self._goes_on else os.O_TRUNC
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                raise TargetRefused(
+                    f"Another restore of this snapshot is running, with the journal {self.path}.",
+                    "Wait for it; or, for another target, give this one another --journal. Nothing was written.",
+                ) from error
+            except OSError:  # no locks on that file system
+                log.debug("%s cannot be locked.", self.path)
+            if not self._goes_on:
+                os.ftruncate(descriptor, 0)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
             self._is_open = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off

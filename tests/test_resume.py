@@ -701,6 +701,28 @@ def test_two_restores_at_once_do_no_harm(
     same_documents(origin, target)
 
 
+def test_a_second_restore_leaves_the_journal_of_the_first_alone(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, deadly: Deadly, cli: Cli
+) -> None:
+    """While one runs, another of the same snapshot, to wherever, ends in 4 and is told what to do."""
+    deadly.latency_s = 0.1
+    process = cli.start("restore.py", "--api-endpoint", deadly.url)
+    while not inserted(deadly):
+        time.sleep(0.01)
+    result = cli.restore(target)
+    assert_untouched(target, {}, result, 4)
+    assert "--journal" in result.err
+    assert_untouched(target, {}, cli.restore(target, "--resume"), 1)
+    assert cli.restore(target, "--journal", "other").code == 0
+    deadly.victim = process
+    deadly.kill()
+    process.communicate(timeout=60)
+    assert journals(cli)
+    result = cli.restore(deadly, "--resume")
+    assert result.code == 0, result.err
+    same_documents(origin, deadly)
+
+
 def test_a_changed_document_is_overwritten_after_a_kill(kept: Path, deadly: Deadly, cli: Cli) -> None:
     """What overwrite had not reached when it was killed is overwritten by the resumed run."""
     fill(deadly, "some", [CHANGED.replace("d001", "d00001"), *documents(3)[2:]], DENY)
