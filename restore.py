@@ -1650,7 +1650,7 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         outcome.comparison = compare_collection(run, outcome.planned, differences)
         log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
     except (BackupError, FormatError, OSError) as error:
-        where = f" (temporary files: {tempfile.gettempdir()}, or TMPDIR)" if isinstance(error, OSError) else ""
+        where = " (TMPDIR says where its temporary files go)" if isinstance(error, OSError) else ""
         outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}{where}"
         log.error("%s: %s", name, outcome.error, extra=about(name))
 

@@ -425,7 +425,7 @@ def test_out_of_file_descriptors(
     if result.code in (1, 3):
         assert (
             writes(target) in ([], ["createCollection"], ["createCollection"] * 2) or target.collections(KEYSPACE) == {}
-        )
+        ), result.err
 
 
 # ------------------------------------------------------------------------------------------------ the terminal
