@@ -859,19 +859,8 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
                 log.info("%s: dropping.", name)
                 dropped.append(name)
                 _drop(api, name)
-            elif not planned.exists:
-                _look_again(api, planned, is_ours=name in journal.begun)
-            is_new = planned.is_dropped or not planned.exists
-            if is_new:
-                journal.forget(name)
-            journal.begin(name, had_documents=planned.keeps_documents)
-            if is_new:
-                log.info("%s: creating.", name)
-                made.append(name)
-                _create(api, name, planned.options)
+            _make(api, planned, made, journal)
     except (RequestError, TargetRefused) as error:
-        if getattr(error, "code", None) == "EXISTING_COLLECTION_DIFFERENT_SETTINGS" and name in made:
-            made.remove(name)  # somebody else's, which appeared in that very moment
         _unmake(api, made)
         if dropped:
             raise RestoreBrokeOff(f"{', '.join(dropped)} dropped, and not made anew: {error.message}") from error
@@ -880,10 +869,36 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
         raise _refusal(name, error) from error
 
 
+def _make(api: DataApi, planned: PlannedCollection, made: list[str], journal: Journal) -> None:
+    """Create one collection if it is not there, and note in `made` that it is ours."""
+    name = planned.target_name
+    if not planned.exists:
+        _look_again(api, planned, is_ours=name in journal.begun)
+    is_new = planned.is_dropped or not planned.exists
+    if is_new:
+        journal.forget(name)
+    journal.begin(name, had_documents=planned.keeps_documents)
+    if not is_new:
+        return
+    log.info("%s: creating.", name)
+    made.append(name)
+    try:
+        _create(api, name, planned.options)
+    except RequestError as error:
+        if error.code == "EXISTING_COLLECTION_DIFFERENT_SETTINGS":  # somebody else's, of that very moment
+            made.remove(name)
+        raise
+
+
+def _find(api: DataApi, name: str) -> CollectionInfo | None:
+    """A collection of the target; None if it is not there."""
+    return next((info for info in api.list_collections() if info.name == name), None)
+
+
 def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
     """One that appeared since the plan was made is somebody else's. Raises TargetRefused unless it may be filled."""
     name = planned.target_name
-    info = next((info for info in api.list_collections() if info.name == name), None)
+    info = _find(api, name)
     if info is None:
         return
     is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
@@ -918,7 +933,7 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 
 def _prove_definition(api: DataApi, planned: PlannedCollection, made: list[str]) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
-    there = next((info for info in api.list_collections() if info.name == planned.target_name), None)
+    there = _find(api, planned.target_name)
     if there and not definition_differences(planned.options, server_options(there)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
@@ -931,12 +946,9 @@ def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
     body = _definition_encoder.encode({"name": name, "options": options})
     api.call("createCollection", body, read=_ignore_reply)
     deadline = time.monotonic() + VISIBLE_WITHIN_S
-    while True:
-        found = [info for info in api.list_collections() if info.name == name]
-        if found or time.monotonic() > deadline:
-            break
+    while (found := _find(api, name)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    there = server_options(found[0]) if found else {}
+    there = server_options(found) if found else {}
     if differences := definition_differences(options, there):
         raise TargetRefused(
             f"{name}: the server made it with another definition: {'; '.join(differences)}.",

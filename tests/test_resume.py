@@ -152,7 +152,7 @@ def test_a_resumed_restore_sends_only_what_was_not_acknowledged(
     kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
 ) -> None:
     """The journal spares the batches that are done; only those in flight at the kill may go twice."""
-    assert run_until_killed(cli, deadly, 19, is_after=True) == -signal.SIGKILL
+    assert run_until_killed(cli, deadly, 23, is_after=True) == -signal.SIGKILL
     before = len(inserted(deadly))
     assert before > 8 * BATCH
     deadly.requests.clear()
