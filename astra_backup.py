@@ -31,6 +31,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import queue
 import re
 import shlex
@@ -1308,7 +1309,8 @@ class Switchboard:
 
     def __init__(self, channel: Connection) -> None:
         self._channel = channel
-        self._lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._is_sending = threading.Lock()
         self._is_gone = False
         self.calls: dict[int, Call] = {}
 
@@ -1320,9 +1322,18 @@ class Switchboard:
         return call
 
     def send(self, number: int, message: Any) -> None:
-        """Send a message to the call with that number; None ends the other process."""
-        with self._lock, contextlib.suppress(OSError):
-            self._channel.send((number, message))
+        """Send a message to the call with that number; None ends the other process.
+
+        Never waits for itself: Python may finalize something that sends while this thread is sending.
+        """
+        self._outbox.put(pickle.dumps((number, message)))
+        while not self._outbox.empty() and self._is_sending.acquire(blocking=False):
+            try:
+                with contextlib.suppress(queue.Empty, OSError):
+                    while True:
+                        self._channel.send_bytes(self._outbox.get_nowait())
+            finally:
+                self._is_sending.release()
 
     def run(self) -> None:
         """Pass on what comes, until the other process is gone or says that it is enough."""

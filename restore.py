@@ -29,7 +29,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -1158,18 +1158,22 @@ class CollectionWriter:
 
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
-        snapshot, record = self._run.verified.snapshot, self._outcome.planned.record
-        self._run.report.start(self._name, record.document_count, "writing")
+        planned = self._outcome.planned
+        file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
+        self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
-            with stoppable_pool(self._run.choices.workers) as pool:
-                self._send_all(pool, self._batches(DataFile.of(snapshot, record, self._outcome.planned.stats)))
+            with (
+                stoppable_pool(self._run.choices.workers) as pool,
+                contextlib.closing(self._batches(file)) as batches,  # who reads for it stops with it
+            ):
+                self._send_all(pool, batches)
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
-    def _batches(self, file: DataFile) -> Iterator[list[bytes]]:
+    def _batches(self, file: DataFile) -> Generator[list[bytes]]:
         """What is to be sent, from the second process; should that be dead, the rest is read here."""
         count = 0
         with self._run.second.call() as call:

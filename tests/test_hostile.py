@@ -647,26 +647,36 @@ def test_a_collection_whose_name_is_something_else_is_a_name(cli: Cli, target: D
     assert target.collections(KEYSPACE) == {}
 
 
-def test_show_prints_no_control_characters(cli: Cli) -> None:
-    """A document that would steer the terminal is shown as the same JSON, with the characters escaped."""
-    document = '{"_id":"1","a":"\u009b31m\u202e\x7f\u2028"}'
-    snapshot = build(cli.directory, {"docs": document.encode() + b"\n"})
+STEERS = '{"_id":"1","a":"\u009b31m\u202e\x7f\u2028"}'
+
+
+def test_show_prints_no_control_characters_on_a_terminal(cli: Cli) -> None:
+    """A document that would steer the terminal is shown there as the same JSON, with the characters escaped."""
+    snapshot = build(cli.directory, {"docs": STEERS.encode() + b"\n"})
+    code, shown = on_terminal(cli, "restore.py", snapshot, "--show", "1", stream="stdout")
+    assert code == 0
+    assert json.loads(shown) == json.loads(STEERS)
+    assert shown.isascii()
+    assert not CONTROLS.search(shown.replace("\r\n", ""))
+
+
+def test_show_into_a_file_is_the_document_byte_for_byte(cli: Cli) -> None:
+    """What is no terminal gets what the server held."""
+    snapshot = build(cli.directory, {"docs": STEERS.encode() + b"\n"})
     shown = run(cli, "restore.py", snapshot, "--show", "1")
-    shown.assert_clean(0)
-    assert json.loads(shown.out) == json.loads(document)
-    assert shown.out.isascii()
+    assert shown.code == 0
+    assert shown.out == STEERS + "\n"
+    assert not CONTROLS.search(shown.err)
 
 
-def on_terminal(cli: Cli, *arguments: object) -> tuple[int, str]:
-    """Run with a terminal for stderr; (code, what was on it)."""
+def on_terminal(cli: Cli, *arguments: object, stream: str = "stderr") -> tuple[int, str]:
+    """Run with a terminal for one of the output streams; (code, what was on it)."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         cli.command(*map(str, arguments)),
         cwd=cli.directory,
         env=cli.environ | {"TERM": "xterm"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=slave,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL) | {stream: slave},  # type: ignore[call-overload]
     )
     os.close(slave)
     said = b""

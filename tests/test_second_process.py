@@ -130,6 +130,73 @@ def test_on_one_core_there_is_none(slow: DataApiEmulator, target: DataApiEmulato
     assert writes(target)
 
 
+FINALIZES_WHILE_IT_SENDS = """
+import multiprocessing, sys, threading
+sys.path.insert(0, sys.argv[1])
+from astra_backup import Switchboard
+
+ours, theirs = multiprocessing.Pipe()
+here, there = Switchboard(ours), Switchboard(theirs)
+call, other = here.call(1), there.call(1)
+threading.Thread(target=there.run, daemon=True).start()
+
+class Message:
+    def __init__(self, when):
+        self.when = when
+
+    def __getstate__(self):  # as when Python finds garbage in the middle of sending, and what it finalizes sends
+        if self.when == "pickled":
+            call.send("finalized")
+        return {"when": "arrived"}
+
+send_bytes = ours.send_bytes
+
+def send(text):
+    if b"garbage" in text:
+        call.send("finalized")
+    send_bytes(text)
+
+ours.send_bytes = send
+call.send(Message(sys.argv[2]) if sys.argv[2] == "pickled" else "garbage")
+print(sorted([type(other.receive()).__name__, type(other.receive()).__name__]))
+"""
+
+
+@pytest.mark.parametrize(("when", "kinds"), [("pickled", ["Message", "str"]), ("written", ["str", "str"])])
+def test_what_is_finalized_while_a_message_is_sent_may_send_one(when: str, kinds: list[str]) -> None:
+    """Python may finalize something at any allocation; should that send, both messages arrive, and nothing hangs."""
+    command = [sys.executable, "-c", FINALIZES_WHILE_IT_SENDS, str(ROOT), when]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout == f"{kinds}\n"
+
+
+def test_who_reads_ahead_for_a_collection_that_failed_stops_at_once(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """Not when Python happens to collect garbage: without any of that, its thread is gone while the restore goes on."""
+    fill(source, "docs", 3000)
+    fill(source, "other", 3000)
+    snapshot_of(source, cli)
+    target.faults = [{"command": "insertMany", "collection": "docs", "action": "status", "status": 503, "times": None}]
+    target.latency_s = 0.1
+    command = [sys.executable, "-c", NO_GARBAGE, str(ROOT), "--workers", "1"]
+    environ = cli.environ | {"ASTRA_DB_API_ENDPOINT": target.url, "BACKUP_RETRY_BUDGET": "1"}
+    running = subprocess.Popen(command, cwd=cli.directory, env=environ, stderr=subprocess.PIPE, text=True)
+    child = the_child(running.pid)
+    wait_for(lambda: sum(r.command == "insertMany" and r.collection == "other" for r in target.requests) > 2)
+    wait_for(lambda: len(os.listdir(f"/proc/{child}/task")) == 2, 1)  # its own, and that for the other collection
+    assert running.poll() is None
+    assert "docs failed" in running.communicate(timeout=60)[1]
+
+
+NO_GARBAGE = """
+import gc, sys
+sys.path.insert(0, sys.argv.pop(1))
+gc.disable()
+import restore
+restore.run_command(restore.main)
+"""
+
+
 NO_ROOM = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
