@@ -254,7 +254,7 @@ class PageStateError(BackupError):
     """The place in the scan is lost: the collection has to be read from its start."""
 
 
-def _describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """One line for an error: what failed, why and what to do."""
     if isinstance(error, BackupError):
         return f"{error.message} {error.hint}".strip()
@@ -1357,7 +1357,7 @@ class Switchboard:
             try:
                 start.function(call, *start.arguments)
             except Exception as error:  # noqa: BLE001  (the other process shall know)
-                call.send(error if isinstance(error, (BackupError, OSError)) else FormatError(_describe(error)))
+                call.send(error if isinstance(error, (BackupError, OSError)) else FormatError(describe_error(error)))
 
 
 class SecondProcess:
@@ -3247,7 +3247,7 @@ def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
     except (FormatError, UnicodeDecodeError, OSError) as error:
         if parsed[1] and not isinstance(error, OSError):
             return Found(name)  # no restore would take it
-        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
     finally:
         report.finish(name)
 
@@ -3276,7 +3276,7 @@ def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
     try:
         manifest = read_box_manifest(box, file)
     except FormatError as error:
-        return Found(name, obstacle=f"damaged: {_describe(error)}", is_damaged=True)
+        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
     except BoxError as error:
         return Found(name, obstacle=f"could not be looked at: {error.message}")
     if obstacle := _foreign_scope(Scope.of(manifest), scope):
@@ -3756,8 +3756,8 @@ class CollectionBackup:
         if isinstance(error, OSError):
             error.filename = error.filename or str(self._path)
         self.record.status = "failed"
-        self.record.error = redactor.redact(_describe(error))
-        log.error("%s failed: %s", self.record.name, _describe(error), extra=self._about)
+        self.record.error = redactor.redact(describe_error(error))
+        log.error("%s failed: %s", self.record.name, describe_error(error), extra=self._about)
         log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
@@ -3788,7 +3788,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event, second: 
             return _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise BackupError(
-                f"Cannot write the snapshot: {_describe(error)}.",
+                f"Cannot write the snapshot: {describe_error(error)}.",
                 "Free some space, or choose another --output-dir.",
             ) from error
 
@@ -3937,7 +3937,7 @@ def read_secret(name: str) -> str:
             value = Path(file_name).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise BackupError(
-                f"Cannot read {file_name}, which {name}_FILE names: {_describe(error)}.",
+                f"Cannot read {file_name}, which {name}_FILE names: {describe_error(error)}.",
                 "Check the path and its rights.",
             ) from error
     redactor.add(value)
@@ -4240,7 +4240,7 @@ class RunRecord:
             try:
                 write_metrics(self.metrics_file, self._samples(code))
             except OSError as error:
-                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, _describe(error))
+                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, describe_error(error))
         text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
         self.pinger.finish(code, "\n".join(text))
 
@@ -4288,7 +4288,7 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
         try:
             files = survey_box(box, scope)
         except BackupError as error:
-            report.warn(f"No old snapshots were deleted in Box: {_describe(error)}")
+            report.warn(f"No old snapshots were deleted in Box: {describe_error(error)}")
     stored = [one for _, one in files.values()]
     if here.is_on:
         try:
@@ -4299,7 +4299,7 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
                 deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
                 _warn_of_damage(found, str(output.path), report)
         except (BackupError, OSError) as error:
-            report.warn(f"No old snapshots were deleted here: {_describe(error)}")
+            report.warn(f"No old snapshots were deleted here: {describe_error(error)}")
     if box and files:
         decisions = plan_retention(stored, in_box, incomplete_days=days, now=now, elsewhere=local)
         deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
@@ -4316,7 +4316,7 @@ def _delete(decisions: list[Decision], delete: Callable[[str], None], place: str
         try:
             delete(decision.name)
         except (BackupError, OSError) as error:
-            report.warn(f"{decision.name} could not be deleted {place}: {_describe(error)}")
+            report.warn(f"{decision.name} could not be deleted {place}: {describe_error(error)}")
             continue
         log.info("Deleted %s %s: %s.", decision.name, place, decision.reason)
         deleted.append(decision.name)
@@ -4461,7 +4461,7 @@ def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResu
     try:
         manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
     except (OSError, FormatError) as error:
-        raise BackupError(f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged.") from error
+        raise BackupError(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
     code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
     report.warnings += manifest.warnings or []
     return BackupResult(code, directory, manifest, report.warnings)
@@ -4474,16 +4474,16 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
         content = ZipStream(directory)
     except (FormatError, OSError, ValueError, KeyError) as error:
         raise BackupError(
-            f"{directory} cannot be uploaded: {_describe(error)}.", "It is damaged: make a new backup."
+            f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged: make a new backup."
         ) from error
     try:
         log.info("Uploading %s.zip, %s, to Box.", directory.name, size_text(content.size_bytes))
         file, is_new = Box(config, stop_event).upload(content, report)
     except (BackupError, FormatError, OSError) as error:
-        log.error("The upload failed: %s", _describe(error))  # noqa: TRY400
+        log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
         where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
         log.error("%s stays. To upload it: astra_backup.py --upload-only %s%s", directory, directory.name, where)  # noqa: TRY400
-        failure = {"error": redactor.redact(_describe(error))}
+        failure = {"error": redactor.redact(describe_error(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)
     upload = {"file_id": file.id, "name": file.name, "size_bytes": file.size_bytes, "sha1": file.sha1, "sent": is_new}
@@ -4670,10 +4670,10 @@ def _stop(signal_number: int, _frame: object) -> NoReturn:
     """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
     if stop_event.is_set():
         _exit_at_once(128 + signal_number)
-    stop_event.set()
     watchdog = threading.Timer(STOP_GRACE_S, _exit_at_once, [128 + signal_number])
     watchdog.daemon = True
     watchdog.start()
+    stop_event.set()  # waits for ever if the signal came within the few steps that hold the event's lock
     raise SystemExit(128 + signal_number)
 
 
@@ -4705,7 +4705,7 @@ def run_command(command: click.Command) -> NoReturn:
         try:
             function(code)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the result stands, whatever the monitors meet)
-            log.warning("After the run: %s", _describe(error))
+            log.warning("After the run: %s", describe_error(error))
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -4765,7 +4765,7 @@ def _run_guarded(command: click.Command) -> int:
         return code
     except OSError as error:
         hint = "Check that it is there and readable; what is written to must be writable and have room."
-        return _show_error(f"{_describe(error)}.", hint, Exit.FAILED)
+        return _show_error(f"{describe_error(error)}.", hint, Exit.FAILED)
     except Exception as error:  # noqa: BLE001  (the last boundary: what comes here is a bug)
         return _show_error(
             f"{type(error).__name__}: {error}", "This is a bug: run it with -v and report it.", Exit.FAILED

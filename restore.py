@@ -74,6 +74,7 @@ from astra_backup import (
     connection_options,
     decode_manifest,
     decode_vectors,
+    describe_error,
     digest_text,
     document_parts,
     error_in_reply,
@@ -862,6 +863,8 @@ def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Jou
             _make(api, planned, made, journal)
     except (RequestError, TargetRefused) as error:
         _unmake(api, made)
+        for unmade in set(made) - set(dropped):
+            journal.forget(unmade)
         if dropped:
             raise RestoreBrokeOff(f"{', '.join(dropped)} dropped, and not made anew: {error.message}") from error
         if isinstance(error, TargetRefused) or error.code is None or error.retryable:
@@ -1168,7 +1171,7 @@ class CollectionWriter:
             ):
                 self._send_all(pool, batches)
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
-            self._outcome.error = f"{getattr(error, 'message', error)} {getattr(error, 'hint', '')}".strip()
+            self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
@@ -1667,7 +1670,7 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
     except (BackupError, FormatError, OSError) as error:
         where = " (TMPDIR says where its temporary files go)" if isinstance(error, OSError) else ""
-        outcome.error = outcome.error or f"the comparison failed: {getattr(error, 'message', error)}{where}"
+        outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
         log.error("%s: %s", name, outcome.error, extra=about(name))
 
 
@@ -2027,7 +2030,8 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
         try:
             return restore(writing, plan, differences)
         except TargetRefused:
-            run.journal.remove()
+            if not options["resume"]:  # what an earlier run has done stays known
+                run.journal.remove()
             raise
 
 

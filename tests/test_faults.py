@@ -121,7 +121,9 @@ FAULTS = {
         places="page | compare",
     ),
     "html": Fault("an HTML page with 200", "puzzling", SHAPE, {"action": "html", "body": HTML}),
-    "302": Fault("302 to a sign-in page", "refused", "HTTP 302", status(302, headers={"Location": "/login"})),
+    "302": Fault(
+        "302 to a sign-in page", "refused", "A redirect is no Data API", status(302, headers={"Location": "/login"})
+    ),
     "401": Fault("401", "refused", "HTTP 401", status(401)),
     "403": Fault("403 with an HTML page", "refused", "HTTP 403", status(403, body=HTML)),
     "404": Fault("404", "refused", "HTTP 404", status(404)),
@@ -375,6 +377,15 @@ def test_backup(catalog: DataApiEmulator, cli: SabotagedCli, name: str, place: s
     if not fault.hits_all or place != "pages":
         assert_backed_up(cli, result.code, {"docs": documents(), "other": documents(3)})
     assert ("Trying again" in result.err) == fault.is_retried
+
+
+def test_who_asks_to_wait_longer_than_we_may_is_quoted(catalog: DataApiEmulator, cli: SabotagedCli) -> None:
+    """`Retry-After: 3600` with a budget of 5 s: not waited for, and the message says how long it would have been."""
+    catalog.faults = [{"command": "find", **status(429, headers={"Retry-After": "3600"})}]
+    result = cli.backup(catalog, "--retry-budget", "5")
+    assert result.code == 2
+    assert "HTTP 429, and asks to wait 3600 s" in result.err
+    assert "Trying again" not in result.err
 
 
 @pytest.mark.parametrize(("name", "place"), cases(1, RESTORE_PLACES))

@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import termios
 import time
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 
 from bench.kills import check_final_names, check_next_run, fill, final_names
-from tests.conftest import KEYSPACE, TOKEN, Cli, Result
+from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, Result
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
 from tests.test_backup import wait_for
@@ -391,6 +392,27 @@ def test_a_signal_at_any_moment(source: DataApiEmulator, cli: SabotagedCli) -> N
         assert time.monotonic() - started < 10
         check_final_names(cli.backups)
     check_next_run(cli, source)
+
+
+IN_THE_EVENT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import astra_backup
+
+def main():
+    with astra_backup.stop_event._cond:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+main.main = lambda **_: main()
+astra_backup.run_command(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_looking_for_one(number: signal.Signals) -> None:
+    """SIGINT or SIGTERM while the main thread holds the lock that the handler wants: 130 or 143 within 12 s."""
+    command = [sys.executable, "-c", IN_THE_EVENT, str(ROOT), str(int(number))]
+    assert subprocess.run(command, check=False, timeout=12).returncode == 128 + number
 
 
 def test_a_signal_while_it_waits_for_a_retry(slow: DataApiEmulator, cli: SabotagedCli) -> None:

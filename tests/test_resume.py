@@ -709,6 +709,7 @@ def test_a_second_restore_leaves_the_journal_of_the_first_alone(
     process = cli.start("restore.py", "--api-endpoint", deadly.url)
     while not inserted(deadly):
         time.sleep(0.01)
+    deadly.latency_s = 1.0
     result = cli.restore(target)
     assert_untouched(target, {}, result, 4)
     assert "--journal" in result.err
@@ -718,6 +719,7 @@ def test_a_second_restore_leaves_the_journal_of_the_first_alone(
     deadly.kill()
     process.communicate(timeout=60)
     assert journals(cli)
+    deadly.latency_s = 0
     result = cli.restore(deadly, "--resume")
     assert result.code == 0, result.err
     same_documents(origin, deadly)
@@ -799,6 +801,37 @@ def test_a_collection_that_is_gone_is_restored_from_its_start(
     result = cli.restore(deadly, "--resume")
     assert result.code == RestoreExit.OK, result.err
     same_documents(origin, deadly)
+
+
+def test_a_resumed_restore_that_is_refused_can_be_resumed(
+    kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
+) -> None:
+    """A collection cannot be made anew: 4; what the first run has inserted is not sent again when there is room."""
+    assert run_until_killed(cli, deadly, 24) == -signal.SIGKILL
+    assert len(inserted(deadly)) > BATCH
+    deadly.drop(KEYSPACE, "some")
+    deadly.max_collections = 3
+    assert cli.restore(deadly, "--resume").code == RestoreExit.TARGET_REFUSED
+    deadly.max_collections = 5
+    deadly.requests.clear()
+    result = cli.restore(deadly, "--resume")
+    assert result.code == RestoreExit.OK, result.err
+    assert "nothing to go on with" not in result.err
+    same_documents(origin, deadly)
+
+
+def test_what_a_refused_run_took_away_is_not_ours_any_more(kept: Path, deadly: Deadly, cli: Cli) -> None:
+    """Two collections are gone, only one could be made; somebody makes the other: the next --resume leaves it alone."""
+    assert run_until_killed(cli, deadly, 24) == -signal.SIGKILL
+    for name in ("few", "some"):
+        deadly.drop(KEYSPACE, name)
+    deadly.max_collections = 3
+    assert cli.restore(deadly, "--resume").code == RestoreExit.TARGET_REFUSED
+    deadly.max_collections = 5
+    fill(deadly, "few", ['{"_id":"theirs"}'], DENY)
+    result = cli.restore(deadly, "--resume")
+    assert result.code == RestoreExit.TARGET_REFUSED, result.err
+    assert deadly.documents(KEYSPACE, "few") == ['{"_id":"theirs"}']
 
 
 # ------------------------------------------------------------------------------------------------ some of a batch

@@ -172,7 +172,7 @@ def test_what_is_finalized_while_a_message_is_sent_may_send_one(when: str, kinds
 def test_who_reads_ahead_for_a_collection_that_failed_stops_at_once(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli
 ) -> None:
-    """Not when Python happens to collect garbage: without any of that, its thread is gone while the restore goes on."""
+    """A collection fails, no garbage is ever collected: its reader is gone while the next is restored."""
     fill(source, "docs", 3000)
     fill(source, "other", 3000)
     snapshot_of(source, cli)
