@@ -131,10 +131,18 @@ FAULTS = {
     "413": Fault("413", "too large", "HTTP 413", status(413)),
     "429": Fault("429 without `Retry-After`", "passing", "HTTP 429", status(429)),
     "429-seconds": Fault(
-        "429 with `Retry-After: 7`", "passing", "Trying again in 7.0 s", status(429, headers={"Retry-After": "7"})
+        "429 with `Retry-After: 7`",
+        "passing",
+        "Trying again in 7.0 s",
+        status(429, headers={"Retry-After": "7"}),
+        budget_s=30,
     ),
     "429-date": Fault(
-        "429 with a date 5 s ahead in `Retry-After`", "passing", "HTTP 429", status(429, retry_after_date=5)
+        "429 with a date 5 s ahead in `Retry-After`",
+        "passing",
+        "HTTP 429",
+        status(429, retry_after_date=5),
+        budget_s=30,
     ),
     "429-odd": Fault(
         "429 with `Retry-After: soon`", "passing", "HTTP 429", status(429, headers={"Retry-After": "soon"}), places=FEW
