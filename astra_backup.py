@@ -113,6 +113,7 @@ HEAD_START_S = 0.05  # how long encoding waits for the next request to leave
 REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
 
 READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
@@ -1371,7 +1372,7 @@ class SecondProcess:
         ours, theirs = multiprocessing.Pipe()
         self._pid = 0
         if is_needed and core_count() > 1:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), signals_held():
                 self._pid = os.fork() or self._serve(ours, theirs)
         if self._pid:
             theirs.close()
@@ -1383,10 +1384,8 @@ class SecondProcess:
 
     @staticmethod
     def _serve(ours: Connection, theirs: Connection) -> NoReturn:
-        """What the fork does. Signals are the first process's business: this one ends with it."""
+        """What the fork does. Signals, held here for ever, are the first process's business: this one ends with it."""
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
             ours.close()
             Switchboard(theirs).run()
         finally:
@@ -1404,6 +1403,16 @@ class SecondProcess:
     def call(self) -> Call:
         """A call that is not yet started."""
         return self._board.call(next(self._numbers))
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that stop a run wait until the end: Python ignores what a handler raises while it forks."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def core_count() -> int:
@@ -4661,7 +4670,13 @@ def print_result(text: str, *, is_styled: bool = False) -> None:
         log.warning("The result could not be printed: %s.", error.strerror)
 
 
-stop_event = threading.Event()
+class StopEvent(threading.Event):
+    """Set when a signal wants the run to end."""
+
+    signal_number = 0  # which one; 0: none yet
+
+
+stop_event = StopEvent()
 at_exit: list[Callable[[int], None]] = []
 """Called with the exit code when a command line ended; they never change it."""
 
@@ -4670,6 +4685,7 @@ def _stop(signal_number: int, _frame: object) -> NoReturn:
     """End within 10 seconds: `finally` blocks run, and a watchdog ends what hangs. A second signal ends at once."""
     if stop_event.is_set():
         _exit_at_once(128 + signal_number)
+    stop_event.signal_number = signal_number
     watchdog = threading.Timer(STOP_GRACE_S, _exit_at_once, [128 + signal_number])
     watchdog.daemon = True
     watchdog.start()
@@ -4750,6 +4766,14 @@ def read_secret_quietly(*names: str) -> None:
 
 
 def _run_guarded(command: click.Command) -> int:
+    code = _run_to_its_end(command)
+    if not (code and stop_event.signal_number):  # when all was done before it, 0 is true
+        return code
+    log.error("Stopped by signal %d.", stop_event.signal_number)
+    return 128 + stop_event.signal_number  # also where Python ignores what the handler raised, as in a finalizer
+
+
+def _run_to_its_end(command: click.Command) -> int:
     try:
         return int(command.main(standalone_mode=False) or 0)
     except BackupError as error:
@@ -4759,10 +4783,7 @@ def _run_guarded(command: click.Command) -> int:
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-        if code > 128:
-            log.error("Stopped by signal %d.", code - 128)  # noqa: TRY400
-        return code
+        return error.code if isinstance(error.code, int) else Exit.FAILED
     except OSError as error:
         hint = "Check that it is there and readable; what is written to must be writable and have room."
         return _show_error(f"{describe_error(error)}.", hint, Exit.FAILED)

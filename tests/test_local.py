@@ -415,6 +415,55 @@ def test_a_signal_in_the_middle_of_looking_for_one(number: signal.Signals) -> No
     assert subprocess.run(command, check=False, timeout=12).returncode == 128 + number
 
 
+IGNORED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import astra_backup
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        sum(range(1000))
+
+def main():
+    Finalized()
+    raise astra_backup.BackupError("stopped")
+
+main.main = lambda **_: main()
+astra_backup.run_command(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_finalizer(number: signal.Signals) -> None:
+    """SIGINT or SIGTERM where Python ignores what a handler raises: 130 or 143 all the same, and it is said."""
+    command = [sys.executable, "-c", IGNORED, str(ROOT), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=12)
+    assert done.returncode == 128 + number
+    assert f"Stopped by signal {int(number)}." in done.stderr
+
+
+IN_THE_FORK = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import astra_backup
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+astra_backup.run_command(astra_backup.main)
+"""
+
+
+def test_a_signal_while_the_second_process_is_made(source: DataApiEmulator, tmp_path: Path) -> None:
+    """SIGTERM in the middle of the fork: 143, said once, and without a traceback."""
+    cli = Cli(tmp_path)
+    command = [sys.executable, "-c", IN_THE_FORK, str(ROOT), "--no-box", "--api-endpoint", source.url]
+    done = subprocess.run(
+        command, env=cli.environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.count("Stopped by signal 15.") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_while_it_waits_for_a_retry(slow: DataApiEmulator, cli: SabotagedCli) -> None:
     """SIGTERM during a back-off of minutes ends it at once."""
     slow.faults = [{"action": "status", "status": 429, "headers": {"Retry-After": "200"}, "times": None}]
