@@ -72,7 +72,7 @@ def random_faults(chance: random.Random, commands: tuple[str, ...], names: list[
             {"for_s": chance.uniform(0, 3), "times": None, "skip": chance.randint(0, 9)},
             {"times": None, "skip": chance.randint(0, 20)},
         ]
-        rules.append(rule | chance.choice(how_often))
+        rules.append(rule | ({"times": 1} if rule["action"] == "down" else chance.choice(how_often)))
     return rules
 
 
@@ -88,18 +88,26 @@ def fill(emulator: DataApiEmulator, chance: random.Random) -> list[str]:
     return names
 
 
+def is_ready(pid: int) -> bool:
+    """Whether a run handles signals already."""
+    (caught,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def disturb(running: subprocess.Popen[str], number: signal.Signals, chance: random.Random) -> None:
     """Send a signal to a run, or to its second process, at some moment."""
-    time.sleep(chance.uniform(0.2, 1.5))
-    to_second, pause_s = chance.random() < 0.4, chance.uniform(0.1, 3)
+    after_s, to_second, pause_s = chance.uniform(0, 1), chance.random() < 0.4, chance.uniform(0.1, 3)
     try:
+        while not is_ready(running.pid):
+            time.sleep(0.02)
+        time.sleep(after_s)
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         pid = int(children[0]) if children and to_second else running.pid
         os.kill(pid, number)
         if number is signal.SIGSTOP:
             time.sleep(pause_s)
             os.kill(pid, signal.SIGCONT)
-    except (ProcessLookupError, FileNotFoundError):  # it has ended
+    except (ProcessLookupError, FileNotFoundError, ValueError):  # it has ended
         pass
 
 
@@ -140,12 +148,12 @@ def back_up(cli: Cli, chance: random.Random, source: DataApiEmulator, names: lis
     """A backup that is disturbed, and one that is not; return how the first ended."""
     source.faults = random_faults(chance, READS, names)
     result = run(cli, chance, "astra_backup.py", "--no-box", "--api-endpoint", source.url)
-    assert result.code in {0, 1, 2} | STOPPED, result.err
+    assert result.code in {0, 1, 2} | STOPPED, result
     found = check_final_names(cli.backups)
-    assert found == (result.code in (0, 2)) or result.code in STOPPED, result.err
+    assert found == (result.code in (0, 2)) or result.code in STOPPED, result
     heal(source)
     again = cli.backup(source)
-    assert again.code in ((0, 5) if result.code else (0,)), again.err
+    assert again.code in ((0, 5) if result.code else (0,)), (result, again)
     for path in final_names(cli.backups)[:-1]:
         shutil.rmtree(path)
     return f"backup {result.code}"
@@ -158,14 +166,14 @@ def restore(cli: Cli, chance: random.Random, source: DataApiEmulator, names: lis
         policy = ["--on-existing", chance.choice(("fail", "skip", "overwrite", "drop")), "--yes"]
         command = ["restore.py", "--api-endpoint", target.url, *policy]
         result = run(cli, chance, *command, "--workers", chance.randint(1, 6))
-        assert result.code in {0, 1, 2, 4} | STOPPED, result.err
+        assert result.code in {0, 1, 2, 4} | STOPPED, result
         time.sleep(0.05)  # what was under way reaches the server
         heal(target)
         if result.code:
             again = cli.run(*command, *(["--resume"] if result.code not in (1, 4) else []))
-            assert again.code == 0, result.err + again.err
-        assert documents(target) == documents(source), result.err
-        assert not list(cli.backups.glob(".restore-*")), result.err
+            assert again.code == 0, (result, again)
+        assert documents(target) == documents(source), result
+        assert not list(cli.backups.glob(".restore-*")), result
     return f"restore {result.code}"
 
 

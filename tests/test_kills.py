@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.chaos import play
 from bench.kills import check_final_names, check_next_run, fill, final_names, kill_backups, kill_restores
 from tests.conftest import TOKEN
 from tests.emulators.data_api import DataApiEmulator
@@ -126,3 +127,9 @@ def test_fifty_kills_at_random_moments(source: DataApiEmulator, tmp_path: Path) 
 def test_ten_killed_restores_are_resumed(source: DataApiEmulator, tmp_path: Path) -> None:
     """A restore that is killed at a random moment is completed with --resume, whatever it had done."""
     assert kill_restores(10, source, tmp_path, random.Random(7)).total() == 10
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_everything_at_once(number: int) -> None:
+    """Random faults and a signal, in a backup and in a restore: each ends as it must, and the next run completes it."""
+    assert len(play(20260616, number)) == 2
