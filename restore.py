@@ -1908,7 +1908,8 @@ def main(snapshot: str, **options: Any) -> int:
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
     with SecondProcess(is_needed=needs_target) as second, Report(quiet=options["quiet"]) as report:
-        target = make_target(options) if needs_target else None
+        # What is wrong with the endpoint is told before a download and a verification that may take hours.
+        api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
         steps: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
@@ -1920,9 +1921,9 @@ def main(snapshot: str, **options: Any) -> int:
                 is_forced, workers = options["force_incomplete"], choices.workers
                 verified = verify_snapshot(opened, force_incomplete=is_forced, workers=workers, report=report)
             select_records(verified, choices)
-            if target is None:
+            if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            run = RestoreRun(verified, DataApi(target, READ_COMMANDS, stop_event), choices, report, second)
+            run = RestoreRun(verified, api, choices, report, second)
             if options["drill"]:
                 return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
             return (run_compare if options["compare_only"] else run_restore)(run, options)

@@ -1015,6 +1015,15 @@ def test_a_dry_run_from_box_writes_nothing(stocked: BoxEmulator, target: DataApi
     assert (writes(target), list(cli.backups.iterdir())) == ([], [])
 
 
+def test_a_wrong_endpoint_is_told_before_the_download(stocked: BoxEmulator, cli: Cli) -> None:
+    """An address that cannot be a database of this environment: 1 at once, and Box is not asked for anything."""
+    wrong = "https://id.apps.astra.datastax.com/api/json"
+    result = cli.run("restore.py", "--from-box", "--api-endpoint", wrong)
+    assert result.code == RestoreExit.FAILED
+    assert "is no endpoint of the environment" in result.err
+    assert stocked.requests == []
+
+
 def test_a_restore_from_box_that_broke_off_goes_on(
     stocked: BoxEmulator, source: DataApiEmulator, target: DataApiEmulator, cli: Cli
 ) -> None:
