@@ -68,7 +68,7 @@ def test_a_restore_that_loses_it_is_whole_nevertheless(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, command: str
 ) -> None:
     """SIGKILL to that of a restore that writes or compares: the first reads on where it was; exit 0, equal."""
-    fill(source, "docs", 3000)
+    fill(source, "docs", 1500)
     snapshot_of(source, cli)
     target.latency_s = 0.1
     running = cli.start("restore.py", "--api-endpoint", target.url, "--workers", 1)
@@ -173,8 +173,8 @@ def test_who_reads_ahead_for_a_collection_that_failed_stops_at_once(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli
 ) -> None:
     """A collection fails, no garbage is ever collected: its reader is gone while the next is restored."""
-    fill(source, "docs", 3000)
-    fill(source, "other", 3000)
+    fill(source, "docs", 1500)
+    fill(source, "other", 1500)
     snapshot_of(source, cli)
     target.faults = [{"command": "insertMany", "collection": "docs", "action": "status", "status": 503, "times": None}]
     target.latency_s = 0.1
