@@ -1016,7 +1016,7 @@ class Journal:
             self._write({"begin": collection, "had_documents": had_documents})
 
     def forget(self, collection: str) -> None:
-        """A collection of the target is about to be made: whatever an earlier one held is gone."""
+        """A collection of the target is gone, with whatever it held."""
         if collection in self.begun:
             del self.begun[collection]
             self._done.pop(collection, None)
@@ -1903,8 +1903,11 @@ def main(snapshot: str, **options: Any) -> int:
       python restore.py --from-box --drill --keyspace scratch   prove that a restore works
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     choices = read_choices(options)
-    if options["show_list"]:
-        return list_snapshots(options)
+    return list_snapshots(options) if options["show_list"] else run_on_snapshot(snapshot, choices, options)
+
+
+def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) -> int:
+    """Fetch and verify a snapshot, and do with it what was chosen. Returns the exit code."""
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
     with SecondProcess(is_needed=needs_target) as second, Report(quiet=options["quiet"]) as report:

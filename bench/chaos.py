@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +29,7 @@ from astra_backup import RETRYABLE_CODES
 from bench.kills import check_final_names, final_names
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
 from tests.emulators.data_api import DataApiEmulator
+from tests.test_policies import held
 
 MAX_RUN_S = 90  # what a run may take; the retry budget is 2 s
 READS = ("findCollections", "find")
@@ -139,11 +139,6 @@ def heal(emulator: DataApiEmulator) -> None:
         time.sleep(0.05)
 
 
-def documents(emulator: DataApiEmulator) -> dict[str, list[str]]:
-    """All that a server holds."""
-    return {name: sorted(emulator.documents(KEYSPACE, name)) for name in emulator.collections(KEYSPACE)}
-
-
 def back_up(cli: Cli, chance: random.Random, source: DataApiEmulator, names: list[str]) -> str:
     """A backup that is disturbed, and one that is not; return how the first ended."""
     source.faults = random_faults(chance, READS, names)
@@ -172,7 +167,7 @@ def restore(cli: Cli, chance: random.Random, source: DataApiEmulator, names: lis
         if result.code:
             again = cli.run(*command, *(["--resume"] if result.code not in (1, 4) else []))
             assert again.code == 0, (result, again)
-        assert documents(target) == documents(source), result
+        assert held(target) == held(source), result
         assert not list(cli.backups.glob(".restore-*")), result
     return f"restore {result.code}"
 
@@ -207,7 +202,7 @@ def main() -> None:
         numbers = range(options.first, options.first + options.count)
         for steps in pool.map(play, itertools.repeat(options.seed), numbers):
             ended.update(steps)
-    print(f"{options.count} rounds: {dict(sorted(ended.items()))}; {time.monotonic() - started:.0f} s", file=sys.stdout)
+    print(f"{options.count} rounds: {dict(sorted(ended.items()))}; {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -304,6 +304,7 @@ def test_two_backups_at_once(slow: DataApiEmulator, cli: SabotagedCli) -> None:
     """Two backups into one directory: one is exit 0, the other exit 4 and has touched nothing."""
     first = Cli(cli.directory).start("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
     wait_for(lambda: any(request.command == "find" for request in slow.requests))
+    seen = len(slow.requests)
     slow.latency_s = 2.0
     second = cli.run("astra_backup.py", "--no-box", "--api-endpoint", "http://127.0.0.1:1")
     assert second.code == 4
@@ -311,6 +312,7 @@ def test_two_backups_at_once(slow: DataApiEmulator, cli: SabotagedCli) -> None:
     slow.latency_s = 0
     first.communicate(timeout=30)
     assert first.returncode == 0
+    assert seen
     assert check_final_names(cli.backups) == 1
 
 
@@ -394,51 +396,51 @@ def test_a_signal_at_any_moment(source: DataApiEmulator, cli: SabotagedCli) -> N
     check_next_run(cli, source)
 
 
-IN_THE_EVENT = """
+STOPS_ITSELF = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import astra_backup
 
-def main():
-    with astra_backup.stop_event._cond:
-        os.kill(os.getpid(), int(sys.argv[1]))
+def stop():
+    os.kill(os.getpid(), int(sys.argv[2]))
+    sum(range(1000))  # a handler runs between two steps
 
-main.main = lambda **_: main()
-astra_backup.run_command(main)
+class Finalized:
+    def __del__(self):
+        stop()
+
+def in_the_event():
+    with astra_backup.stop_event._cond:
+        stop()
+
+def in_a_finalizer():
+    Finalized()
+    raise astra_backup.BackupError("stopped")
+
+def command():
+    pass
+
+command.main = lambda **_: globals()[sys.argv[1]]()
+astra_backup.run_command(command)
 """
+
+
+def stop_itself(where: str, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Run a command that sends itself a signal there."""
+    command = [sys.executable, "-c", STOPS_ITSELF, str(ROOT), where, str(int(number))]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_looking_for_one(number: signal.Signals) -> None:
     """SIGINT or SIGTERM while the main thread holds the lock that the handler wants: 130 or 143 within 12 s."""
-    command = [sys.executable, "-c", IN_THE_EVENT, str(ROOT), str(int(number))]
-    assert subprocess.run(command, check=False, timeout=12).returncode == 128 + number
-
-
-IGNORED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv.pop(1))
-import astra_backup
-
-class Finalized:
-    def __del__(self):
-        os.kill(os.getpid(), int(sys.argv[1]))
-        sum(range(1000))
-
-def main():
-    Finalized()
-    raise astra_backup.BackupError("stopped")
-
-main.main = lambda **_: main()
-astra_backup.run_command(main)
-"""
+    assert stop_itself("in_the_event", number).returncode == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_finalizer(number: signal.Signals) -> None:
     """SIGINT or SIGTERM where Python ignores what a handler raises: 130 or 143 all the same, and it is said."""
-    command = [sys.executable, "-c", IGNORED, str(ROOT), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=12)
+    done = stop_itself("in_a_finalizer", number)
     assert done.returncode == 128 + number
     assert f"Stopped by signal {int(number)}." in done.stderr
 

@@ -138,7 +138,7 @@ VECTORS = st.lists(FLOAT32, min_size=4, max_size=4).flatmap(
 )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(bodies=st.lists(st.tuples(VALUES, VECTORS), min_size=150, max_size=150))
 def test_random_documents_come_back_to_the_digit(
     tmp_path_factory: pytest.TempPathFactory, bodies: list[tuple[str, str]]
