@@ -224,6 +224,10 @@ class FormatError(ValueError):
     """A line, a manifest or a file of a snapshot is not what the format allows."""
 
 
+class DuplicateNameError(FormatError):
+    """An object has a name twice."""
+
+
 class RequestError(BackupError):
     """A request to the Data API failed.
 
@@ -265,84 +269,36 @@ def describe_error(error: BaseException) -> str:
 
 
 # ======================================================================================================================
-# The contract: values. docs/FORMAT.md is this section in prose. Uses nothing below.
+# Documents. docs/FORMAT.md is this section and the next one in prose. Uses nothing below.
 # ======================================================================================================================
 #
-# Why regular expressions on JSON text are exact here: the text is compact (`compact_json`), and inside a JSON string a
-# quote is always escaped. So `{"$date":` cannot occur inside a string: its quote would have to close that string, and
-# after a closing quote JSON allows no `$`. tests/test_contract.py tries to prove this wrong.
+# A document is the dict of its top-level members, each kept as the server's JSON text. A value is opened only where
+# something to wrap may stand in it, again as members or elements, as deep as needed: a leaf's bytes are never encoded
+# again, so escapes, digits and spelling stay.
 
-_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_SCALAR = rb"(" + _STRING + rb'|[^"{}\[\],:]+)'
-_STRUCTURE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
-_TYPED = re.compile(rb'\{"\$(date|uuid|objectId|binary)":' + _SCALAR + rb"\}", re.DOTALL)
-_TYPED_BEGIN = re.compile(rb'\{"\$(?:date|uuid|objectId|binary)":')
-_WRAPPED = re.compile(rb'\{"\$backupType":"([A-Za-z0-9_]+)","value":' + _SCALAR + rb"\}", re.DOTALL)
-_WRAPPED_SET = re.compile(rb'\{"\$backupType":"set","value":(?=\[)')
-_DOLLAR_NAME = re.compile(rb'"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)
-_PLACED_DOLLAR_NAME = re.compile(rb'[{,]\s*"(\$[^"\\]*(?:\\.[^"\\]*)*)"\s*:', re.DOTALL)  # white space is allowed
-_ESCAPED_DOLLAR_NAME = re.compile(rb'[{,]("\\u0024[^"\\]*(?:\\.[^"\\]*)*"):', re.DOTALL)
-_TOKEN = re.compile(_STRING + rb"|-?\d[\d.]*(?:[eE][+-]?\d+)?", re.DOTALL)
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_elements_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_floats_decoder = msgspec.json.Decoder(list[float])
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
-_LONG_NUMBER = re.compile(rb"[:,[][-0-9](?:[0-9.]{15}|[0-9.]*[eE][+-]?[0-9]{3})")
-_NUMBERS_TO_ZEROS = bytes.maketrans(b"123456789.E", b"0000000000e")
+_LONG_NUMBER = re.compile(rb"[-0-9](?:[0-9.]{15}|[0-9.]*[eE][+-]?[0-9]{3})")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
-_INTEGER = re.compile(rb"0|-?[1-9]\d*")
+_INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*)")
+_DATE = re.compile(rb"0|-?[1-9][0-9]*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
+_WHITE_SPACE = (b" ", b"\n", b"\r", b"\t")
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
-_NO_PLAIN_NUMBER = (b'"', b"{", b"u", b"a", b"E")  # a string, an object, true or null, false, an exponent in capitals
 _INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
-_VECTOR_NAME = b'"$vector":'
-_WHITE_SPACE = (b" ", b"\n", b"\r", b"\t")
-_BINARY_MARK = b',"$backupVector":"binary"}'
 
-_TYPE_NAMES = frozenset({b"$date", b"$uuid", b"$objectId", b"$binary"})
+_OWN_NAMES = frozenset({"$vector", "$vectorize", "$lexical"})  # at the top level only
+_BINARY_MARK = {"$backupVector": b'"binary"'}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_MIN_DATE_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
-_MAX_DATE_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
-
-
-class DocumentParts(msgspec.Struct, frozen=True, gc=False):
-    """The top-level fields of a document or a line that need care, as JSON text; b"" means that the field is absent."""
-
-    id: msgspec.Raw = msgspec.field(name="_id", default=msgspec.Raw(b""))
-    vector: msgspec.Raw = msgspec.field(name="$vector", default=msgspec.Raw(b""))
-    vectorize: msgspec.Raw = msgspec.field(name="$vectorize", default=msgspec.Raw(b""))
-    lexical: msgspec.Raw = msgspec.field(name="$lexical", default=msgspec.Raw(b""))
-    vector_form: msgspec.Raw = msgspec.field(name="$backupVector", default=msgspec.Raw(b""))  # in a line only
-
-    @property
-    def has_vector(self) -> bool:
-        """Whether the document carries a vector (null is none)."""
-        return bool(self.vector) and (len(self.vector) != len(b"null") or bytes(self.vector) != b"null")
-
-    @property
-    def has_binary_vector(self) -> bool:
-        """Whether the server holds the vector as `{"$binary": …}`."""
-        return bool(self.vector_form) or bytes(memoryview(self.vector)[:1]) == b"{"
-
-    @property
-    def has_vectorize(self) -> bool:
-        """Whether the document carries a text for an embedding service (null or blank is none)."""
-        return not is_blank(bytes(self.vectorize))
-
-    @property
-    def needs_choice(self) -> bool:
-        """Whether it has both `$vector` and `$vectorize`, which no write path takes, and one would be lost."""
-        return bool(self.vector) and bool(self.vectorize) and (self.has_vector or self.has_vectorize)
-
-    @property
-    def has_lexical(self) -> bool:
-        """Whether the document carries a text for lexical search (null is none)."""
-        return bytes(self.lexical) not in (b"", b"null")
-
-
-_parts_decoder = msgspec.json.Decoder(DocumentParts)
-_floats_decoder = msgspec.json.Decoder(list[float])
+_MAX_DATE_DIGITS = 19
 
 
 def compact_json(text: bytes) -> bytes:
@@ -358,166 +314,342 @@ def compact_json(text: bytes) -> bytes:
         raise FormatError(f"not JSON: {error}") from error
 
 
-def document_parts(text: bytes) -> DocumentParts:
-    """Return the top-level fields of a document. Raises FormatError for what is not a JSON object."""
+def split_object(text: bytes) -> dict[str, bytes]:
+    """Return the members of a JSON object: names as they are spelt between their quotes, values as compact JSON text.
+
+    `join_object` gives the compact text again. Raises FormatError for what is no object, or has a name twice.
+    """
     try:
-        return _parts_decoder.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise FormatError(f"not a document: {error}") from error
+        found = _members_decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not a JSON object: {error}") from error
+    members = {name: bytes(value) for name, value in found.items()}
+    if join_object(members) != text:
+        return _split_exactly(compact_json(text), [compact_json(value) for value in members.values()])
+    for name, value in members.items():
+        if value[:1] in (b"{", b"[") and any(white in value for white in _WHITE_SPACE):
+            members[name] = compact_json(value)
+    return members
 
 
-def is_blank(vectorize: bytes) -> bool:
-    """Whether the JSON text of `$vectorize` is absent, null or a string of white space: nothing to embed."""
-    if vectorize in (b"", b"null"):
-        return True
-    return vectorize[:1] == b'"' and not json.loads(vectorize).strip()
+def _split_exactly(text: bytes, values: list[bytes]) -> dict[str, bytes]:
+    """`split_object` of a compact text whose names have escapes; msgspec reads those, and of two names keeps one."""
+    members: dict[str, bytes] = {}
+    at = 1
+    for value in values:
+        name = _STRING.match(text, at)
+        if name is None or not text.startswith(b":" + value, name.end()):
+            raise DuplicateNameError("an object has a name twice")
+        members[name[0][1:-1].decode()] = value
+        at = name.end() + len(value) + 2
+    if len(members) != len(values) or at != max(len(text), 2):
+        raise DuplicateNameError("an object has a name twice")
+    return members
 
 
-def encode_documents(texts: list[bytes]) -> list[tuple[bytes, DocumentParts]]:
-    """Return the line (without a newline) and the parts of each document, given as JSON text.
+def join_object(members: dict[str, bytes]) -> bytes:
+    """The JSON text of an object; inverse of `split_object`."""
+    return b"{" + b",".join([b'"%b":%b' % (name.encode(errors="replace"), value) for name, value in members.items()]) + b"}"
+
+
+def _split_array(text: bytes) -> list[bytes]:
+    return [bytes(element) for element in _elements_decoder.decode(text)]
+
+
+class Document(dict[str, bytes]):
+    """The top-level members of a document, or of a line: names as they are spelt, values as compact JSON text."""
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read a document or a line. Raises FormatError for what is none: no JSON object in UTF-8, or without `_id`."""
+        try:
+            if not text.isascii():
+                text.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"not UTF-8: {error}") from error
+        document = cls(split_object(text))
+        if "_id" not in document:
+            raise FormatError("a document has no _id")
+        return document
+
+    def text(self) -> bytes:
+        """The document's JSON text."""
+        return join_object(self)
+
+    @property
+    def id(self) -> bytes:
+        """The JSON text of `_id`."""
+        return self["_id"]
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether the document carries a vector (null is none)."""
+        return self.get("$vector", b"null") != b"null"
+
+    @property
+    def has_binary_vector(self) -> bool:
+        """Whether the server holds the vector as `{"$binary": …}`."""
+        return "$backupVector" in self or self.get("$vector", b"")[:1] == b"{"
+
+    @property
+    def has_vectorize(self) -> bool:
+        """Whether the document carries a text for an embedding service (null or blank is none)."""
+        vectorize = self.get("$vectorize", b"null")
+        return vectorize != b"null" and not (vectorize[:1] == b'"' and not json.loads(vectorize).strip())
+
+    @property
+    def needs_choice(self) -> bool:
+        """Whether it has both `$vector` and `$vectorize`, which no write path takes, and one would be lost."""
+        return "$vector" in self and "$vectorize" in self and (self.has_vector or self.has_vectorize)
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether the document carries a text for lexical search (null is none)."""
+        return self.get("$lexical", b"null") != b"null"
+
+
+def encode_documents(texts: Iterable[bytes]) -> list[tuple[bytes, Document]]:
+    """Return the line (without a newline) and the document for each JSON text of a document.
 
     What is wrapped is unwrapped again and compared; for the text of floats `make float32` has tried each there is.
     Raises LossyError where a line would lose something, FormatError for what is not a document. Many at once are
     faster than one: their vectors share calls.
     """
-    cuts = [_cut(text) for text in texts]
-    if not all(parts.id for parts, *_ in cuts):
-        raise FormatError("a document has no _id")
-    vectors = encode_vectors([vector for _, _, vector, _ in cuts])
-    return [
-        (_make_line(parts, head, *vector, tail), parts)
-        for (parts, head, _, tail), vector in zip(cuts, vectors, strict=True)
-    ]
+    try:
+        documents = [Document.parse(text) for text in texts]
+        vectors = encode_vectors([document.get("$vector", b"") for document in documents])
+        rows = zip(documents, vectors, strict=True)
+        return [(_encode_members(document, *vector), document) for document, vector in rows]
+    except DuplicateNameError as error:
+        raise _lossy(str(error)) from error
+    except RecursionError as error:
+        raise FormatError("a document that is nested too deep") from error
 
 
-def encode_document(text: bytes) -> tuple[bytes, DocumentParts]:
+def encode_document(text: bytes) -> tuple[bytes, Document]:
     """`encode_documents` for one."""
     return encode_documents([text])[0]
 
 
-def _cut(text: bytes) -> tuple[DocumentParts, bytes, bytes, bytes]:
-    """A document's parts, and its compact text before, in and behind the member `$vector`; all is before without one.
+def _encode_members(document: Document, vector: bytes, is_binary: bool) -> bytes:
+    """The line of a document whose vector is encoded already."""
+    line: dict[str, bytes] = {}
+    for name, value in document.items():
+        if name == "$vector":
+            line[name] = vector
+            continue
+        if _is_dollar_name(name) and name not in _OWN_NAMES:
+            raise _lossy(name)
+        line[name] = encoded = encode_value(value)
+        if encoded is not value and decode_value(encoded) != value:
+            raise _lossy(name)
+    return join_object(line | _BINARY_MARK if is_binary else line)
 
-    A vector, most of the text, is not made compact where it has no white space.
+
+def decode_documents(lines: Iterable[Document]) -> list[Document]:
+    """Return each document as the server held it, for parsed lines; inverse of `encode_documents`.
+
+    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError for a wrapped
+    value that cannot be read.
     """
-    parts = document_parts(text)
-    vector = bytes(parts.vector)
-    if vector.startswith((b"[", b"{")) and vector.isascii() and not any(white in vector for white in _WHITE_SPACE):
-        with contextlib.suppress(FormatError):  # white space around it, or no JSON: found below
-            start, end = _vector_span(text, vector)
-            rest = compact_json(b"".join((text[:start], b"0", text[end:])))
-            start, end = _vector_span(rest, b"0")
-            return parts, rest[: start - len(_VECTOR_NAME)], vector, rest[end:]
-    text = compact_json(text)
-    parts = document_parts(text)
-    if not parts.vector:
-        return parts, text, b"", b""
-    try:
-        start, end = _vector_span(text, bytes(parts.vector))
-    except FormatError as error:  # its name is spelt with an escape
-        raise _lossy(b"$vector") from error
-    return parts, text[: start - len(_VECTOR_NAME)], bytes(parts.vector), text[end:]
-
-
-def _make_line(parts: DocumentParts, head: bytes, vector: bytes, is_binary: bool, tail: bytes) -> bytes:
-    if not vector:
-        return _encode_values(head, parts)
-    tail = _encode_values(tail, parts)
-    tail = tail[:-1] + _BINARY_MARK if is_binary else tail
-    return b"".join((_encode_values(head, parts), _VECTOR_NAME, vector, tail))
-
-
-def decode_documents(lines: list[tuple[bytes, DocumentParts]]) -> list[bytes]:
-    """Return each document's text, as the server held it, for lines and their parts; inverse of `encode_documents`.
-
-    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form, white space between tokens. Raises
-    FormatError for a wrapped value that cannot be read.
-    """
-    texts = [line for line, _ in lines]
-    pieces: dict[int, tuple[bytes, bytes, bytes]] = {}
-    for index, (line, parts) in enumerate(lines):
-        if _needs_decoding(line):
-            head, vector, tail = _unwrap(line, parts)
-            texts[index] = head + tail
-            if vector:
-                pieces[index] = head, vector, tail
-    vectors = decode_vectors([vector for _, vector, _ in pieces.values()])
-    for (index, (head, _, tail)), vector in zip(pieces.items(), vectors, strict=True):
-        texts[index] = head + vector + tail
-    return texts
-
-
-def check_decodes(line: bytes, parts: DocumentParts) -> None:
-    """Raise FormatError where `decode_documents` would; it costs a quarter, as no vector is turned into numbers."""
-    if _needs_decoding(line):
-        _, vector, _ = _unwrap(line, parts)
-        if vector and not _has_small_numbers(vector):
-            decode_vectors([vector])
-
-
-def _needs_decoding(line: bytes) -> bool:
-    return line.endswith(_BINARY_MARK) or b'"$backup' in line
-
-
-def _has_small_numbers(array: bytes) -> bool:
-    """Whether a JSON text is surely an array with nothing in it but numbers that float32 can hold: below 10^38."""
-    import numpy
-
-    if array.rfind(b"[") != 0 or any(mark in array for mark in _NO_PLAIN_NUMBER):
-        return False
-    exponent = array.find(b"e")
-    while exponent > 0:
-        if array[exponent + 1 : exponent + 2] != b"-":
-            return False
-        exponent = array.find(b"e", exponent + 1)
-    # Where each 16 bytes have a comma, no number has more than 30.
-    is_comma = numpy.frombuffer(array, "u1", len(array) // 16 * 16) == ord(",")
-    eights = is_comma.view("u8")
-    return bool((eights[::2] | eights[1::2]).all())
+    documents = [_decode_members(line) for line in lines]
+    binary = [document for document in documents if document.pop("$backupVector", None)]
+    arrays = [document.get("$vector", b"") for document in binary]
+    for document, vector in zip(binary, decode_vectors(arrays) if arrays else [], strict=True):
+        document["$vector"] = vector
+    return documents
 
 
 def decode_document(line: bytes) -> bytes:
-    """`decode_documents` for one. Raises FormatError for a line that is no document, too."""
-    return decode_documents([(line, document_parts(line))])[0]
+    """`decode_documents` for the text of one line. Raises FormatError for a line that is no document, too."""
+    return decode_documents([Document.parse(line)])[0].text()
 
 
-def _unwrap(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
-    """The document before, in and behind a vector that was binary; all of it is before if it has none."""
-    try:
-        return _unwrap_compact(line, parts)
-    except FormatError:  # white space may have hidden something
-        text = compact_json(line)
-        return _unwrap_compact(text, document_parts(text))
+def _decode_members(line: Document) -> Document:
+    """A document but for its binary vector, which keeps its mark."""
+    is_binary = "$backupVector" in line
+    if is_binary and (line["$backupVector"] != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"):
+        raise FormatError("a $backupVector that cannot be read")
+    document = Document()
+    for name, value in line.items():
+        if name.startswith("$backup") and name != "$backupVector":
+            raise FormatError(f"a wrapped value that cannot be read: {name}")
+        document[name] = value if is_binary and name == "$vector" else decode_value(value)
+    return document
 
 
-def _unwrap_compact(line: bytes, parts: DocumentParts) -> tuple[bytes, bytes, bytes]:
-    head, vector, tail = line, b"", b""
-    if line.endswith(_BINARY_MARK):
-        vector = bytes(parts.vector)
-        start, end = _vector_span(line, vector)
-        head, tail = line[:start], line[end : -len(_BINARY_MARK)] + b"}"
-    decoded = _decode_values(head), vector, _decode_values(tail)
-    if name := _find_name(decoded[0], b"$backup") or _find_name(decoded[2], b"$backup"):
-        raise FormatError(f"a wrapped value that cannot be read: {name.decode(errors='replace')}")
-    if (decoded[0], decoded[2]) != (head, tail):
-        document_parts(b"".join(decoded))
-    return decoded
+def encode_value(text: bytes) -> bytes:
+    """Return a value's JSON text as it stands in a line; the very same object where nothing is to be wrapped.
+
+    Raises LossyError for a `$`-name that is not known where it stands.
+    """
+    first = text[:1]
+    if first == b'"' or not (b'"$' in text or b"\\u0024" in text or _LONG_NUMBER.search(text)):
+        return text
+    if first == b"{":
+        return _encode_object(text)
+    if first == b"[":
+        return b"[" + b",".join(map(encode_value, _split_array(text))) + b"]"
+    if _INTEGER.fullmatch(text) or _survives_float(text.decode()):
+        return text
+    return _envelope("decimal", b'"' + text + b'"')
 
 
-def _find_name(fragment: bytes, prefix: bytes) -> bytes | None:
-    """The first field name that begins with `prefix`."""
-    if b'"' + prefix not in fragment:
+def _encode_object(text: bytes) -> bytes:
+    members = split_object(text)
+    kind = next(iter(members), "")
+    if kind in _ENCODERS:
+        return (len(members) == 1 and _ENCODERS[kind](members[kind])) or _encode_whole(text, members, kind)
+    if name := next(filter(_is_dollar_name, members), None):
+        raise _lossy(name)
+    return join_object({name: encode_value(value) for name, value in members.items()})
+
+
+def _encode_whole(text: bytes, members: dict[str, bytes], kind: str) -> bytes:
+    """A typed value with content that no reader of that type knows, as an unindexed field may hold it."""
+    for name, value in members.items():
+        if name != kind and _is_dollar_name(name):
+            raise _lossy(name)
+        encode_value(value)  # raises for what is not known
+    return _envelope("wire", json.dumps(text.decode(), ensure_ascii=False).encode())
+
+
+def _is_dollar_name(name: str) -> bool:
+    return name.startswith(("$", "\\u0024"))
+
+
+def _lossy(name: str) -> LossyError:
+    return LossyError(
+        f"Refusing to write a lossy backup: {name!r} is not known here.",
+        "A type newer than this tool? Extend `_ENCODERS` and `_DECODERS` in astra_backup.py.",
+    )
+
+
+def _envelope(kind: str, value: bytes) -> bytes:
+    return b'{"$backupType":"%b","value":%b}' % (kind.encode(), value)
+
+
+def _encode_date(value: bytes) -> bytes | None:
+    if not _DATE.fullmatch(value):
         return None
-    for match in _PLACED_DOLLAR_NAME.finditer(fragment):
-        if match[1].startswith(prefix):
-            return match[1]
-    return None
+    try:
+        moment = _EPOCH + int(value[: _MAX_DATE_DIGITS + 1]) * _MILLISECOND
+    except OverflowError:
+        return _envelope("timestamp_ms", value)
+    return _envelope("datetime", b'"%b"' % moment.isoformat(timespec="milliseconds").encode())
+
+
+def _encode_text(kind: str, pattern: re.Pattern[bytes]) -> Callable[[bytes], bytes | None]:
+    return lambda value: _envelope(kind, value) if pattern.fullmatch(value) else None
+
+
+_ENCODERS: dict[str, Callable[[bytes], bytes | None]] = {
+    "$date": _encode_date,
+    "$uuid": _encode_text("uuid", _UUID),
+    "$objectId": _encode_text("objectid", _OBJECT_ID),
+    "$binary": _encode_text("bytes_b64", _BASE64),
+}
+"""What becomes of the value of a typed value; None: it is not of that type's form."""
+
+
+def _survives_float(number: str) -> bool:
+    """Whether a reader that keeps numbers as 64-bit floats gets the same value."""
+    try:
+        return Decimal(number) == Decimal(repr(float(number)))
+    except InvalidOperation:  # an exponent that even Decimal does not hold
+        return False
+
+
+def decode_value(text: bytes) -> bytes:
+    """Return the server's JSON text of a value in a line; inverse of `encode_value`. Raises FormatError."""
+    if b'"$backup' not in text:
+        return text
+    try:
+        if text[:1] == b"[":
+            return b"[" + b",".join(map(decode_value, _split_array(text))) + b"]"
+        if text[:1] != b"{":
+            return text
+        members = split_object(text)
+        if not any(name.startswith("$backup") for name in members):
+            return join_object({name: decode_value(value) for name, value in members.items()})
+        if list(members) != ["$backupType", "value"]:
+            raise FormatError(f"a wrapped value that cannot be read: {', '.join(members)}")
+        return _decode_envelope(members["$backupType"], members["value"])
+    except RecursionError as error:
+        raise FormatError("a value that is nested too deep") from error
+
+
+def _decode_envelope(quoted_kind: bytes, value: bytes) -> bytes:
+    kind = quoted_kind[1:-1].decode(errors="replace")
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        raise FormatError(f"a value of the unknown type {kind!r}: the snapshot was written by a newer tool")
+    try:
+        return decoder(value)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise FormatError(f"a {kind} value that cannot be read: {error}") from error
+
+
+def _decode_datetime(value: bytes) -> bytes:
+    moment = datetime.fromisoformat(json.loads(value))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return b'{"$date":%d}' % round((moment - _EPOCH) / _MILLISECOND)
+
+
+def _decode_timestamp(value: bytes) -> bytes:
+    if not _DATE.fullmatch(value):
+        raise ValueError("not a whole number of milliseconds")
+    return b'{"$date":%b}' % value
+
+
+def _decode_text(name: bytes) -> Callable[[bytes], bytes]:
+    def decode(value: bytes) -> bytes:
+        if not value.startswith(b'"'):
+            raise ValueError("not a string")
+        return b'{"%b":%b}' % (name, value)
+
+    return decode
+
+
+def _decode_set(value: bytes) -> bytes:
+    if not value.startswith(b"["):
+        raise ValueError("not an array")
+    return decode_value(value)
+
+
+def _decode_decimal(value: bytes) -> bytes:
+    text = json.loads(value)
+    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
+        raise ValueError("not a JSON number")
+    return text.encode()
+
+
+def _decode_wire(value: bytes) -> bytes:
+    decoded = json.loads(value)
+    text = decoded.encode() if isinstance(decoded, str) else b""
+    if not text or compact_json(text) != text or decode_value(text) != text:
+        raise ValueError("not the compact JSON of a server's value")
+    return text
+
+
+_DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "datetime": _decode_datetime,
+    "date": _decode_datetime,
+    "timestamp_ms": _decode_timestamp,
+    "uuid": _decode_text(b"$uuid"),
+    "objectid": _decode_text(b"$objectId"),
+    "bytes_b64": _decode_text(b"$binary"),
+    "set": _decode_set,
+    "decimal": _decode_decimal,
+    "wire": _decode_wire,
+}
 
 
 def encode_vectors(vectors: list[bytes]) -> list[tuple[bytes, bool]]:
     """Return each line's text of `$vector`, and whether it was binary and is an array of floats now.
 
-    Arrays keep their digits. A binary vector that an array cannot hold becomes a `wire` value.
+    Arrays keep their digits; b"" (no vector) stays. A binary vector that an array cannot hold becomes a `wire` value.
     """
     encoded = [(vector, False) for vector in vectors]
     raw_by_size: dict[int, dict[int, bytes]] = {}
@@ -551,14 +683,17 @@ def decode_vectors(arrays: list[bytes]) -> list[bytes]:
 
 
 def _plain_vector(vector: bytes) -> bytes:
-    """The text of a vector that is no binary one: an array as it is, anything else as a `wire` value."""
+    """The text of a vector that is no binary one: an array as it is, any typed value as a `wire` value."""
     if not vector.startswith(b"{"):
-        if b'"' in vector and (b'"$' in vector or b"\\u0024" in vector):  # an array of something else than numbers
-            raise _lossy(vector[:40])
+        encode_value(vector)  # raises for an array of something else than numbers
+        if b'"$' in vector or b"\\u0024" in vector:
+            raise _lossy(vector[:40].decode(errors="replace"))
         return vector
-    if not _TYPED_BEGIN.match(vector) or json_value_end(vector, 0) != len(vector):
-        raise _lossy(vector[:40])
-    return _wire(vector)
+    members = split_object(vector)
+    kind = next(iter(members), "")
+    if kind not in _ENCODERS:
+        raise _lossy(vector[:40].decode(errors="replace"))
+    return _encode_whole(vector, members, kind)
 
 
 def _binary_floats(vector: bytes) -> bytes | None:
@@ -623,227 +758,6 @@ def _nearest_float32(number: str) -> Any:
     with numpy.errstate(over="ignore"):
         nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
     return min(filter(numpy.isfinite, nearby), key=lambda candidate: abs(Fraction(float(candidate)) - exact))
-
-
-def json_value_end(text: bytes, start: int) -> int:
-    """Return the offset just behind the array or object that begins at `start` of a JSON text."""
-    depth = 0
-    for token in _STRUCTURE.finditer(text, start):
-        kind = token[0]
-        if kind in (b"{", b"["):
-            depth += 1
-        elif kind in (b"}", b"]"):
-            depth -= 1
-            if depth == 0:
-                return token.end()
-    raise FormatError("a JSON value without its end")
-
-
-def _vector_span(text: bytes, vector: bytes) -> tuple[int, int]:
-    """Where the value of the top-level `$vector` stands in a compact document. Raises FormatError."""
-    return _member_span(text, _VECTOR_NAME, vector)
-
-
-def _member_span(text: bytes, quoted_name: bytes, value: bytes) -> tuple[int, int]:
-    """Where the value of a top-level `$`-field stands in a compact document; `quoted_name` ends in a colon."""
-    name = text.find(quoted_name)
-    while name > 0 and text[name - 1 : name] not in (b"{", b","):  # a key that ends in an escaped quote
-        name = text.find(quoted_name, name + 1)
-    start = name + len(quoted_name)
-    if name < 0 or not value or not text.startswith(value, start):
-        raise FormatError(f"its {quoted_name.decode()} cannot be found at the top level")
-    return start, start + len(value)
-
-
-def without_member(text: bytes, name: bytes, value: bytes | msgspec.Raw) -> bytes:
-    """A compact document without its top-level field `name`, which has that value; `_id` comes before it.
-
-    The same text when the value is b"", which means that the field is absent. Raises FormatError.
-    """
-    if not bytes(value):
-        return text
-    start, end = _member_span(text, b'"' + name + b'":', bytes(value))
-    begin = start - len(name) - 3
-    if text[begin - 1 : begin] == b",":
-        return text[: begin - 1] + text[end:]
-    return text[:begin] + text[end + 1 :]  # the first member: its comma goes
-
-
-def _encode_values(fragment: bytes, parts: DocumentParts) -> bytes:
-    """Wrap the typed values of a piece of a document, which holds all of it but `$vector`; prove that they unwrap."""
-    encoded = fragment
-    if b'"$' in encoded:
-        _check_names(encoded, parts)
-        encoded = _wrap_typed(encoded)
-    if b"\\u0024" in encoded and (match := _ESCAPED_DOLLAR_NAME.search(encoded)):
-        raise _lossy(match[1])
-    if _may_have_long_number(encoded) and _LONG_NUMBER.search(encoded):
-        encoded = _TOKEN.sub(_encode_number, encoded)
-    if encoded is not fragment and _decode_values(encoded) != fragment:
-        raise _lossy(bytes(parts.id))
-    return encoded
-
-
-def _may_have_long_number(text: bytes) -> bool:
-    """A quick look whether `_LONG_NUMBER` can match: searching with it takes four times as long."""
-    zeros = text.translate(_NUMBERS_TO_ZEROS)
-    return any(pattern in zeros for pattern in (b"0" * 15, b"e000", b"e+000", b"e-000"))
-
-
-def _check_names(fragment: bytes, parts: DocumentParts) -> None:
-    """Refuse every `$`-name that is not known, or not known where it stands. `$vector` was cut out."""
-    for match in _DOLLAR_NAME.finditer(fragment):
-        name, before = match[1], fragment[match.start() - 1 : match.start()]
-        if before not in (b"{", b","):  # inside a longer key: "x\"$date":
-            continue
-        if name in _TYPE_NAMES and before == b"{":
-            continue
-        if (name == b"$vectorize" and parts.vectorize) or (name == b"$lexical" and parts.lexical):
-            continue
-        raise _lossy(name)
-
-
-def _lossy(what: bytes) -> LossyError:
-    return LossyError(
-        f"Refusing to write a lossy backup: {what.decode(errors='replace')!r} is nothing that is known here.",
-        "A type newer than this tool? Extend `_TYPE_NAMES`, `_encode_typed` and `_decode_wrapped` in astra_backup.py.",
-    )
-
-
-def _encode_typed(match: re.Match[bytes]) -> bytes:
-    kind, value = match[1], match[2]
-    if kind == b"date" and _INTEGER.fullmatch(value):
-        return _encode_date(value)
-    if kind == b"uuid" and _UUID.fullmatch(value):
-        return b'{"$backupType":"uuid","value":' + value + b"}"
-    if kind == b"objectId" and _OBJECT_ID.fullmatch(value):
-        return b'{"$backupType":"objectid","value":' + value + b"}"
-    if kind == b"binary" and _BASE64.fullmatch(value):
-        return b'{"$backupType":"bytes_b64","value":' + value + b"}"
-    return _wire(match[0])
-
-
-def _encode_date(milliseconds: bytes) -> bytes:
-    ms = int(milliseconds) if len(milliseconds) < 20 else _MAX_DATE_MS + 1
-    if not _MIN_DATE_MS <= ms <= _MAX_DATE_MS:
-        return b'{"$backupType":"timestamp_ms","value":' + milliseconds + b"}"
-    moment = (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds")
-    return b'{"$backupType":"datetime","value":"' + moment.encode() + b'"}'
-
-
-def _encode_number(match: re.Match[bytes]) -> bytes:
-    token = match[0]
-    if token.startswith(b'"') or _INTEGER.fullmatch(token) or _survives_float(token.decode()):
-        return token
-    return b'{"$backupType":"decimal","value":"' + token + b'"}'
-
-
-def _survives_float(number: str) -> bool:
-    """Whether a reader that keeps numbers as 64-bit floats gets the same value."""
-    try:
-        return Decimal(number) == Decimal(repr(float(number)))
-    except InvalidOperation:  # an exponent that even Decimal does not hold
-        return False
-
-
-def _wire(json_text: bytes) -> bytes:
-    if name := _find_name(json_text, b"$backup"):  # a reader would take it for one of ours
-        raise _lossy(name)
-    return b'{"$backupType":"wire","value":' + json.dumps(json_text.decode(), ensure_ascii=False).encode() + b"}"
-
-
-def _wrap_typed(fragment: bytes) -> bytes:
-    """Wrap typed values; one that is not a scalar, as an unindexed field may hold, goes whole: `{"$date":{"a":1}}`."""
-    pieces, position = [], 0
-    while begin := _TYPED_BEGIN.search(fragment, position):
-        start = begin.start()
-        match = _TYPED.match(fragment, start)
-        end = match.end() if match else json_value_end(fragment, start)
-        pieces += [fragment[position:start], _encode_typed(match) if match else _wire(fragment[start:end])]
-        position = end
-    return b"".join([*pieces, fragment[position:]])
-
-
-def _decode_values(fragment: bytes) -> bytes:
-    """Unwrap the values of a piece of a line; what cannot be recognised stays."""
-    if b'"$backupType"' not in fragment:
-        return fragment
-    fragment = _WRAPPED.sub(_decode_wrapped, fragment)
-    return _unwrap_sets(fragment) if _WRAPPED_SET.search(fragment) else fragment
-
-
-def _unwrap_sets(fragment: bytes) -> bytes:
-    """Leave of each `{"$backupType":"set","value":[…]}` the array; one that is not closed right behind it stays."""
-    cuts: list[tuple[int, int]] = []
-    for match in _WRAPPED_SET.finditer(fragment):
-        end = json_value_end(fragment, match.end())
-        if fragment[end : end + 1] == b"}":
-            cuts += [match.span(), (end, end + 1)]
-    pieces, position = [], 0
-    for start, end in sorted(cuts):
-        pieces.append(fragment[position:start])
-        position = end
-    return b"".join([*pieces, fragment[position:]])
-
-
-def _decode_wrapped(match: re.Match[bytes]) -> bytes:
-    kind = match[1].decode()
-    decoder = _DECODERS.get(kind)
-    if decoder is None:
-        raise FormatError(f"a value of the unknown type {kind!r}: the snapshot was written by a newer tool")
-    try:
-        return decoder(match[2])
-    except (ValueError, OverflowError, TypeError) as error:
-        raise FormatError(f"a {kind} value that cannot be read: {error}") from error
-
-
-def _decode_datetime(value: bytes) -> bytes:
-    moment = datetime.fromisoformat(json.loads(value))
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return b'{"$date":%d}' % round((moment - _EPOCH) / _MILLISECOND)
-
-
-def _decode_timestamp(value: bytes) -> bytes:
-    if not _INTEGER.fullmatch(value):
-        raise ValueError("not a whole number of milliseconds")
-    return b'{"$date":' + value + b"}"
-
-
-def _decode_text(name: bytes) -> Callable[[bytes], bytes]:
-    def decode(value: bytes) -> bytes:
-        if not value.startswith(b'"'):
-            raise ValueError("not a string")
-        return b'{"' + name + b'":' + value + b"}"
-
-    return decode
-
-
-def _decode_decimal(value: bytes) -> bytes:
-    text = json.loads(value)
-    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
-        raise ValueError("not a JSON number")
-    return text.encode()
-
-
-def _decode_wire(value: bytes) -> bytes:
-    decoded = json.loads(value)
-    text = decoded.encode() if isinstance(decoded, str) else b""
-    if not text or compact_json(text) != text:
-        raise ValueError("not compact JSON")
-    return text
-
-
-_DECODERS: dict[str, Callable[[bytes], bytes]] = {
-    "datetime": _decode_datetime,
-    "date": _decode_datetime,
-    "timestamp_ms": _decode_timestamp,
-    "uuid": _decode_text(b"$uuid"),
-    "objectid": _decode_text(b"$objectId"),
-    "bytes_b64": _decode_text(b"$binary"),
-    "decimal": _decode_decimal,
-    "wire": _decode_wire,
-}
 
 
 # ======================================================================================================================
@@ -972,7 +886,7 @@ class Manifest(msgspec.Struct):
 class DataStats:
     """What a data file holds. Two are equal when the files and the documents are.
 
-    `content_digest` sums the lines' SHA-256 modulo 2^256, `text_crc32` is of all lines with their newlines.
+    `content_digest` sums the lines' SHA-256 modulo 2^256; `data_sha256` and `data_size_bytes` are of the file.
     """
 
     document_count: int = 0
@@ -982,23 +896,25 @@ class DataStats:
     lexical_count: int = 0
     both_count: int = 0  # documents with $vector and $vectorize, which no write path takes
     content_digest: int = 0
-    text_crc32: int = 0
     data_sha256: str = ""
     data_size_bytes: int = 0
 
-    def count(self, parts: DocumentParts) -> None:
-        """Count a document by its parts."""
+    def count(self, line: bytes, document: Document) -> None:
+        """Count a document, and add its line to the digest."""
         self.document_count += 1
-        self.vector_count += parts.has_vector
-        self.vector_binary_count += parts.has_binary_vector
-        self.vectorize_count += parts.has_vectorize
-        self.lexical_count += parts.has_lexical
-        self.both_count += parts.needs_choice
-
-    def hash(self, line: bytes) -> None:
-        """Add a line to the digest and the checksum."""
+        self.vector_count += document.has_vector
+        self.vector_binary_count += document.has_binary_vector
+        self.vectorize_count += document.has_vectorize
+        self.lexical_count += document.has_lexical
+        self.both_count += document.needs_choice
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
-        self.text_crc32 = isal_zlib.crc32(b"\n", isal_zlib.crc32(line, self.text_crc32))
+
+    def add(self, other: DataStats) -> None:
+        """Add what other lines of the same file hold."""
+        for name in ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.both_count += other.both_count
+        self.content_digest = (self.content_digest + other.content_digest) % _DIGEST_MODULUS
 
 
 def line_digest(line: bytes) -> int:
@@ -1120,24 +1036,20 @@ def _check_line_bytes(size: int) -> None:
         raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
 
 
-def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts]]:
-    """Yield (line, its parts) for each line of a data file; each is JSON with an `_id`.
+def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document]]:
+    """Yield (line, its members) for each line of a data file; each is JSON with an `_id`.
 
     Raises FormatError with the line's number.
     """
     number = 1
     try:
         for line in iter_lines(stream, compressed=compressed):
-            if not line.isascii():
-                line.decode()
-            parts = document_parts(line)
-            if not parts.id:
-                raise FormatError("the document has no _id")
-            if len(parts.vector) > MAX_VECTOR_BYTES:
+            document = Document.parse(line)
+            if len(document.get("$vector", b"")) > MAX_VECTOR_BYTES:
                 raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
-            yield line, parts
+            yield line, document
             number += 1
-    except (FormatError, UnicodeDecodeError) as error:
+    except FormatError as error:
         raise FormatError(f"line {number}: {error}") from error
 
 
@@ -1155,57 +1067,45 @@ def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int,
         yield group
 
 
-def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
-    """Yield (line, its parts, the document's text) for each line of a data file; a group of lines is decoded at a time.
+def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document, Document]]:
+    """Yield (line, its members, the document as the server held it) for each line; a group is decoded at a time.
 
     Raises FormatError with the line's number.
     """
     number = 1
-    for group in in_groups(
-        iter_documents(stream, compressed=compressed), lambda row: len(row[0]), GROUP_LINES, GROUP_BYTES
-    ):
-        yield from _decode_group(group, number)
+    rows = iter_documents(stream, compressed=compressed)
+    for group in in_groups(rows, lambda row: len(row[0]), GROUP_LINES, GROUP_BYTES):
+        for (line, members), document in zip(group, _decode_group(group, number), strict=True):
+            yield line, members, document
         number += len(group)
 
 
-def _decode_group(
-    group: list[tuple[bytes, DocumentParts]], first_number: int
-) -> Iterator[tuple[bytes, DocumentParts, bytes]]:
+def _decode_group(group: list[tuple[bytes, Document]], first_number: int) -> list[Document]:
     try:
-        texts = decode_documents(group)
+        return decode_documents(members for _, members in group)
     except FormatError:
-        for number, row in enumerate(group, start=first_number):
+        for number, (_, members) in enumerate(group, start=first_number):
             try:
-                decode_documents([row])
+                decode_documents([members])
             except FormatError as error:
                 raise FormatError(f"line {number}: {error}") from error
         raise
-    for (line, parts), text in zip(group, texts, strict=True):
-        yield line, parts, text
 
 
 def check_data(
-    stream: IO[bytes], *, compressed: bool, decode: bool = True, advance: Callable[[int], None] | None = None
+    stream: IO[bytes], *, compressed: bool, advance: Callable[[int], None] = lambda _count: None
 ) -> DataStats:
-    """Read a data file to its end, parse every line, and return what it holds. Raises FormatError.
+    """Read a data file to its end, prove that every line can be decoded, and return what it holds.
 
-    `decode` also proves that every document can be decoded. The backup need not: it did so when it wrote the line.
-    `advance` is told now and then, and at the end, how many documents were read since.
+    `advance` is told now and then, and at the end, how many documents were read since. Raises FormatError.
     """
     reader: Any = HashingReader(stream)
     stats = DataStats()
-    for line, parts in iter_documents(reader, compressed=compressed):
-        if decode:
-            try:
-                check_decodes(line, parts)
-            except FormatError as error:
-                raise FormatError(f"line {stats.document_count + 1}: {error}") from error
-        stats.count(parts)
-        stats.hash(line)
-        if advance and stats.document_count % PROGRESS_DOCUMENTS == 0:
+    for line, members, _ in iter_decoded(reader, compressed=compressed):
+        stats.count(line, members)
+        if stats.document_count % PROGRESS_DOCUMENTS == 0:
             advance(PROGRESS_DOCUMENTS)
-    if advance:
-        advance(stats.document_count % PROGRESS_DOCUMENTS)
+    advance(stats.document_count % PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
     return stats
@@ -3529,7 +3429,7 @@ class DataFileWriter:
         self._pool = ThreadPoolExecutor(1)
         self._to_write: deque[Future[None]] = deque()
 
-    def write(self, documents: list[bytes]) -> None:
+    def write(self, documents: list[bytes]) -> None:  # XX
         """Append documents, given as the server's text. Raises what an earlier call could not write."""
         for group in in_groups(documents, len, GROUP_LINES, GROUP_BYTES):
             lines = []
