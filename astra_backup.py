@@ -29,14 +29,14 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
-import pickle
 import queue
+import random
 import re
 import shlex
 import shutil
 import signal
+import string
 import struct
 import sys
 import threading
@@ -44,7 +44,7 @@ import time
 import traceback
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -52,7 +52,7 @@ from decimal import Decimal, InvalidOperation
 from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 import click
 import msgspec
@@ -60,8 +60,6 @@ import pybase64
 from isal import isal_zlib
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
     import httpx
     import tenacity
 
@@ -95,21 +93,20 @@ MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of
 MAX_DEFINITION_DEPTH = 50
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 128 * 1024
+GROUPS_WAITING = 2  # for the writer of a data file
 GROUP_LINES, GROUP_BYTES = 50, 2 * 1024 * 1024  # what is encoded or decoded at once: vectors share calls
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
 CONNECT_TIMEOUT_S = 10.0
+ESTIMATE_PATIENCE_S = 5.0
 FIRST_CONTACT_BUDGET_S = 30.0  # how long a host that was never reached is tried
 MAX_BACKOFF_S = 30.0
 UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
-MAX_SCANS = 3  # how often a collection is read from its start before it is given up
 HEARTBEAT_S = 30.0
 SIGNAL_POLL_S = 0.5
-SWITCH_INTERVAL_S = 0.0005  # Python's 5 ms would let a request wait for the encoder (docs/DESIGN.md)
 NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
-HEAD_START_S = 0.05  # how long encoding waits for the next request to leave
 REFRESH_S = 0.2  # how often bars are drawn
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
@@ -137,6 +134,7 @@ UNEXPECTED_CODES = frozenset({"UNEXPECTED_DRIVER_ERROR", "UNEXPECTED_SERVER_ERRO
 
 log = logging.getLogger("astra_backup")
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -349,7 +347,11 @@ def _split_exactly(text: bytes, values: list[bytes]) -> dict[str, bytes]:
 
 def join_object(members: dict[str, bytes]) -> bytes:
     """The JSON text of an object; inverse of `split_object`."""
-    return b"{" + b",".join([b'"%b":%b' % (name.encode(errors="replace"), value) for name, value in members.items()]) + b"}"
+    return (
+        b"{"
+        + b",".join([b'"%b":%b' % (name.encode(errors="replace"), value) for name, value in members.items()])
+        + b"}"
+    )
 
 
 def _split_array(text: bytes) -> list[bytes]:
@@ -468,7 +470,9 @@ def decode_document(line: bytes) -> bytes:
 def _decode_members(line: Document) -> Document:
     """A document but for its binary vector, which keeps its mark."""
     is_binary = "$backupVector" in line
-    if is_binary and (line["$backupVector"] != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"):
+    if is_binary and (
+        line["$backupVector"] != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"
+    ):
         raise FormatError("a $backupVector that cannot be read")
     document = Document()
     for name, value in line.items():
@@ -817,6 +821,7 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
     finished_at_utc: str | None = None
     pages: int = 0
     retries: int = 0
+    chains: int = 1
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
 
     @property
@@ -1158,169 +1163,6 @@ def _fsync_directory(path: Path) -> None:
 
 
 # ======================================================================================================================
-# A second process. Uses nothing below.
-# ======================================================================================================================
-
-
-class Call:
-    """A call of a function in the other process, or the other end of it. A context manager.
-
-    What one end sends the other receives, in order; it can be pickled, and is not None.
-    """
-
-    def __init__(self, board: Switchboard, number: int) -> None:
-        self._board = board
-        self._number = number
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def start(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Let the other process call `function(its end, …)` in a thread; what that raises, `receive` raises here."""
-        self.send(Start(function, arguments))
-
-    def send(self, message: Any) -> None:
-        """Send a message. Does nothing if the other process is gone, or the other end is closed."""
-        self._board.send(self._number, message)
-
-    def receive(self) -> Any:
-        """Wait for the next message. Raises EOFError if the other process is gone, and what was raised there."""
-        message = None
-        while message is None:
-            with contextlib.suppress(queue.Empty):  # in short turns, as in `await_some`
-                message = self.inbox.get(timeout=SIGNAL_POLL_S)
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._board.calls.pop(self._number, None)
-
-
-class Start(NamedTuple):
-    """The first message of a call."""
-
-    function: Callable[..., None]
-    arguments: tuple[Any, ...]
-
-
-class Switchboard:
-    """Many calls over one channel; each of the two processes has one. Thread-safe."""
-
-    def __init__(self, channel: Connection) -> None:
-        self._channel = channel
-        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._is_sending = threading.Lock()
-        self._is_gone = False
-        self.calls: dict[int, Call] = {}
-
-    def call(self, number: int) -> Call:
-        """A new call."""
-        call = self.calls[number] = Call(self, number)
-        if self._is_gone:
-            call.inbox.put(EOFError())
-        return call
-
-    def send(self, number: int, message: Any) -> None:
-        """Send a message to the call with that number; None ends the other process.
-
-        Never waits for itself: Python may finalize something that sends while this thread is sending.
-        """
-        self._outbox.put(pickle.dumps((number, message)))
-        while not self._outbox.empty() and self._is_sending.acquire(blocking=False):
-            try:
-                with contextlib.suppress(queue.Empty, OSError):
-                    while True:
-                        self._channel.send_bytes(self._outbox.get_nowait())
-            finally:
-                self._is_sending.release()
-
-    def run(self) -> None:
-        """Pass on what comes, until the other process is gone or says that it is enough."""
-        try:
-            with contextlib.suppress(EOFError, OSError):
-                while (received := self._channel.recv())[1] is not None:
-                    number, message = received
-                    if isinstance(message, Start):
-                        threading.Thread(target=self._answer, args=(self.call(number), message), daemon=True).start()
-                    elif call := self.calls.get(number):
-                        call.inbox.put(message)
-        finally:
-            self._is_gone = True
-            for call in list(self.calls.values()):
-                call.inbox.put(EOFError())
-            self._channel.close()
-
-    @staticmethod
-    def _answer(call: Call, start: Start) -> None:
-        with call:
-            try:
-                start.function(call, *start.arguments)
-            except Exception as error:  # noqa: BLE001  (the other process shall know)
-                call.send(error if isinstance(error, (BackupError, OSError)) else FormatError(describe_error(error)))
-
-
-class SecondProcess:
-    """A fork of this process that calls functions for it; a thread does where there is one core, or no room to fork.
-
-    One interpreter runs on one core: what it need not do itself is done beside it (docs/DESIGN.md). To be made before
-    any thread, and before anything is opened that a killed process should let go. A context manager.
-    """
-
-    def __init__(self, *, is_needed: bool) -> None:
-        ours, theirs = multiprocessing.Pipe()
-        self._pid = 0
-        if is_needed and core_count() > 1:
-            with contextlib.suppress(OSError), signals_held():
-                self._pid = os.fork() or self._serve(ours, theirs)
-        if self._pid:
-            theirs.close()
-        else:
-            threading.Thread(target=Switchboard(theirs).run, daemon=True).start()
-        self._board = Switchboard(ours)
-        self._numbers = itertools.count()
-        threading.Thread(target=self._board.run, daemon=True).start()
-
-    @staticmethod
-    def _serve(ours: Connection, theirs: Connection) -> NoReturn:
-        """What the fork does. Signals, held here for ever, are the first process's business: this one ends with it."""
-        try:
-            ours.close()
-            Switchboard(theirs).run()
-        finally:
-            os._exit(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._board.send(0, None)
-        if self._pid and kind is None:
-            with contextlib.suppress(OSError):
-                os.waitpid(self._pid, 0)
-
-    def call(self) -> Call:
-        """A call that is not yet started."""
-        return self._board.call(next(self._numbers))
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Signals that stop a run wait until the end: Python ignores what a handler raises while it forks."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def core_count() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ======================================================================================================================
 # The Data API
 # ======================================================================================================================
 
@@ -1337,11 +1179,104 @@ class Target:
     retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
 
 
-class Page(msgspec.Struct):
-    """One page of a `find`: each document's own text, and where to go on (None: the end)."""
+class PageData(msgspec.Struct):
+    """The `data` of a find reply: each document's own text, and where to go on (None: the end)."""
 
     documents: list[msgspec.Raw] | None = None
     nextPageState: str | msgspec.UnsetType | None = msgspec.UNSET  # noqa: N815  (the server's name)
+
+
+class Page(NamedTuple):
+    """A page of a `find`: documents as the server wrote them, their keys, and where to go on (None: the end)."""
+
+    documents: list[msgspec.Raw]
+    keys: list[bytes]
+    next_state: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """How much text it is."""
+        return sum(map(len, self.documents))
+
+
+class Identified(msgspec.Struct):
+    """A document of which nothing but the id is looked at."""
+
+    id: msgspec.Raw = msgspec.field(name="_id", default=msgspec.Raw(b""))
+
+
+_identified_decoder = msgspec.json.Decoder(Identified)
+
+
+def document_key(document: msgspec.Raw | bytes) -> bytes:
+    """`key_of` the id of a document."""
+    return key_of(bytes(_identified_decoder.decode(document).id))
+
+
+def key_of(value: bytes) -> bytes:
+    """What the server takes for the key of an id's JSON text: a UUID or ObjectId is the same key as its string."""
+    for name in (b'{"$uuid":', b'{"$objectId":'):
+        if value.startswith(name):
+            return key_of(value[len(name) : -1]).lower()
+    if value[:1] == b'"' and (b"\\" in value or not value.isascii()):
+        return json.dumps(json.loads(value), ensure_ascii=False).encode(errors="surrogatepass")
+    if value[:1] in b"-0123456789" and set(value) & set(b".eE"):  # 100.0 is 1E+2 to the server, and not 100
+        sign, digits, exponent = (*plain_number(value.decode()), "0", "0")[:3]
+        return f"{sign}{digits or '0'}E{exponent}".encode()
+    return value
+
+
+def plain_number(text: str) -> tuple[str, ...]:
+    """A number as its sign, its digits without zeros at the ends, and its exponent: equal for equal values."""
+    try:
+        sign, digits, exponent = Decimal(text).as_tuple()
+    except InvalidOperation:  # an exponent beyond what Decimal holds
+        return (text,)
+    significant = "".join(map(str, digits)).lstrip("0")
+    stripped = significant.rstrip("0")
+    if not stripped:
+        return ("", "", "0")
+    return ("-" if sign else "", stripped, str(int(exponent) + len(significant) - len(stripped)))
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What can be read page by page: a collection. `key` tells what the server takes for a document's key."""
+
+    name: str
+    key: Callable[[msgspec.Raw], bytes] = document_key
+    projection: bytes = b'{"*":true}'
+
+
+class Patience:
+    """How much longer a failing service is put up with: `budget_s` of wall time in which nothing came. Thread-safe.
+
+    The chains of a collection share one: what comes on one of them renews it, and a wait that the server asks of one
+    holds all of them.
+    """
+
+    def __init__(self, budget_s: float) -> None:
+        self._budget_s = budget_s
+        self._renewed = time.monotonic()
+        self._held_until = 0.0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it is over."""
+        return self._renewed + self._budget_s - time.monotonic()
+
+    @property
+    def held_s(self) -> float:
+        """Seconds until the next request may be sent."""
+        return max(0.0, self._held_until - time.monotonic())
+
+    def renew(self) -> None:
+        """Something came."""
+        self._renewed = time.monotonic()
+
+    def hold(self, wait_s: float) -> None:
+        """The server asked to wait."""
+        self._held_until = max(self._held_until, time.monotonic() + wait_s)
 
 
 class Errors(msgspec.Struct):
@@ -1353,7 +1288,7 @@ class Errors(msgspec.Struct):
 class Reply(Errors):
     """The envelope of every reply."""
 
-    data: Page | None = None  # only `find` has data
+    data: PageData | None = None  # only `find` has data
     status: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -1405,71 +1340,47 @@ class DataApi:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
             read = _read_status(dict[str, int])
-            return self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0, read=read).get("count")
+            patience = Patience(ESTIMATE_PATIENCE_S)
+            return self.call("estimatedDocumentCount", b"{}", collection, patience=patience, read=read).get("count")
         except RequestError:
             return None
 
     def find_page(
         self,
-        collection: str,
+        source: Readable,
         page_state: str | None,
         *,
         filter_json: bytes = b"{}",
-        on_sent: Callable[[], None] | None = None,
+        patience: Patience | None = None,
         on_retry: Callable[[], None] | None = None,
-    ) -> tuple[list[bytes], str | None]:
-        """Return a page's documents, each as the server wrote it, and the next page state (None: the end).
+    ) -> Page:
+        """Return a page: the first one for a page state of None.
 
-        Raises PageStateError when the state no longer works.
+        Raises PageStateError when the state no longer works, RequestError for everything else.
         """
         options = b"" if page_state is None else b',"options":' + msgspec.json.encode({"pageState": page_state})
-        body = b'{"filter":' + filter_json + b',"projection":{"*":true}' + options + b"}"
+        body = b'{"filter":%b,"projection":%b%b}' % (filter_json, source.projection, options)
+
+        def read(reply: Reply) -> Page:
+            return read_page(reply, source)
+
         try:
-            return self.call("find", body, collection, on_sent=on_sent, on_retry=on_retry, read=read_page)
+            return self.call("find", body, source.name, patience=patience, on_retry=on_retry, read=read)
         except RequestError as error:
             if page_state is not None and _means_lost_place(error):
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
-    def pages(
-        self,
-        collection: str,
-        *,
-        filter_json: bytes = b"{}",
-        on_sent: Callable[[], None] | None = None,
-        on_retry: Callable[[], None] | None = None,
-    ) -> Iterator[list[bytes]]:
-        """Yield each page's documents, as the server wrote them. The end is a page state of null and nothing else.
-
-        A page that comes twice is dropped, as an id is in a scan once; a server that does not move on has lost us:
-        PageStateError, as for a page state that no longer works.
-        """
-        state: str | None = None
-        last: list[bytes] = []
-        stalled = 0
-        anchor, steps, limit = "", 0, 1  # Brent's way to find that we go in circles, with one state kept
+    def pages(self, collection: str, *, filter_json: bytes = b"{}") -> Iterator[Page]:
+        """Yield the pages of a small `find`, one after the other. The end is a page state of null and nothing else."""
+        source, guard, state = Readable(collection), PageGuard(collection), None
         while True:
-            documents, next_state = self.find_page(
-                collection, state, filter_json=filter_json, on_sent=on_sent, on_retry=on_retry
-            )
-            is_repeated = bool(documents) and documents == last
-            stalled = stalled + 1 if is_repeated or (next_state is not None and next_state == state) else 0
-            if stalled > MAX_STALLED_PAGES or (stalled and documents and not is_repeated):
-                raise PageStateError("the server does not move on from a page.")
-            if not stalled and next_state is not None:
-                if next_state == anchor:
-                    raise PageStateError("the server leads back to a page that was there before.")
-                if (steps := steps + 1) == limit:
-                    anchor, steps, limit = next_state, 0, 2 * limit
-            if is_repeated:
-                log.warning("%s: the server sent a page twice; it is kept once.", collection, extra=about(collection))
-                if on_retry:
-                    on_retry()
-            else:
-                yield documents
-            if next_state is None:
+            page = self.find_page(source, state, filter_json=filter_json)
+            if not guard.is_repeated(state, page):
+                yield page
+            if page.next_state is None:
                 return
-            state, last = next_state, documents or last
+            state = page.next_state
 
     def call(
         self,
@@ -1479,29 +1390,31 @@ class DataApi:
         *,
         read: Callable[[Reply], _T],
         in_keyspace: bool = True,
-        budget_s: float | None = None,
-        on_sent: Callable[[], None] | None = None,
+        patience: Patience | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (None: the
-        target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        `body` is the JSON text of the command's arguments, `patience` that with a failing service (None: the target's
+        retry budget). A reply that `read` refuses counts as a failure too. Raises RequestError.
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
+            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
                 raise error_in_reply(reply.errors[0], command, collection)
             return read(reply)
 
-        patience_s = self.target.retry_budget_s if budget_s is None else budget_s
+        patience = patience or Patience(self.target.retry_budget_s)
+        first_contact = Patience(FIRST_CONTACT_BUDGET_S)
 
-        def budget() -> float:
-            return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
+        def max_s() -> float:
+            return float("inf") if self.was_reached else first_contact.left_s
 
-        return retrying_requests(budget, self.stop, on_retry, collection)(send)
+        found = retrying_requests(patience, self.stop, on_retry, collection, max_s=max_s)(send)
+        patience.renew()
+        return found
 
     def exchange(
         self,
@@ -1510,7 +1423,6 @@ class DataApi:
         collection: str | None = None,
         *,
         in_keyspace: bool = True,
-        on_sent: Callable[[], None] | None = None,
     ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
         import httpx
@@ -1520,7 +1432,7 @@ class DataApi:
         path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", on_sent)
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -1528,34 +1440,61 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return decode_reply(text)
 
-    def _post(self, url: str, content: bytes, on_sent: Callable[[], None] | None) -> bytes:
+    def _post(self, url: str, content: bytes) -> bytearray:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
         deadline = time.monotonic() + self.target.request_timeout_s
-        chunks = []
-
-        def trace(event: str, _info: object) -> None:
-            if on_sent and event == "http11.send_request_body.complete":
-                on_sent()
-
-        with self._http.stream("POST", url, content=content, extensions={"trace": trace}) as response:
+        body = bytearray()  # it grows in place: a page of large documents is in memory once
+        with self._http.stream("POST", url, content=content) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             _check_encoding(response.headers.get("content-encoding", ""))
-            size = 0
             for chunk in response.iter_bytes():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_REPLY_BYTES:
+                body += chunk
+                if len(body) > MAX_REPLY_BYTES:
                     raise _unexpected_reply(f"it has more than {MAX_REPLY_BYTES} bytes")
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the reply did not end in time")
                 if self.stop.is_set():
                     raise BackupError("stopped")
-        body = b"".join(chunks)
         if response.status_code != 200:
             raise _status_error(response.status_code, response.headers.get("retry-after"), body)
         return body
+
+
+class PageGuard:
+    """Notices that a server does not move on from a page, or leads back to one: it has lost the place in the scan."""
+
+    def __init__(self, collection: str) -> None:
+        self._collection = collection
+        self._last: list[bytes] = []
+        self._stalled = 0
+        self._anchor, self._steps, self._limit = "", 0, 1  # Brent's way to find circles, with one state kept
+
+    def is_repeated(self, state: str | None, page: Page) -> bool:
+        """Look at the page that came for a state; True for one that came twice and is to be dropped.
+
+        Raises PageStateError.
+        """
+        is_repeated = bool(page.keys) and page.keys == self._last
+        is_stalled = is_repeated or (page.next_state is not None and page.next_state == state)
+        self._stalled = self._stalled + 1 if is_stalled else 0
+        if self._stalled > MAX_STALLED_PAGES or (self._stalled and page.keys and not is_repeated):
+            raise PageStateError("the server does not move on from a page.")
+        if not self._stalled and page.next_state is not None:
+            self._step(page.next_state)
+        if is_repeated:
+            name = self._collection
+            log.warning("%s: the server sent a page twice; it is kept once.", name, extra=about(name))
+        self._last = page.keys or self._last
+        return is_repeated
+
+    def _step(self, state: str) -> None:
+        if state == self._anchor:
+            raise PageStateError("the server leads back to a page that was there before.")
+        self._steps += 1
+        if self._steps == self._limit:
+            self._anchor, self._steps, self._limit = state, 0, 2 * self._limit
 
 
 def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[], None] | None = None) -> _T:
@@ -1572,15 +1511,15 @@ def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[]
     raise AssertionError("unreachable")
 
 
-def read_page(reply: Reply) -> tuple[list[bytes], str | None]:
-    """The documents of a find reply, each as the server wrote it, and the next page state. Raises RequestError.
-
-    As little as can be is done here: the next request waits for it.
-    """
-    page = reply.data
-    if page is None or page.documents is None or page.nextPageState is msgspec.UNSET:
+def read_page(reply: Reply, source: Readable) -> Page:
+    """The page of a find reply. Raises RequestError for a reply that has none."""
+    data = reply.data
+    if data is None or data.documents is None or data.nextPageState is msgspec.UNSET:
         raise _unexpected_reply("it has no page of documents")
-    return [bytes(document) for document in page.documents], page.nextPageState
+    try:
+        return Page(data.documents, [source.key(document) for document in data.documents], data.nextPageState)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _unexpected_reply(f"a document without an id that can be read: {error}") from error
 
 
 def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
@@ -1616,16 +1555,23 @@ def _failed_request(state: tenacity.RetryCallState) -> RequestError | None:
 
 
 def retrying_requests(
-    budget_s: Callable[[], float],
+    patience: Patience,
     stop: threading.Event,
     on_retry: Callable[[], None] | None = None,
     collection: str | None = None,
+    *,
+    max_s: Callable[[], float] = lambda: float("inf"),
 ) -> tenacity.Retrying:
-    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
+    """Repeat what raises a RequestError that may pass, with back-off and jitter, as long as there is time left.
 
-    `Retry-After` is obeyed as long as it ends within the budget. The last error is let through.
+    A wait is cut to the time that is left, so that the last attempt comes at its end. `Retry-After` is obeyed; one
+    beyond the time that is left ends it at once. `max_s`: less time than the patience has. The last error is let
+    through.
     """
     import tenacity
+
+    def left_s() -> float:
+        return min(patience.left_s, max_s())
 
     backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)
 
@@ -1637,10 +1583,12 @@ def retrying_requests(
 
     def wait_s(state: tenacity.RetryCallState) -> float:
         error = _failed_request(state)
-        return max((error and error.retry_after_s) or 0.0, 0.1 + backoff(state))
+        if error and error.retry_after_s:
+            patience.hold(error.retry_after_s)
+        return max(patience.held_s, min(0.1 + backoff(state), left_s()))
 
-    def should_stop(state: tenacity.RetryCallState) -> bool:
-        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
+    def should_stop(_state: tenacity.RetryCallState) -> bool:
+        return left_s() <= 0 or patience.held_s > left_s()
 
     def tell(state: tenacity.RetryCallState) -> None:
         message = getattr(_failed_request(state), "message", "").rstrip(".") + "."
@@ -1648,29 +1596,34 @@ def retrying_requests(
         if on_retry:
             on_retry()
 
+    def before(_state: tenacity.RetryCallState) -> None:
+        stop.wait(patience.held_s)
+
     return tenacity.Retrying(
         retry=should_retry,
         wait=wait_s,
         stop=should_stop,
+        before=before,
         before_sleep=tell,
         sleep=tenacity.sleep_using_event(stop),
         reraise=True,
     )
 
 
-def decode_reply(text: bytes) -> Reply:
+def decode_reply(text: bytes | bytearray) -> Reply:
     """The reply in a response's body. Raises RequestError for what is none."""
     try:
-        if not text.isascii():
+        reply = msgspec.json.decode(text, type=Reply)
+        if reply.data is None and not text.isascii():  # documents are looked at when each is parsed
             text.decode()
-        return msgspec.json.decode(text, type=Reply)
+        return reply
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         if errors := _errors_in(text):  # whatever stands beside them
             return Reply(errors=errors)
         raise _unexpected_reply(str(error)) from error
 
 
-def _errors_in(text: bytes) -> list[dict[str, Any]]:
+def _errors_in(text: bytes | bytearray) -> list[dict[str, Any]]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(text, type=Errors).errors
     return []
@@ -1713,7 +1666,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
     )
 
 
-def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
+def _status_error(status: int, retry_after: str | None, body: bytearray) -> RequestError:
     errors = _errors_in(body)
     detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}" if errors else ""
     return _http_error(status, retry_after, detail)
@@ -1783,6 +1736,420 @@ def _means_lost_place(error: RequestError) -> bool:
     if error.status != 200 or error.code is None or error.code in RETRYABLE_CODES:
         return False
     return error.code not in ("UNKNOWN_COLLECTION_OR_TABLE", "UNKNOWN_KEYSPACE")
+
+
+# ======================================================================================================================
+# Scan: one collection, read at several places at once. The starting points are guesses, the proof is in the meeting.
+# ======================================================================================================================
+#
+# A page state holds the key of the last document of its page in clear, and the server goes on behind any key, whether
+# or not it exists, in the order of its hash. So a collection can be entered anywhere. What is read counts only if the
+# chains, each following the server's own page states, are proved to join into the one serial scan (docs/DESIGN.md).
+
+MAX_KEPT_PAGES = 4  # read serially before anything is guessed: a small collection is done by then
+GUESSES_PER_WORKER = 6
+GUESSES_PER_WORKER_BLIND = 4  # where the server has no estimate
+PAGES_PER_GUESS = 4  # a guess for each so many pages that the estimate promises, at most
+MAX_GUESSED_SCANS = 2
+MAX_SCANS = 3  # how often a collection is begun anew because the place in it was lost
+MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages and lines, over all collections
+_END = -1
+
+
+class NotJoinedError(BackupError):
+    """The chains of a scan do not join into one serial scan."""
+
+
+def are_joined(ends: list[int | None]) -> bool:
+    """Whether chain 0 leads, through each other chain exactly once, to the end.
+
+    `ends[n]` is the chain that chain n led to, _END for the end of the collection, None for a chain that did not end.
+    """
+    visited: list[int] = []
+    at: int | None = 0
+    while at != _END:
+        if at is None or at in visited:
+            return False
+        visited.append(at)
+        at = ends[at]
+    return len(visited) == len(ends)
+
+
+class Chains:
+    """Which chain reads where, and where each ended. Pure: does no request and has no lock.
+
+    All keys of the pages that were read before anything was guessed are landmarks of chain 0, those of an accepted
+    first page are landmarks of its chain. A chain ends at the first landmark that it meets.
+    """
+
+    def __init__(self) -> None:
+        self._landmarks: dict[bytes, int] = {}
+        self._ends: list[int | None] = [None]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def keep(self, keys: Iterable[bytes]) -> None:
+        """A page of the ordinary chain, read before anything was guessed."""
+        self._landmarks.update(dict.fromkeys(keys, 0))
+
+    def enter(self, keys: list[bytes]) -> int | None:
+        """The first page of a guess; returns the number of its chain, None for one that is dropped.
+
+        One that shares a document with a kept page, or with one that was accepted before, cannot be told from them.
+        """
+        if not keys or any(key in self._landmarks for key in keys):
+            return None
+        number = len(self._ends)
+        self._ends.append(None)
+        self._landmarks.update(dict.fromkeys(keys, number))
+        return number
+
+    def follow(self, chain: int, keys: list[bytes]) -> int:
+        """A later page of a chain; returns how many of its documents are the chain's own. Fewer than all: it ended."""
+        for place, key in enumerate(keys):
+            if key in self._landmarks:
+                self._ends[chain] = self._landmarks[key]
+                return place
+        return len(keys)
+
+    def finish(self, chain: int) -> None:
+        """The server says that nothing follows."""
+        self._ends[chain] = _END
+
+    def are_joined(self) -> bool:
+        """Whether all that was read is what one serial scan reads."""
+        return are_joined(self._ends)
+
+
+class Place(NamedTuple):
+    """Where a document stands in the server's order: the kind of its key, and the key's text as page states have it."""
+
+    kind: str
+    key: bytes
+
+    def replaced_by(self, key: bytes, page_state: str) -> str | None:
+        """A page state that ends at this place, with another key of the same length; None if it cannot be made.
+
+        The key stands behind its length in four bytes, which nothing else in a page state does.
+        """
+        with contextlib.suppress(ValueError):
+            raw = base64.b64decode(page_state, validate=True)
+            length = struct.pack(">i", len(self.key))
+            if len(key) == len(self.key) and raw.count(length + self.key) == 1:
+                return base64.b64encode(raw.replace(length + self.key, length + key)).decode()
+        return None
+
+    def random_key(self) -> bytes:
+        """Some key of the same length; of digits only, where this one has nothing else."""
+        alphabet = string.digits if self.key.isdigit() else string.ascii_letters + string.digits
+        return "".join(random.choices(alphabet, k=len(self.key))).encode()  # noqa: S311  (a place, not a secret)
+
+
+def document_place(document: msgspec.Raw) -> Place:
+    """The place of a document of a collection: a UUID or ObjectId is its text, a date its milliseconds."""
+    return _place_of(bytes(_identified_decoder.decode(document).id))
+
+
+def _place_of(document_id: bytes) -> Place:
+    if document_id[:1] == b"{":
+        name, value = next(iter(split_object(document_id).items()), ("", b"null"))
+        return Place("date", value) if name == "$date" else _place_of(value)
+    if document_id[:1] == b'"':
+        return Place("string", str(json.loads(document_id)).encode(errors="replace"))
+    return Place("number" if document_id[:1] in b"-0123456789" else "literal", document_id)
+
+
+class KeptPage(NamedTuple):
+    """What a scan remembers of a page that was read before anything was guessed: keys and places in order."""
+
+    keys: list[bytes]
+    places: list[Place]
+    next_state: str | None
+
+
+class Calibration(NamedTuple):
+    """A state that was made for a place whose surroundings are known: what has to follow; and how it was made."""
+
+    state: str
+    behind: list[bytes]
+    last: Place
+    next_state: str
+
+
+def find_calibration(kept: list[KeptPage]) -> Calibration | None:
+    """A state for a document in the middle of the kept pages; None where none can be made."""
+    keys = [key for page in kept for key in page.keys]
+    places = [place for page in kept for place in page.places]
+    for page in kept:
+        if not page.places or page.next_state is None:
+            continue
+        last = page.places[-1]
+        for number in sorted(range(len(keys) - 1), key=lambda number: abs(number - len(keys) // 2)):
+            known = places[number]
+            if known != last and (known.kind, len(known.key)) == (last.kind, len(last.key)):
+                state = last.replaced_by(known.key, page.next_state)
+                return None if state is None else Calibration(state, keys[number + 1 :], last, page.next_state)
+    return None
+
+
+def guess_count(workers: int, kept: list[KeptPage], expected: int | None) -> int:
+    """How many places are guessed. `expected`: the server's estimate; None, 0 or too few: nobody knows."""
+    documents = sum(len(page.keys) for page in kept)
+    if workers == 1:
+        return 0
+    if not expected or expected <= documents:
+        return GUESSES_PER_WORKER_BLIND * workers
+    pages_left = (expected - documents) * len(kept) // max(1, documents)
+    return min(GUESSES_PER_WORKER * workers, pages_left // PAGES_PER_GUESS)
+
+
+class Memory:
+    """Bytes of pages and lines that are held, over all collections. Thread-safe."""
+
+    def __init__(self, limit_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def reserved(self, size: int, stop: threading.Event) -> Iterator[None]:
+        """Wait until so many bytes fit, or nothing is held, and hold them."""
+        with self._changed:
+            while self._held_bytes and self._held_bytes + size > self._limit_bytes and not stop.is_set():
+                self._changed.wait(SIGNAL_POLL_S)
+            self._held_bytes += size
+        try:
+            yield
+        finally:
+            self.add(-size)
+
+    def add(self, size: int) -> None:
+        """Hold more bytes, or fewer, without waiting."""
+        with self._changed:
+            self._held_bytes += size
+            self._changed.notify_all()
+
+
+class Sink(Protocol):
+    """What takes the documents of one attempt to read a collection."""
+
+    def write(self, documents: list[msgspec.Raw]) -> None:
+        """Take some documents, in no order. Called by several threads at once, and also after `abandon`."""
+
+    def abandon(self) -> None:
+        """The attempt was given up: whatever was taken does not count. May be called twice."""
+
+
+class Requests:
+    """The requests in flight: at most `workers`, over all collections; and the bytes that their replies take."""
+
+    def __init__(self, api: DataApi, workers: int) -> None:
+        self.api = api
+        self.workers = workers
+        self.memory = Memory()
+        self._pool = ThreadPoolExecutor(workers)
+
+    def map(self, function: Callable[[_S], _T], items: Iterable[_S]) -> list[_T]:
+        """Call a function, which does requests, for each item, as many at once as there may be. In order.
+
+        Raises the first error that there is, without waiting for the others.
+        """
+        return await_all([self._pool.submit(function, item) for item in items])
+
+    def close(self) -> None:
+        """End when what runs has ended; nothing new begins."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class CollectionScan:
+    """One attempt to read a collection. Documents go to the sink as their pages come."""
+
+    def __init__(self, requests: Requests, source: Readable, sink: Sink, progress: ScanProgress) -> None:
+        self._requests = requests
+        self._api = requests.api
+        self._source = source
+        self._sink = sink
+        self._progress = progress
+        self._chains = Chains()
+        self._lock = threading.Lock()
+        self._patience = Patience(self._api.target.retry_budget_s)
+        self._page_bytes = 0  # of the largest so far
+        self._is_over = False
+        self.is_whole = False
+
+    def run(self, expected: int | None, *, is_serial: bool = False) -> int:
+        """Read everything; return how many chains it took. `expected`: the server's estimate; None or 0: it has none.
+
+        Raises NotJoinedError if the chains do not join, and what a request raised.
+        """
+        try:
+            kept = self._read_first_pages()
+            count = 0 if is_serial else guess_count(self._requests.workers, kept, expected)
+            states = self._guess(kept, count) if count and kept[-1].next_state is not None else []
+            entered = [chain for chain in self._requests.map(self._enter, states) if chain]  # the barrier: all answered
+            if states and not entered:
+                self._tell_serial("no guessed place could be entered")
+            self._requests.map(self._follow, [(0, kept[-1].next_state), *entered])
+            if not self._chains.are_joined():
+                raise NotJoinedError(f"{self._source.name}: the chains of pages do not join into one scan.")
+            self.is_whole = True
+            return len(self._chains)
+        finally:
+            with self._lock:
+                self._is_over = True
+
+    def _read_first_pages(self) -> list[KeptPage]:
+        """The pages that are read one after the other, before anything is guessed."""
+        guard, kept, state = PageGuard(self._source.name), list[KeptPage](), None
+        while len(kept) < MAX_KEPT_PAGES and (not kept or state is not None):
+            page = self._requests.map(self._read, [state])[0]
+            if not guard.is_repeated(state, page):
+                kept.append(KeptPage(page.keys, [document_place(row) for row in page.documents], page.next_state))
+                self._chains.keep(page.keys)
+                self._take(page, len(page.keys))
+            state = page.next_state
+        return kept
+
+    def _guess(self, kept: list[KeptPage], count: int) -> list[str]:
+        """Page states that lead to places all over the collection; none where they cannot be made or trusted."""
+        calibration = find_calibration(kept)
+        if calibration is None:
+            self._tell_serial("its page states cannot be entered elsewhere")
+            return []
+        found = self._requests.map(self._try_read, [calibration.state])[0]
+        if (
+            found is None
+            or not found.keys
+            or found.keys[: len(calibration.behind)] != calibration.behind[: len(found.keys)]
+        ):
+            self._tell_serial("a page state that was made for a known place did not lead there")
+            return []
+        last, next_state = calibration.last, calibration.next_state
+        guesses = {last.replaced_by(last.random_key(), next_state) for _ in range(count)}
+        return [state for state in guesses if state]
+
+    def _tell_serial(self, reason: str) -> None:
+        name = self._source.name
+        log.info("%s: reading one page after the other: %s.", name, reason, extra=about(name))
+
+    def _try_read(self, state: str) -> Page | None:
+        """A page of a guessed state; None if the server refuses it or does not answer at once."""
+        with contextlib.suppress(RequestError, PageStateError), self._reserved():
+            return self._api.find_page(self._source, state, patience=Patience(0.0))
+        return None
+
+    def _enter(self, state: str) -> tuple[int, str | None] | None:
+        """Read the first page of a guess; return its chain and where that goes on, None if it is dropped."""
+        page = self._try_read(state)
+        with self._lock:
+            chain = self._chains.enter(page.keys) if page else None
+        if page is None or chain is None:
+            return None
+        self._take(page, len(page.keys))
+        return chain, page.next_state
+
+    def _follow(self, start: tuple[int, str | None]) -> None:
+        """Follow a chain from page to page, to its end."""
+        chain, state = start
+        guard = PageGuard(self._source.name)
+        while state is not None and not self._is_over:
+            with self._reserved():
+                page = self._read(state)
+                if not guard.is_repeated(state, page):
+                    with self._lock:
+                        own = self._chains.follow(chain, page.keys)
+                    self._take(page, own)
+                    if own < len(page.keys):
+                        return
+            state = page.next_state
+        if state is None:
+            with self._lock:
+                self._chains.finish(chain)
+
+    def _reserved(self) -> contextlib.AbstractContextManager[None]:
+        return self._requests.memory.reserved(self._page_bytes, self._api.stop)
+
+    def _read(self, state: str | None) -> Page:
+        page = self._api.find_page(self._source, state, patience=self._patience, on_retry=self._progress.count_retry)
+        self._page_bytes = max(self._page_bytes, page.size_bytes)
+        return page
+
+    def _take(self, page: Page, own: int) -> None:
+        """Hand on the first documents of a page; they count at once."""
+        self._sink.write(page.documents[:own])
+        with self._lock:
+            if not self._is_over:
+                self._progress.count_page(own)
+
+
+class ScanProgress:
+    """What reading a collection took so far. Thread-safe.
+
+    `on_read` is told how many documents came, `on_restart` that a scan begins, or begins anew.
+    """
+
+    def __init__(self, on_restart: Callable[[], None], on_read: Callable[[int], None]) -> None:
+        self.pages = 0
+        self.retries = 0
+        self.chains = 1
+        self._on_restart = on_restart
+        self._on_read = on_read
+        self._lock = threading.Lock()
+
+    def restart(self) -> None:
+        """The collection is begun anew: only retries stay."""
+        self.pages = 0
+        self._on_restart()
+
+    def count_page(self, documents: int) -> None:
+        """A page counts."""
+        with self._lock:
+            self.pages += 1
+        self._on_read(documents)
+
+    def count_retry(self) -> None:
+        """A request is repeated, or a scan."""
+        with self._lock:
+            self.retries += 1
+
+
+_K = TypeVar("_K", bound=Sink)
+
+
+def scan_collection(
+    requests: Requests,
+    source: Readable,
+    open_sink: Callable[[], _K],
+    progress: ScanProgress,
+    expected: int | None = None,
+) -> _K:
+    """Read a collection until one attempt is whole, and return the sink that took it; the others were abandoned.
+
+    Chains that do not join are guessed once more, then the collection is read serially. Raises what the requests and
+    the sink raise, and PageStateError when the place in the scan is lost too often.
+    """
+    guessed = lost = 0
+    while True:
+        progress.restart()
+        sink = open_sink()
+        scan = CollectionScan(requests, source, sink, progress)
+        try:
+            progress.chains = scan.run(expected, is_serial=guessed == MAX_GUESSED_SCANS)
+            return sink
+        except NotJoinedError as error:
+            guessed += 1
+            how = "one page after the other" if guessed == MAX_GUESSED_SCANS else "with other guesses"
+            log.warning("%s Starting over, %s.", error.message, how, extra=about(source.name))
+        except PageStateError as error:
+            lost += 1
+            if lost == MAX_SCANS:
+                raise
+            log.warning("%s: %s Starting the collection over.", source.name, error.message, extra=about(source.name))
+        finally:
+            if not scan.is_whole:
+                sink.abandon()
+        progress.count_retry()
 
 
 # ======================================================================================================================
@@ -2720,7 +3087,7 @@ class Box:
                 raise _box_error(what, error) from error  # for replies that it does not understand
 
         budget = self.config.retry_budget_s if budget_s is None else budget_s
-        return retrying_requests(lambda: budget, self.stop)(attempt)
+        return retrying_requests(Patience(budget), self.stop)(attempt)
 
     def _note(self, error: BoxError) -> BoxError:
         if error.status == 401:  # the next attempt begins with a new token
@@ -3410,100 +3777,133 @@ class OutputDir:
 
 
 class DataFileWriter:
-    """Writes documents to a data file and keeps count. Not thread-safe; `close` flushes to the disk.
+    """Writes documents to a data file and proves the file: the sink of a scan. Thread-safe.
 
-    A thread compresses and writes what was encoded, and finds the next text ready when it is done. `on_growth` is told
-    how long the file is by now, and whether that is all.
+    Whoever calls `write` encodes; a thread of the writer's own compresses, appends, hashes, and decompresses again at
+    once what it appended. Few groups of lines wait for it. A writer that was abandoned drops what comes.
     """
 
-    def __init__(
-        self, path: Path, *, compressed: bool, on_growth: Callable[[int, bool], None] = lambda _size, _is_whole: None
-    ) -> None:
-        self.stats = DataStats()
-        self.file_crc32 = 0
-        self._on_growth = on_growth
+    def __init__(self, path: Path, *, compressed: bool, memory: Memory | None = None) -> None:
+        self._path = path
+        self._memory = memory or Memory()
+        self._stats = DataStats()
+        self._groups: queue.Queue[tuple[bytes, DataStats] | None] = queue.Queue(GROUPS_WAITING)
+        self._error: Exception | None = None
+        self._is_abandoned = False
         self._sha256 = hashlib.sha256()
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
+        self._decompressor = isal_zlib.decompressobj(wbits=GZIP_WBITS) if compressed else None
+        self._made_crc32 = self._found_crc32 = 0  # of the lines as they were made, and as the file has them
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by close or abandon)
-        self._pool = ThreadPoolExecutor(1)
-        self._to_write: deque[Future[None]] = deque()
+        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-    def write(self, documents: list[bytes]) -> None:  # XX
+    def write(self, documents: Sequence[bytes | msgspec.Raw]) -> None:
         """Append documents, given as the server's text. Raises what an earlier call could not write."""
         for group in in_groups(documents, len, GROUP_LINES, GROUP_BYTES):
-            lines = []
-            for line, parts in encode_documents(group):
-                self.stats.count(parts)
+            if self._is_abandoned:
+                return
+            stats, lines = DataStats(), []
+            for line, document in encode_documents(map(bytes, group)):
+                stats.count(line, document)
                 lines.append(line)
             text = b"\n".join([*lines, b""])
-            self.stats.text_crc32 = isal_zlib.crc32(text, self.stats.text_crc32)
-            self._await_writes(1)
-            self._to_write.append(self._pool.submit(self._compress, text))
+            self._memory.add(len(text))
+            self._groups.put((text, stats))
+            if self._error:
+                raise self._error
 
     def close(self) -> DataStats:
-        """Finish the file, fsync it, and return what it holds."""
-        self._await_writes(0)
-        if self._compressor:
-            self._append(self._compressor.flush())
-        self._on_growth(self.stats.data_size_bytes, True)
-        os.fsync(self._file.fileno())
-        self.abandon()
-        self.stats.data_sha256 = self._sha256.hexdigest()
-        return self.stats
+        """Finish the file, flush it to the disk, read it once more, and return what it holds.
+
+        Raises FormatError for a file that is not what was written.
+        """
+        self._groups.put(None)
+        self._thread.join()
+        if self._error:
+            raise self._error
+        self._stats.data_sha256 = self._sha256.hexdigest()
+        if self._found_crc32 != self._made_crc32:
+            raise FormatError("its bytes do not decompress to the lines that were written")
+        if _read_sha256(self._path) != self._stats.data_sha256:
+            raise FormatError("the disk does not hold the bytes that were written")
+        return self._stats
 
     def abandon(self) -> None:
-        """Close the file as it is. May be called twice."""
-        self._pool.shutdown()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._on_growth(self.stats.data_size_bytes, True)
+        """Drop what comes from now on, and close the file as it is. May be called twice."""
+        self._is_abandoned = True
+        with contextlib.suppress(queue.Full):
+            self._groups.put_nowait(None)
 
-    def _await_writes(self, remaining: int) -> None:
-        while len(self._to_write) > remaining:
-            self._to_write.popleft().result()
+    def _run(self) -> None:
+        """Write what comes, to its end; after an error only make room for those who wait."""
+        with self._file:
+            while group := self._next_group():
+                text, stats = group
+                if not self._error and not self._is_abandoned:
+                    self._try(self._write_lines, text, stats)
+                self._memory.add(-len(text))
+            if not self._error and not self._is_abandoned:
+                self._try(self._finish)
 
-    def _compress(self, text: bytes) -> None:
+    def _next_group(self) -> tuple[bytes, DataStats] | None:
+        while not self._is_abandoned:
+            with contextlib.suppress(queue.Empty):
+                return self._groups.get(timeout=SIGNAL_POLL_S)
+        with contextlib.suppress(queue.Empty):
+            return self._groups.get_nowait()
+        return None
+
+    def _try(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001  (raised by `write` or `close`)
+            self._error = error
+
+    def _write_lines(self, text: bytes, stats: DataStats) -> None:
+        self._made_crc32 = isal_zlib.crc32(text, self._made_crc32)
         self._append(self._compressor.compress(text) if self._compressor else text)
+        self._stats.add(stats)
+
+    def _finish(self) -> None:
+        if self._compressor:
+            self._append(self._compressor.flush())
+        if self._decompressor and not self._decompressor.eof:
+            raise FormatError("its bytes do not decompress to their end")
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):  # so that the last look goes to the disk, where the file system lets go of it
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _append(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
-        self.file_crc32 = isal_zlib.crc32(chunk, self.file_crc32)
         view = memoryview(chunk)
         while view:  # an unbuffered file may take less than all
             view = view[self._file.write(view) :]
-        self.stats.data_size_bytes += len(chunk)
-        self._on_growth(self.stats.data_size_bytes, False)
+        self._sha256.update(chunk)
+        self._stats.data_size_bytes += len(chunk)
+        for found in self._decompress(chunk):
+            self._found_crc32 = isal_zlib.crc32(found, self._found_crc32)
+
+    def _decompress(self, chunk: bytes) -> Iterator[bytes]:
+        """What a piece of the file decompresses to, in pieces: some text becomes a thousandth of its size."""
+        if self._decompressor is None:
+            yield chunk
+            return
+        is_more = True
+        while is_more:
+            found = self._decompressor.decompress(chunk, READ_BYTES)
+            chunk = self._decompressor.unconsumed_tail
+            is_more = bool(chunk) or len(found) == READ_BYTES
+            yield found
 
 
-class GrowingFile(io.RawIOBase):
-    """Reads a file while it is written: where it ends, the reader waits on `call` for (size_bytes, is_whole)."""
-
-    def __init__(self, path: Path, call: Call) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed by close)
-        self._call = call
-        self._size_bytes, self._is_whole = 0, False
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; returns the number of bytes, 0 at the end."""
-        while self._size_bytes <= self._file.tell() and not self._is_whole:
-            self._size_bytes, self._is_whole = self._call.receive()
-        return self._file.readinto(buffer)
-
-    def close(self) -> None:
-        """Close the file. May be called twice."""
-        self._file.close()
-        super().close()
-
-
-def read_back(call: Call, path: Path, compressed: bool) -> None:
-    """Decompress, hash, parse and count a data file from the disk, close behind its writer; send its DataStats."""
-    with GrowingFile(path, call) as stream:
-        call.send(check_data(stream, compressed=compressed, decode=False))  # type: ignore[arg-type]
+def _read_sha256(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(READ_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -3511,107 +3911,80 @@ class BackupRun:
     """What the steps of one backup share."""
 
     plan: BackupPlan
-    api: DataApi
+    requests: Requests
     report: Report
-    second: SecondProcess
 
 
 class CollectionBackup:
-    """Backs up one collection: reads it, writes it, reads it back."""
+    """Backs up one collection: reads it, writes it, proves the file."""
 
     def __init__(self, run: BackupRun, info: CollectionInfo, directory: Path) -> None:
         self._about = about(info.name)
-        self._api, self._report, self._second = run.api, run.report, run.second
+        self._requests, self._report = run.requests, run.report
         self._compressed = run.plan.compressed
         self._path = directory / data_file_name(info.name, compressed=self._compressed)
         self.record = CollectionRecord(
-            name=info.name,
-            definition=info.options,
-            compressed=self._compressed,
-            started_at_utc=utc_text(utc_now()),
+            name=info.name, definition=info.options, compressed=self._compressed, started_at_utc=utc_text(utc_now())
         )
+
+    def estimate(self) -> None:
+        """Ask the server for its estimate of the documents."""
+        self.record.estimated_document_count = self._requests.api.estimated_count(self.record.name)
 
     def run(self) -> CollectionRecord:
         """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
         record = self.record
         try:
-            self.record.estimated_document_count = self._api.estimated_count(self.record.name)
-            stats = until_whole(self.record.name, self._scan_as_defined, self._count_retry)
+            stats = self._read()
             self._check_vectors(stats)
             self._fill_in(stats)
-            log.info(
-                "%s: %s documents, %s vectors, read back.",
-                record.name,
-                f"{stats.document_count:,}",
-                f"{stats.vector_count:,}",
-                extra=self._about,
-            )
+            documents, vectors = plural(stats.document_count, "document"), plural(stats.vector_count, "vector")
+            log.info("%s: %s, %s, proved.", record.name, documents, vectors, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             self._fail(error)
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
         return record
 
-    def _scan_as_defined(self) -> DataStats:
-        """Scan, and look whether the collection is still the one that was defined: it may have been made anew.
+    def _read(self) -> DataStats:
+        """Scan the collection and write its data file; once more if it was recreated meanwhile."""
+        record = self.record
 
-        One that is gone by now was read to its end before.
-        """
-        stats = self._scan()
-        for info in self._api.list_collections():
+        def restart() -> None:
+            self._report.start(record.name, record.estimated_document_count)
+
+        progress = ScanProgress(restart, lambda count: self._report.advance(record.name, count))
+        for _ in range(MAX_SCANS):
+            writer = scan_collection(
+                self._requests, Readable(record.name), self._open_writer, progress, record.estimated_document_count
+            )
+            stats = self._prove(writer)
+            if not self._was_recreated():
+                record.pages, record.retries, record.chains = progress.pages, progress.retries, progress.chains
+                return stats
+            log.warning("%s: it was recreated meanwhile. Starting over.", record.name, extra=self._about)
+            progress.count_retry()
+        raise BackupError(f"{record.name}: the collection was recreated {MAX_SCANS} times.", "Run again later.")
+
+    def _open_writer(self) -> DataFileWriter:
+        return DataFileWriter(self._path, compressed=self._compressed, memory=self._requests.memory)
+
+    def _prove(self, writer: DataFileWriter) -> DataStats:
+        try:
+            return writer.close()
+        except FormatError as error:
+            raise BackupError(
+                f"{self.record.name}: the file does not read back as it was written: {error}.",
+                "The disk or the memory is failing: do not trust this machine, run the backup on another.",
+            ) from error
+
+    def _was_recreated(self) -> bool:
+        """Whether the collection has another definition than before the scan. One that is gone was read to its end."""
+        for info in self._requests.api.list_collections():
             if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
                 self.record.definition = info.options
-                raise PageStateError("the collection's definition is another than before the scan.")
-        return stats
-
-    def _scan(self) -> DataStats:
-        """Read all pages; each is encoded, compressed, and read back from the disk while the next are on their way."""
-        self._report.start(self.record.name, self.record.estimated_document_count)
-        self.record.pages = 0
-        with self._second.call() as call:
-            writer = DataFileWriter(
-                self._path, compressed=self._compressed, on_growth=lambda *growth: call.send(growth)
-            )
-            call.start(read_back, self._path, self._compressed)
-            try:
-                self._write_pages(writer)
-                written = writer.close()
-                self._report.start(self.record.name, written.document_count, "reading back")
-                try:
-                    found = self._read_back(call)
-                except FormatError as error:
-                    raise self._unlike(f": {error}") from error
-                self._compare(written, found, writer.file_crc32)
-                return found
-            finally:
-                writer.abandon()
-
-    def _write_pages(self, writer: DataFileWriter) -> None:
-        """A page is encoded when the request for the next has left, which would wait for the interpreter otherwise."""
-        pool = ThreadPoolExecutor(1)
-        written: Future[None] | None = None
-        is_sent = threading.Event()
-
-        def write(documents: list[bytes]) -> None:
-            is_sent.wait(HEAD_START_S)
-            writer.write(documents)
-
-        try:
-            for documents in self._api.pages(self.record.name, on_sent=is_sent.set, on_retry=self._count_retry):
-                self.record.pages += 1
-                if written:
-                    written.result()
-                is_sent.clear()
-                written = pool.submit(write, documents)
-                self._report.advance(self.record.name, len(documents))
-            is_sent.set()
-            if written:
-                written.result()
-        finally:
-            pool.shutdown(wait=False)
-
-    def _count_retry(self) -> None:
-        self.record.retries += 1
+                return True
+        return False
 
     def _check_vectors(self, stats: DataStats) -> None:
         """The vector guard: a vector collection whose documents carry no vector is a failed backup."""
@@ -3623,28 +3996,6 @@ class CollectionBackup:
             raise BackupError(message, "If that is so in the database, leave the collection out with --exclude.")
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
-
-    def _read_back(self, call: Call) -> DataStats:
-        """What the file holds, now that it is whole. Should the second process be dead, it is read here."""
-        try:
-            stats: DataStats = call.receive()
-        except EOFError:
-            log.warning("%s: who read it back is gone; reading it again.", self.record.name, extra=self._about)
-            with self._path.open("rb") as stream:
-                stats = check_data(stream, compressed=self._compressed, decode=False)
-        return stats
-
-    def _compare(self, written: DataStats, found: DataStats, checksum: int) -> None:
-        """Compare what was sent by the server with what was read back, and with the file as it is in the end."""
-        written.content_digest = found.content_digest  # one pass of SHA-256 is enough: text_crc32 tells if they differ
-        if found != written or file_crc32(self._path) != checksum:
-            raise self._unlike(".")
-
-    def _unlike(self, how: str) -> BackupError:
-        return BackupError(
-            f"{self.record.name}: the file does not read back as it was written{how}",
-            "The disk or the memory is failing: do not trust this machine, run the backup on another.",
-        )
 
     def _fill_in(self, stats: DataStats) -> None:
         record = self.record
@@ -3674,13 +4025,13 @@ def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
     return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
 
 
-def run_backup(plan: BackupPlan, report: Report, stop: threading.Event, second: SecondProcess) -> BackupResult:
+def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
     """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written."""
-    run = BackupRun(plan, DataApi(plan.target, READ_COMMANDS, stop), report, second)
+    run = BackupRun(plan, Requests(DataApi(plan.target, READ_COMMANDS, stop), plan.workers), report)
     with OutputDir(plan.output_dir) as output:
         try:
             output.sweep()
-            selected = select_collections(list_collections(run.api), plan, report)
+            selected = select_collections(list_collections(run.requests.api), plan, report)
             begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
             for name in output.names_after(started):
@@ -3739,14 +4090,20 @@ def select_collections(found: list[CollectionInfo], plan: BackupPlan, report: Re
 
 
 def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
-    """Back up several collections at once; the records come in the server's order."""
+    """Back up several collections at once, large ones first; the records come in the server's order."""
     run.report.stage(len(selected))
-    pool = ThreadPoolExecutor(max(1, min(run.plan.workers, len(selected) or 1)))
+    jobs = [CollectionBackup(run, info, directory) for info in selected]
+    run.requests.map(CollectionBackup.estimate, jobs)
+    by_size = sorted(jobs, key=lambda job: -(job.record.estimated_document_count or 0))
+    pool = ThreadPoolExecutor(
+        max(1, min(run.plan.workers, len(jobs)))
+    )  # they wait: the requests have threads of their own
     try:
-        jobs = [CollectionBackup(run, info, directory) for info in selected]
-        return await_all([pool.submit(job.run) for job in jobs])
+        await_all([pool.submit(job.run) for job in by_size])
+        return [job.record for job in jobs]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        run.requests.close()
 
 
 def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime, duration_s: float) -> Manifest:
@@ -4094,7 +4451,7 @@ def main(
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
     hint = "Set them." if upload_only else "Set them, or give --no-box."
-    with SecondProcess(is_needed=not upload_only) as second, Report(quiet=options["quiet"]) as report:
+    with Report(quiet=options["quiet"]) as report:
         record.pinger.start()
         box_config = read_box_config(options, hint) if to_box or upload_only else None
         if upload_only:
@@ -4103,7 +4460,7 @@ def main(
             output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
             target = make_target(options)
             plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
-            result = run_backup(plan, report, stop_event, second)
+            result = run_backup(plan, report, stop_event)
         record.step("backup", result)
         result = deliver(result, options, box_config, record, report)
     _print_result(record, result, as_json=options["as_json"])
@@ -4610,7 +4967,6 @@ def run_command(command: click.Command) -> NoReturn:
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),
         as_json=_is_json_wanted(),
     )
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, and have nothing to do here
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

@@ -29,10 +29,9 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
@@ -52,20 +51,22 @@ from astra_backup import (
     BackupError,
     Box,
     BoxFile,
-    Call,
     CollectionInfo,
     CollectionRecord,
     DataApi,
     DataStats,
-    DocumentParts,
+    Document,
     ExitCode,
     FormatError,
     HashingReader,
     Manifest,
+    Patience,
+    Readable,
     Reply,
     Report,
     RequestError,
-    SecondProcess,
+    Requests,
+    ScanProgress,
     about,
     await_all,
     await_some,
@@ -73,19 +74,20 @@ from astra_backup import (
     compact_json,
     connection_options,
     decode_manifest,
-    decode_vectors,
     describe_error,
     digest_text,
-    document_parts,
+    document_key,
     error_in_reply,
     escape_controls,
     in_groups,
     iter_decoded,
     iter_documents,
+    key_of,
     list_collections,
     log,
     make_target,
     parse_snapshot_name,
+    plain_number,
     plural,
     print_result,
     read_box_config,
@@ -94,10 +96,10 @@ from astra_backup import (
     read_page,
     redactor,
     run_command,
+    scan_collection,
     size_text,
     stop_event,
     until_whole,
-    without_member,
 )
 
 _S = TypeVar("_S")
@@ -548,51 +550,44 @@ class View:
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
         name = choices.vectorize_text_field
-        self._text_field = msgspec.json.encode(name) if name else b""
+        self._text_field = msgspec.json.encode(name)[1:-1].decode() if name else ""
 
-    def to_send(self, text: bytes, line_parts: DocumentParts | None = None) -> bytes:
-        """The text of a snapshot's document as the target takes it; the parts of its line, if known, save looking."""
-        if line_parts and not (line_parts.vectorize or line_parts.lexical):
-            return text
-        parts = document_parts(text)
-        if self._is_open(parts):
-            return text
+    def to_send(self, document: Document) -> Document:
+        """A snapshot's document as the target takes it; the very same one where nothing was chosen."""
+        if not ("$vectorize" in document or "$lexical" in document) or self._is_open(document):
+            return document
+        sent = Document(document)
         if self._choices.without_lexical:
-            text = without_member(compact_json(text), b"$lexical", parts.lexical)
-        if not parts.vectorize:
-            return text
-        if not parts.vector and not self._choices.without_vectorize_service:
-            return text
-        text = compact_json(text)
-        if self._sends_text(parts):
-            return without_member(text, b"$vector", parts.vector)
-        sent = without_member(text, b"$vectorize", parts.vectorize)
-        if self._text_field and parts.has_vectorize:
-            sent = sent[:-1] + b"," + self._text_field + b":" + bytes(parts.vectorize) + b"}"
+            sent.pop("$lexical", None)
+        if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
+            return sent
+        if self._sends_text(document):
+            del sent["$vector"]
+            return sent
+        text = sent.pop("$vectorize")
+        if self._text_field and document.has_vectorize:
+            sent[self._text_field] = text
         return sent
 
-    def to_compare(self, text: bytes, parts: DocumentParts | None = None) -> bytes:
-        """The text of a document, to be sent or found in the target, without what the server makes by itself."""
-        parts = parts or document_parts(text)
-        if parts.vectorize and parts.vector and not self._is_open(parts):
-            return without_member(compact_json(text), b"$vector", parts.vector)
-        return text
+    def to_compare(self, document: Document) -> Document:
+        """A document, to be sent or found in the target, without what the server makes by itself."""
+        if "$vectorize" in document and "$vector" in document and not self._is_open(document):
+            return Document({name: value for name, value in document.items() if name != "$vector"})
+        return document
 
-    def as_found(self, text: bytes, parts: DocumentParts | None = None) -> bytes:
-        """The text of a document of the target, to be compared: one that still has all equals what is sent of it."""
-        parts = parts or document_parts(text)
-        sent = self.to_send(text, parts)
-        return self.to_compare(sent, parts if sent is text else None)
+    def as_found(self, document: Document) -> Document:
+        """A document of the target, to be compared: one that still has all equals what is sent of it."""
+        return self.to_compare(self.to_send(document))
 
-    def _is_open(self, parts: DocumentParts) -> bool:
+    def _is_open(self, document: Document) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
-        return parts.needs_choice and self._choices.vectorize is Vectorize.FAIL
+        return document.needs_choice and self._choices.vectorize is Vectorize.FAIL
 
-    def _sends_text(self, parts: DocumentParts) -> bool:
+    def _sends_text(self, document: Document) -> bool:
         """Whether `$vectorize` goes and `$vector` stays away: by choice, or because nothing is lost."""
         if self._choices.without_vectorize_service:
             return False
-        return self._choices.vectorize is Vectorize.RECOMPUTE or not parts.needs_choice
+        return self._choices.vectorize is Vectorize.RECOMPUTE or not document.needs_choice
 
 
 @dataclass
@@ -757,7 +752,7 @@ def _feature_hint(differences: list[str]) -> str:
 
 def has_documents(api: DataApi, collection: str) -> bool:
     """Whether a collection holds any document."""
-    return until_whole(collection, lambda: any(api.pages(collection)))
+    return until_whole(collection, lambda: any(page.documents for page in api.pages(collection)))
 
 
 def server_options(info: CollectionInfo) -> dict[str, Any]:
@@ -964,7 +959,7 @@ def _ignore_reply(_reply: Reply) -> None:
 
 
 def _drop(api: DataApi, name: str) -> None:
-    api.call("deleteCollection", msgspec.json.encode({"name": name}), budget_s=30.0, read=_ignore_reply)
+    api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(30.0), read=_ignore_reply)
 
 
 class Journal:
@@ -1165,32 +1160,13 @@ class CollectionWriter:
         file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
         self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
-            with (
-                stoppable_pool(self._run.choices.workers) as pool,
-                contextlib.closing(self._batches(file)) as batches,  # who reads for it stops with it
-            ):
-                self._send_all(pool, batches)
+            with stoppable_pool(self._run.choices.workers) as pool:
+                self._send_all(pool, read_batches(file, self._view))
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
-
-    def _batches(self, file: DataFile) -> Generator[list[bytes]]:
-        """What is to be sent, from the second process; should that be dead, the rest is read here."""
-        count = 0
-        with self._run.second.call() as call:
-            call.start(send_batches, file, self._run.choices)
-            try:
-                while batch := call.receive():
-                    yield batch
-                    count += 1
-                    call.send(True)
-            except EOFError:
-                log.warning("%s: the process that read the snapshot is gone; going on without it.", self._name)
-                yield from itertools.islice(read_batches(file, self._run.choices), count, None)
-            finally:
-                call.send(False)
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1271,14 +1247,19 @@ class CollectionWriter:
         there = find_by_ids(self._api, self._name, texts) if texts else {}
         gone = []
         for text in texts:
-            found = there.get(id_key(text))
+            found = there.get(document_key(text))
             if found is None:
                 gone.append(text)
-            elif same_document(self._view.to_compare(text), self._view.as_found(found)):
+            elif self._is_same(text, found):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
                 self._replace(text)  # otherwise it is kept, and the comparison names it
         return gone
+
+    def _is_same(self, sent: bytes, found: bytes) -> bool:
+        """Whether the target has what was sent."""
+        wanted, there = self._view.to_compare(Document.parse(sent)), self._view.as_found(Document.parse(found))
+        return same_document(wanted.text(), there.text())
 
     def _reject(self, text: bytes, code: str, message: str) -> None:
         self._rejects.add(self._outcome, text, code, message)
@@ -1287,7 +1268,7 @@ class CollectionWriter:
     def _replace(self, text: bytes) -> None:
         """The snapshot's version takes the place of the target's."""
         body = b'{"filter":{"_id":%b},"replacement":%b,"projection":{"_id":1},"options":{"upsert":true}}' % (
-            bytes(document_parts(text).id),
+            Document.parse(text).id,
             text,
         )
         try:
@@ -1315,30 +1296,15 @@ class DataFile:
         return cls(snapshot.path, record.data_file or "", is_compressed(record), stats.data_sha256)
 
 
-def read_batches(file: DataFile, choices: Choices) -> Iterator[list[bytes]]:
+def read_batches(file: DataFile, view: View) -> Iterator[list[bytes]]:
     """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
-    view = View(choices)
     with open_snapshot(file.snapshot).open(file.name) as stream:
         reader = HashingReader(stream)
         decoded = iter_decoded(reader, compressed=file.compressed)  # type: ignore[arg-type]
-        yield from make_batches(view.to_send(text, parts) for _, parts, text in decoded)
+        yield from make_batches(view.to_send(document).text() for _, _, document in decoded)
         reader.drain()
     if reader.sha256.hexdigest() != file.sha256:
         raise SnapshotRefused(f"{file.snapshot}: {file.name} changed after it was verified.")
-
-
-def load_libraries(_call: Call) -> None:
-    """Load what reading batches needs, while the collections are being created."""
-    decode_vectors([])
-
-
-def send_batches(call: Call, file: DataFile, choices: Choices) -> None:
-    """Send all batches and then an empty one, a few ahead of what was taken; each that was taken is answered."""
-    for number, batch in enumerate(read_batches(file, choices)):
-        if number >= READY_BATCHES and not call.receive():
-            return  # nobody wants more
-        call.send(batch)
-    call.send([])
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1387,29 +1353,17 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     """The target's documents with the ids of `texts`, by `id_key`. Reads in groups that the server takes."""
     found: dict[bytes, bytes] = {}
     for start in range(0, len(texts), MAX_IN_IDS):
-        ids = b",".join(bytes(document_parts(text).id) for text in texts[start : start + MAX_IN_IDS])
+        ids = b",".join(Document.parse(text).id for text in texts[start : start + MAX_IN_IDS])
         chosen = b'{"_id":{"$in":[' + ids + b"]}}"
         pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
-        found.update((id_key(text), text) for page in pages for text in map(compact_json, page))
+        for page in pages:
+            found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
 
 
 def id_key(text: bytes) -> bytes:
-    """`key_of` the id of a document."""
-    return key_of(bytes(document_parts(text).id))
-
-
-def key_of(value: bytes) -> bytes:
-    """What the server takes for the key of an id's JSON text: a UUID or ObjectId is the same key as its string."""
-    for name in (b'{"$uuid":', b'{"$objectId":'):
-        if value.startswith(name):
-            return key_of(value[len(name) : -1]).lower()
-    if value[:1] == b'"' and (b"\\" in value or not value.isascii()):
-        return json.dumps(json.loads(value), ensure_ascii=False).encode(errors="surrogatepass")
-    if value[:1] in b"-0123456789" and set(value) & set(b".eE"):  # 100.0 is 1E+2 to the server, and not 100
-        sign, digits, exponent = (*_plain_number(value.decode()), "0", "0")[:3]
-        return f"{sign}{digits or '0'}E{exponent}".encode()
-    return value
+    """What the server takes for the key of a document."""
+    return document_key(text)
 
 
 # ======================================================================================================================
@@ -1448,21 +1402,35 @@ class Comparison:
 
 
 class KeySpool:
-    """Digests by document id, spread over files by the id's checksum, so that one part fits into memory at any size."""
+    """Digests by document id, spread over files by the key's checksum, so that one part fits into memory at any size.
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
+    The sink of a scan. Thread-safe.
+    """
+
+    def __init__(self, directory: Path, digest: Callable[[msgspec.Raw], tuple[bytes, bytes]]) -> None:
+        directory.mkdir()
+        self._digest = digest
         self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
+        self._lock = threading.Lock()
+
+    def write(self, documents: Iterable[msgspec.Raw]) -> None:
+        """Note documents of the target."""
+        for document in documents:
+            self.add(*self._digest(document))
+
+    def abandon(self) -> None:
+        """What was noted is never looked at; the directory goes with all the others."""
 
     def add(self, document_id: bytes, digest: bytes) -> None:
         """Note a document by its id's compact JSON text."""
         key = key_of(document_id)
         number = zlib.crc32(key) % COMPARE_PARTITIONS
         row = (digest.hex().encode(), key) if key == document_id else (digest.hex().encode(), key, document_id)
-        self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
-        if len(self._buffers[number]) > 32 * 1024:
-            self._flush(number)
+        with self._lock:
+            self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
+            if len(self._buffers[number]) > 32 * 1024:
+                self._flush(number)
 
     def part(self, number: int) -> dict[bytes, tuple[bytes, bytes]]:
         """One part: key to (digest, id). A key that is there twice keeps its last digest."""
@@ -1471,32 +1439,10 @@ class KeySpool:
             rows = (line.rstrip(b"\n").split(b"\t") for line in file)
             return {row[1]: (row[0], row[-1]) for row in rows}
 
-    def flush(self) -> None:
-        """Write down what is still in memory, so that another KeySpool of the same directory can read it."""
-        for number in range(COMPARE_PARTITIONS):
-            self._flush(number)
-
     def _flush(self, number: int) -> None:
         with self._paths[number].open("ab") as file:
             file.write(self._buffers[number])
         self._buffers[number].clear()
-
-
-def spool_snapshot(directory: Path, file: DataFile, choices: Choices, digest: Digest) -> None:
-    """Write the digests of a data file's documents into a KeySpool in `directory`."""
-    spool, view = KeySpool(directory), View(choices)
-    with open_snapshot(file.snapshot).open(file.name) as stream:
-        for _, parts, text in iter_decoded(stream, compressed=file.compressed):
-            sent = view.to_send(text, parts)
-            sent_parts = document_parts(sent)
-            spool.add(compact_json(bytes(sent_parts.id)), digest(view.to_compare(sent, sent_parts)))
-    spool.flush()
-
-
-def spool_and_tell(call: Call, *arguments: Any) -> None:
-    """`spool_snapshot` for the first process."""
-    spool_snapshot(*arguments)
-    call.send(True)
 
 
 def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
@@ -1511,41 +1457,49 @@ def compare_collection(run: RestoreRun, planned: PlannedCollection, differences:
 
 
 def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differences: IO[str] | None) -> Comparison:
-    name, record, view = planned.target_name, planned.record, run.view
-    run.report.start(name, record.document_count, "comparing")
+    """Read the snapshot in a thread while the target is scanned."""
+    name = planned.target_name
     comparison = Comparison(differences_file=differences, collection=name)
-    file = DataFile.of(run.verified.snapshot, record, planned.stats)
-    # The second process may still write into the directory when the scan failed.
-    with (
-        tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory,
-        run.second.call() as call,
-    ):
+    with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
 
-        def new_directory() -> Path:
-            return Path(directory, secrets.token_hex(4))
+        def new_spool() -> KeySpool:
+            return KeySpool(Path(directory, secrets.token_hex(4)), lambda text: _found_row(run.view, digest, text))
 
-        wanted = new_directory()
-        call.start(spool_and_tell, wanted, file, run.choices, digest)
-
-        def read_target() -> KeySpool:
-            found = KeySpool(new_directory())
-            for text in scan(run.api, name, run.report) if planned.exists else []:
-                parts = document_parts(text)
-                found.add(bytes(parts.id), digest(view.as_found(text, parts)))
-            return found
-
-        found = until_whole(name, read_target)
-        try:
-            call.receive()
-        except EOFError:
-            log.warning("%s: the process that read the snapshot is gone; reading it here.", name)
-            wanted = new_directory()
-            spool_snapshot(wanted, file, run.choices, digest)
-        spooled = KeySpool(wanted)
+        wanted = new_spool()
+        with stoppable_pool(1) as pool:
+            reading = pool.submit(_spool_snapshot, run, planned, wanted, digest)
+            found = _scan_target(run, planned, new_spool)
+            await_all([reading])
         for number in range(COMPARE_PARTITIONS):
-            _compare_part(spooled.part(number), found.part(number), comparison)
+            _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
     return comparison
+
+
+def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callable[[], KeySpool]) -> KeySpool:
+    name, expected = planned.target_name, planned.record.document_count
+    progress = ScanProgress(
+        lambda: run.report.start(name, expected, "comparing"), lambda count: run.report.advance(name, count)
+    )
+    if not planned.exists:
+        progress.restart()
+        return new_spool()
+    return scan_collection(run.requests, Readable(name), new_spool, progress, expected)
+
+
+def _found_row(view: View, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
+    """The id and the digest of a document of the target."""
+    document = Document.parse(bytes(text))
+    return document.id, digest(view.as_found(document).text())
+
+
+def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
+    """Note the documents of a data file as they were to be sent."""
+    record = planned.record
+    with run.verified.snapshot.open(record.data_file or "") as stream:
+        for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
+            sent = run.view.to_send(document)
+            spool.add(sent.id, digest(run.view.to_compare(sent).text()))
 
 
 def _compare_part(
@@ -1558,13 +1512,6 @@ def _compare_part(
             comparison.add("different", document_id)
     for key in found.keys() - wanted.keys():
         comparison.add("extra", found[key][1])
-
-
-def scan(api: DataApi, collection: str, report: Report) -> Iterator[bytes]:
-    """All documents of a collection, page by page."""
-    for documents in api.pages(collection):
-        yield from map(compact_json, documents)
-        report.advance(collection, len(documents))
 
 
 def same_document(one: bytes, other: bytes) -> bool:
@@ -1583,7 +1530,7 @@ def value_digest(text: bytes) -> bytes:
     Raises FormatError for one that is nested deeper than any document can be.
     """
     try:
-        value = json.loads(text, parse_float=_plain_number, parse_int=_plain_number)
+        value = json.loads(text, parse_float=plain_number, parse_int=plain_number)
         plain = repr(_sorted_value(value))
     except (RecursionError, ValueError) as error:
         raise FormatError(f"a document that cannot be compared: {error}") from error
@@ -1595,19 +1542,6 @@ def _sorted_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _sorted_value(value[key]) for key in sorted(value)}
     return [_sorted_value(item) for item in value] if isinstance(value, list) else value
-
-
-def _plain_number(text: str) -> tuple[str, ...]:
-    """A number as its sign, its digits without zeros at the ends, and its exponent."""
-    try:
-        sign, digits, exponent = Decimal(text).as_tuple()
-    except InvalidOperation:  # an exponent beyond what Decimal holds
-        return (text,)
-    significant = "".join(map(str, digits)).lstrip("0")
-    stripped = significant.rstrip("0")
-    if not stripped:
-        return ("", "", "0")
-    return ("-" if sign else "", stripped, str(int(exponent) + len(significant) - len(stripped)))
 
 
 # ======================================================================================================================
@@ -1623,13 +1557,17 @@ class RestoreRun:
     api: DataApi
     choices: Choices
     report: Report
-    second: SecondProcess
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
 
     @functools.cached_property
     def view(self) -> View:
         """How the choices change documents."""
         return View(self.choices)
+
+    @functools.cached_property
+    def requests(self) -> Requests:
+        """The requests in flight while the target is scanned."""
+        return Requests(self.api, self.choices.workers)
 
     @functools.cached_property
     def throttle(self) -> Throttle:
@@ -1646,7 +1584,6 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
-    run.second.call().start(load_libraries)
     create_collections(run.api, plan, run.journal)
     run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]
@@ -1792,9 +1729,9 @@ def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tu
     """(id key, vector) of each document that has an array of numbers for a vector."""
     record = planned.record
     with run.verified.snapshot.open(record.data_file or "") as stream:
-        for _, parts, text in iter_decoded(stream, compressed=is_compressed(record)):
-            if bytes(parts.vector).startswith(b"["):
-                yield id_key(text), msgspec.json.decode(parts.vector, type=list[float])
+        for _, members, document in iter_decoded(stream, compressed=is_compressed(record)):
+            if members.get("$vector", b"").startswith(b"["):
+                yield key_of(document.id), msgspec.json.decode(members["$vector"], type=list[float])
 
 
 def brute_force_neighbours(
@@ -1834,8 +1771,8 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
 def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list[bytes]:
     """The keys of the documents that the server takes for the nearest."""
     body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
-    documents, _ = api.call("find", json.dumps(body).encode(), collection, read=read_page)
-    return [id_key(compact_json(text)) for text in documents]
+    source = Readable(collection)
+    return api.call("find", json.dumps(body).encode(), collection, read=lambda reply: read_page(reply, source)).keys
 
 
 def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
@@ -1910,7 +1847,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     """Fetch and verify a snapshot, and do with it what was chosen. Returns the exit code."""
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
-    with SecondProcess(is_needed=needs_target) as second, Report(quiet=options["quiet"]) as report:
+    with Report(quiet=options["quiet"]) as report:
         # What is wrong with the endpoint is told before a download and a verification that may take hours.
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
         steps: dict[str, float] = {}
@@ -1926,7 +1863,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            run = RestoreRun(verified, api, choices, report, second)
+            run = RestoreRun(verified, api, choices, report)
             if options["drill"]:
                 return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
             return (run_compare if options["compare_only"] else run_restore)(run, options)
@@ -2055,10 +1992,10 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
         if not planned.stats.vectorize_count:
             continue
         with verified.snapshot.open(record.data_file or "") as stream:
-            for line, parts in iter_documents(stream, compressed=is_compressed(record)):
-                if parts.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
+            for line, document in iter_documents(stream, compressed=is_compressed(record)):
+                if document.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
                     raise BackupError(
-                        f"{record.name}: the document {bytes(parts.id).decode()} has a field {name!r} already.",
+                        f"{record.name}: the document {document.id.decode()} has a field {name!r} already.",
                         "Choose another name for --vectorize-text-field. Nothing was written.",
                     )
 
@@ -2169,7 +2106,7 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     """Print a document as the server held it. Raises BackupError when the snapshot has none of that id."""
     keys = {msgspec.json.encode(wanted)}
     with contextlib.suppress(FormatError, ValueError):
-        keys.add(id_key(b'{"_id":' + compact_json(wanted.encode()) + b"}"))
+        keys.add(key_of(compact_json(wanted.encode())))
     found = False
     manifest = read_manifest(snapshot)
     records = [record for record in manifest.collections if record.is_ok]
@@ -2179,10 +2116,10 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
             continue
         with snapshot.open(record.data_file or "") as stream:
             try:
-                for _, _, text in iter_decoded(stream, compressed=is_compressed(record)):
-                    if id_key(text) in keys:
+                for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
+                    if key_of(document.id) in keys:
                         log.info("In %s:", record.name)
-                        print_document(text)
+                        print_document(document.text())
                         found = True
             except FormatError as error:
                 raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
