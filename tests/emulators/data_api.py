@@ -7,7 +7,9 @@ and on `/api/json/v1`; faults can be scripted (see ACTIONS). Documents are norma
 (`_id` first, numbers as BigDecimal prints them, text as Jackson writes it) and scanned in the order of
 Cassandra's Murmur3 tokens, so pages and page states are those of the real server to the byte. Everything in
 `tests/data/transcripts.json` was recorded from the real server (commit ada41bd81, over Cassandra 5.0) and
-is replayed against this program by `tests/test_data_api_emulator.py`.
+is replayed against this program by `tests/test_data_api_emulator.py`; so are the scans and the guessed page
+states in `tests/data/page_states.json.gz`, by `tests/test_page_states.py`. Servers whose page states are
+otherwise can be had too (see PAGE_STATES).
 
 What it does not do:
 
@@ -52,11 +54,12 @@ import threading
 import time
 import traceback
 import uuid
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 from email.utils import formatdate
+from enum import Enum
 from functools import partial
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -396,6 +399,8 @@ def murmur_token(key: bytes) -> int:
     h1 = h1 + h2 & MASK
     h2 = h2 + h1 & MASK
     token = mix(h1) + mix(h2) & MASK
+    if token == 1 << 63:  # Long.MIN_VALUE is no token: it stands for the start of the ring
+        return (1 << 63) - 1
     return token - (1 << 64) if token >> 63 else token
 
 
@@ -495,23 +500,53 @@ class PageState:
     remaining: int
     generation: int
 
-    def encode(self) -> str:
+    @staticmethod
+    def first(generation: int) -> PageState:
+        """Where a scan begins."""
+        return PageState(b"", UNLIMITED_ROWS, generation)
+
+    def encode(self, *, opaque: bool = False) -> str:
         """Cassandra's own encoding; the generation is where Cassandra has the partition's rows left, 0."""
         fields = (encode_vint(len(self.key)), self.key, b"\0", encode_vint(self.remaining))
-        return base64.b64encode(b"".join((*fields, encode_vint(self.generation)))).decode()
+        data = b"".join((*fields, encode_vint(self.generation)))
+        return base64.b64encode(seal(data) if opaque else data).decode()
 
     @staticmethod
-    def decode(text: str) -> PageState:
+    def decode(text: str, *, opaque: bool = False) -> PageState:
         """ValueError or IndexError if the text is not a page state."""
         data = base64.b64decode(text, validate=True)
+        if opaque:
+            data = unseal(data)
         length, at = decode_vint(data, 0)
         key, at = data[at : at + length], at + length
-        _, at = decode_vint(data, at)
+        row_mark, at = decode_vint(data, at)
         remaining, at = decode_vint(data, at)
         generation, at = decode_vint(data, at)
-        if at != len(data):
+        if row_mark or at != len(data):
             raise ValueError(text)
         return PageState(key, remaining, generation)
+
+
+SEAL: Final = b"the key of opaque page states"
+
+
+def seal(data: bytes) -> bytes:
+    """Encrypted and signed: the same for the same data; nothing of it can be seen or changed."""
+    signature = hashlib.blake2b(data, key=SEAL, digest_size=16).digest()
+    return signature + veil(data, signature)
+
+
+def unseal(sealed: bytes) -> bytes:
+    """ValueError if one bit of it is another."""
+    signature, data = sealed[:16], veil(sealed[16:], sealed[:16])
+    if hashlib.blake2b(data, key=SEAL, digest_size=16).digest() != signature:
+        raise ValueError("not sealed here")
+    return data
+
+
+def veil(data: bytes, signature: bytes) -> bytes:
+    stream = hashlib.shake_256(SEAL + signature).digest(len(data))
+    return bytes(one ^ other for one, other in zip(data, stream, strict=True))
 
 
 # ---------------------------------------------------------------------------------------- rows in token order
@@ -586,6 +621,47 @@ class Rows:
         return rows
 
 
+# ------------------------------------------------------------------------------- servers with other page states
+
+PAGE_STATES: dict[str, str] = {
+    "cassandra": "as recorded: any key is a position, whether or not there is such a document",
+    "opaque": "encrypted and signed: there is no key to be found, and nothing can be changed",
+    "refusing": "a guess is refused like garbage",
+    "restarting": "a guess brings the first page of the collection, and what follows it",
+    "reversing": "a guess brings the documents before its key, and its chain goes on backwards to the start",
+    "shuffling": "a guess leads to another place, and its chain goes in a circle, in an order of its own",
+    "skipping": "each page of a chain that began with a state which the server did not give lacks one document",
+}
+"""What the server makes of a guess: a state that it never gave, with a key that no document has.
+
+A state it gave stays good when its document is deleted. One that it never gave is as good as those, but for
+`opaque` and `skipping`, if there is a document with that key.
+"""
+
+
+class Start(Enum):
+    """How a chain of pages began."""
+
+    SCAN = "without a page state"
+    KNOWN = "with a state that the server did not give, and the key of a document"
+    GUESS = "with a state that the server did not give, and a key of no document"
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Pages that follow one another, each asked for with the state that came with the one before."""
+
+    start: Start
+    number: int  # among the chains that began as a scan or with a guess, in the order of their first pages
+    first_page: tuple[bytes, ...]  # keys
+
+
+Ranks = tuple[list[int], list[Row]]
+RANKS: dict[str, Callable[[int, bytes], int]] = {  # of a token and a key, in the order that a guess leads to
+    "reversing": lambda token, key: -token,
+    "shuffling": lambda token, key: int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big"),
+}
+
 # ---------------------------------------------------------------------------------- collections and databases
 
 
@@ -620,6 +696,9 @@ class Collection:
         self.version = 0
         self.last_page: list[Row] = []
         self.vectors: tuple[int, list[Row], Any] | None = None
+        self.ranked: tuple[int, str, Ranks] | None = None
+        self.issued: dict[str, Chain] = {}  # the page states that were given, and the chain of each
+        self.chains: list[Chain] = []
         self.define(options)
 
     def define(self, options: dict[str, Json]) -> None:
@@ -645,6 +724,21 @@ class Collection:
         self.rows = Rows()
         self.version += 1
 
+    def issue(self, state: str, chain: Chain) -> None:
+        """Give that state to the chain; two may come to the same one, and then an ordinary scan stays one."""
+        if chain.start is Start.SCAN:
+            self.issued[state] = chain
+        else:
+            self.issued.setdefault(state, chain)
+
+    def ranks(self, page_states: str) -> Ranks:
+        """The rows in another order, with the numbers they are ordered by; kept until the collection changes."""
+        if self.ranked is None or self.ranked[:2] != (self.version, page_states):
+            rank = RANKS[page_states]
+            rows = sorted(self.rows, key=lambda row: rank(row[0], row[1]))
+            self.ranked = (self.version, page_states, ([rank(row[0], row[1]) for row in rows], rows))
+        return self.ranked[2]
+
 
 class Database:
     """Keyspaces of collections, and what the server around them can do."""
@@ -655,9 +749,15 @@ class Database:
         self.planned_ids: list[Json] = []
         self.lock = threading.RLock()
         self.page_size = 50
+        self.page_states = "cassandra"
+        self.estimate_factor: float | None = None
         self.astra = False
         self.vectorize = False
         self.max_collections: int | None = None
+
+    @property
+    def is_opaque(self) -> bool:
+        return self.page_states == "opaque"
 
     def keyspace(self, name: str) -> dict[str, Collection]:
         if name not in self.keyspaces:
@@ -1137,6 +1237,11 @@ class Call:
     def options(self) -> dict[str, Json]:
         return self.arguments.get("options") or {}
 
+    @property
+    def state_text(self) -> Json:
+        """The page state as it was given; None if there is none."""
+        return self.options.get("pageState", self.options.get("initialPageState"))
+
     def new_id(self, id_type: str) -> Json:
         planned = self.database.planned_ids
         return planned.pop(0) if planned else NEW_IDS[id_type]()
@@ -1257,13 +1362,13 @@ def selected_rows(call: Call, keys: list[bytes]) -> list[Row]:
 
 
 def asked_state(call: Call) -> PageState:
-    text = call.options.get("pageState", call.options.get("initialPageState"))
-    collection = call.collection
+    text, collection = call.state_text, call.collection
     if text is None:
         limit = call.options.get("limit")
-        return PageState(b"", int(limit) if limit else UNLIMITED_ROWS, collection.generation)
+        first = PageState.first(collection.generation)
+        return replace(first, remaining=int(limit)) if limit else first
     try:
-        state = PageState.decode(text)
+        state = PageState.decode(text, opaque=call.database.is_opaque)
     except (ValueError, IndexError, TypeError):
         raise bad_page_state(collection) from None
     if state.generation != collection.generation:
@@ -1278,8 +1383,9 @@ def find(call: Call) -> Answer:
         raise not_implemented("skip without sort")
     collection, state, keys = call.collection, asked_state(call), selected_keys(call)
     size = min(call.database.page_size, state.remaining)
+    chain = None
     if keys is None:
-        rows = collection.rows.after(state.key, size)
+        state, chain, rows = scan(call, state, size)
     else:
         place = (murmur_token(state.key), state.key + b"\0") if state.key else ()
         rows = [row for row in selected_rows(call, keys) if row > place][:size]
@@ -1287,8 +1393,48 @@ def find(call: Call) -> Answer:
     collection.last_page = rows
     following = None
     if rows and len(rows) == size and remaining > 0:
-        following = PageState(rows[-1][1], remaining, state.generation).encode()
+        following = PageState(rows[-1][1], remaining, state.generation).encode(opaque=call.database.is_opaque)
+        if chain is not None:
+            collection.issue(following, chain)
     return found(call, rows, following)
+
+
+def scan(call: Call, state: PageState, size: int) -> tuple[PageState, Chain, list[Row]]:
+    """The next page, the chain it belongs to, and the state that it was given for (see PAGE_STATES)."""
+    collection, kind = call.collection, call.database.page_states
+    chain = collection.issued.get(call.state_text or "")
+    start = start_of(collection, state) if chain is None else chain.start
+    if chain is None and start is Start.GUESS and kind == "refusing":
+        raise bad_page_state(collection)
+    if chain is None and start is Start.GUESS and kind == "restarting":
+        state = PageState.first(collection.generation)
+    if kind == "skipping" and start is not Start.SCAN:
+        rows = collection.rows.after(state.key, size + 1)
+        del rows[len(rows) // 2 : len(rows) // 2 + 1]
+    elif kind in RANKS and start is Start.GUESS:
+        ranks, ranked = collection.ranks(kind)
+        at = bisect_right(ranks, RANKS[kind](murmur_token(state.key), state.key))
+        rows = ranked[at : at + size]
+        if kind == "shuffling":
+            rows += ranked[: min(at, size - len(rows))]
+    else:
+        rows = collection.rows.after(state.key, size)
+    return state, chain or begun(collection, start, rows), rows
+
+
+def start_of(collection: Collection, state: PageState) -> Start:
+    """How a chain begins with a state that the server did not give."""
+    if not state.key:
+        return Start.SCAN
+    return Start.GUESS if collection.rows.get(state.key) is None else Start.KNOWN
+
+
+def begun(collection: Collection, start: Start, rows: Sequence[Row]) -> Chain:
+    first_page = tuple(row[1] for row in rows)
+    if start is Start.KNOWN:
+        return Chain(start, -1, first_page)
+    collection.chains.append(Chain(start, len(collection.chains), first_page))
+    return collection.chains[-1]
 
 
 def found(call: Call, rows: Iterable[Row], following: str | None) -> Answer:
@@ -1503,7 +1649,8 @@ def count_documents(call: Call) -> Answer:
 
 
 def estimated_document_count(call: Call) -> Answer:
-    return {"status": {"count": min(call.collection.loaded, len(call.collection.rows))}}
+    count, factor = len(call.collection.rows), call.database.estimate_factor
+    return {"status": {"count": min(call.collection.loaded, count) if factor is None else round(count * factor)}}
 
 
 Command = Callable[[Call], Answer]
@@ -1719,10 +1866,16 @@ class Exchange:
     @property
     def asked_state(self) -> str:
         """The page state of the request, or one that begins at the start."""
-        return (
-            self.call.options.get("pageState")
-            or PageState(b"", UNLIMITED_ROWS, self.call.collection.generation).encode()
-        )
+        given: str | None = self.call.options.get("pageState")
+        database, generation = self.emulator.database, self.call.collection.generation
+        return given or PageState.first(generation).encode(opaque=database.is_opaque)
+
+    @property
+    def asked_chain(self) -> Chain | None:
+        """The chain that the request goes on with; None if it begins one."""
+        collection = self.emulator.database.keyspaces.get(self.call.keyspace, {}).get(self.call.collection_name)
+        text = self.call.state_text
+        return collection.issued.get(text) if collection is not None and type(text) is str else None
 
     def target(self, options: Mapping[str, Json]) -> Collection:
         name = options.get("target") or self.call.collection_name
@@ -1741,6 +1894,8 @@ class Fault:
     times: int | None
     every: int
     for_s: float | None  # how long it lasts, from the first request it meets; None: for ever
+    chain: int | None  # only pages that go on in the chain of that number (see Chain), not its first page
+    guess: bool | None  # True: only page states that the server did not give; False: none of them
     options: dict[str, Json]
     seen: int = 0
     fired: int = 0
@@ -1764,6 +1919,8 @@ class Fault:
             times=rest.pop("times", 1 if every is None else None),
             every=every or 1,
             for_s=rest.pop("for_s", None),
+            chain=rest.pop("chain", None),
+            guess=rest.pop("guess", None),
             options=rest,
         )
         if made.action not in ACTIONS:
@@ -1775,7 +1932,15 @@ class Fault:
             return False
         if self.collection is not None and exchange.call.collection_name != self.collection:
             return False
-        return self.contains is None or self.contains in exchange.body
+        return (self.contains is None or self.contains in exchange.body) and self.meets_chain(exchange)
+
+    def meets_chain(self, exchange: Exchange) -> bool:
+        if self.chain is None and self.guess is None:
+            return True
+        chain = exchange.asked_chain
+        if self.guess is not None and self.guess != (chain is None and exchange.call.state_text is not None):
+            return False
+        return self.chain is None or (chain is not None and chain.number == self.chain)
 
     def is_due(self) -> bool:
         turn = self.seen - self.skip
@@ -1955,6 +2120,18 @@ def act_delete(exchange: Exchange, options: Options) -> Reply:
             target.delete(key_of(QUICK_PARSER.decode(json.dumps(document_id))))
         for _, key, _ in list(target.rows)[: options.get("count", 0)]:
             target.delete(key)
+        if "first_page" in options:  # of the chain of that number: nothing is left of where it began
+            for key in target.chains[options["first_page"]].first_page:
+                target.delete(key)
+    return exchange.act()
+
+
+def act_turn(exchange: Exchange, options: Options) -> Reply:
+    """The server is another from now on: knobs are turned, by their names."""
+    for name, value in options["knobs"].items():
+        if name not in KNOBS:
+            raise ValueError(f"no knob {name!r}; there are {', '.join(KNOBS)}")
+        setattr(exchange.emulator, name, value)
     return exchange.act()
 
 
@@ -1988,6 +2165,7 @@ ACTIONS: dict[str, Action] = {
     "insert": act_insert,
     "delete": act_delete,
     "bad_page_state": act_bad_page_state,
+    "turn": act_turn,
 }
 
 
@@ -2179,11 +2357,24 @@ class Record:
         return json.dumps({name: getattr(self, name) for name in names})
 
 
+KNOBS: Final = (
+    "page_size",
+    "latency_s",
+    "page_states",
+    "estimate_factor",
+    "astra",
+    "vectorize",
+    "max_collections",
+)
+
+
 class DataApiEmulator:
     """The server, to be started and stopped, or used in a `with`.
 
-    `token` None accepts any that is not empty. Every knob may be turned while it runs: `page_size`,
-    `latency_s`, `astra`, `vectorize`, `max_collections`, `faults`, `planned_ids`.
+    `token` None accepts any that is not empty. Every knob may be turned while it runs: KNOBS, `faults`,
+    `planned_ids`. `page_states` is one of PAGE_STATES. With an `estimate_factor`, estimatedDocumentCount says that
+    many times what there is: 0 is what a server says that does not know. `most_in_flight` is how many requests
+    were being answered at one time, at most.
     """
 
     def __init__(
@@ -2194,6 +2385,8 @@ class DataApiEmulator:
         token: str | None = None,
         page_size: int = 50,
         latency_s: float = 0.0,
+        page_states: str = "cassandra",
+        estimate_factor: float | None = None,
         astra: bool = False,
         vectorize: bool = False,
         max_collections: int | None = None,
@@ -2211,7 +2404,11 @@ class DataApiEmulator:
         self.on_request = on_request
         self.requests: list[Record] = []
         self.stopping = threading.Event()
+        self.in_flight = self.most_in_flight = 0
+        self._flying = threading.Lock()
         self.page_size = page_size
+        self.page_states = page_states
+        self.estimate_factor = estimate_factor
         self.astra = astra
         self.vectorize = vectorize
         self.max_collections = max_collections
@@ -2267,6 +2464,24 @@ class DataApiEmulator:
     @page_size.setter
     def page_size(self, value: int) -> None:
         self.database.page_size = value
+
+    @property
+    def page_states(self) -> str:
+        return self.database.page_states
+
+    @page_states.setter
+    def page_states(self, value: str) -> None:
+        if value not in PAGE_STATES:
+            raise ValueError(f"unknown page states {value!r}; there are {', '.join(PAGE_STATES)}")
+        self.database.page_states = value
+
+    @property
+    def estimate_factor(self) -> float | None:
+        return self.database.estimate_factor
+
+    @estimate_factor.setter
+    def estimate_factor(self, value: float | None) -> None:
+        self.database.estimate_factor = value
 
     @property
     def astra(self) -> bool:
@@ -2361,11 +2576,35 @@ class DataApiEmulator:
                     made.put(planted_key(text), text)
             made.loaded = len(made.rows)
 
+    def generate(self, name: str, count: int, dimension: int = 384, *, arrays: bool = False) -> None:
+        """Make a collection of that many documents with ids like UUIDs, the same each time; 0: without vectors."""
+        import numpy
+
+        vector = {"vector": {"dimension": dimension, "metric": "cosine"}} if dimension else {}
+        made = self.create(self.keyspace, name, {**vector, "lexical": {"enabled": False}, "rerank": {"enabled": False}})
+        source = random.Random(name)
+        noise = numpy.random.default_rng(source.getrandbits(32))
+        for number in range(count):
+            document_id = str(uuid.UUID(int=source.getrandbits(128), version=4))
+            floats = noise.normal(0, max(dimension, 1) ** -0.5, dimension)
+            made.put(encode_key(ID_STRING, document_id), generated(document_id, number, floats, arrays=arrays))
+        made.loaded = count
+
     # requests
 
     def reply_to(self, request: Request) -> Reply:
-        if self.latency_s:
-            self.stopping.wait(self.latency_s)
+        with self._flying:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.latency_s:
+                self.stopping.wait(self.latency_s)
+            return self.recorded_reply(request)
+        finally:
+            with self._flying:
+                self.in_flight -= 1
+
+    def recorded_reply(self, request: Request) -> Reply:
         parts = path_parts(request.path)
         token = request.headers.get("token", "")
         token_ok = token == self.required_token if self.required_token else bool(token)
@@ -2448,6 +2687,16 @@ def bad_token(token: str) -> Refusal:
     )
 
 
+def generated(document_id: str, number: int, floats: Any, *, arrays: bool) -> bytes:
+    """A document as astrapy stores it, or with the vector as an array of decimal numbers."""
+    vector = ""
+    if arrays and floats.size:
+        vector = f',"$vector":[{",".join([format(value, ".8f") for value in floats.tolist()])}]'
+    elif floats.size:
+        vector = f',"$vector":{{"$binary":"{base64.b64encode(floats.astype(">f4").tobytes()).decode()}"}}'
+    return f'{{"_id":"{document_id}","title":"the title of document {number}"{vector}}}'.encode()
+
+
 def planted_key(text: bytes) -> bytes:
     """The key of a document that was not checked: an `_id` the server would refuse counts as its own text."""
     if not text.startswith(b'{"_id":'):
@@ -2492,8 +2741,13 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=8181, help="0 takes a free one")
     parser.add_argument("--load", metavar="DIR", help="findCollections.json and NAME.pages.jsonl.gz")
+    parser.add_argument("--generate", metavar="N", type=int, help="make a collection `docs` of N documents")
+    parser.add_argument("--dimension", metavar="N", type=int, default=384, help="floats of each; 0: no vectors")
+    parser.add_argument("--arrays", action="store_true", help="their vectors are arrays of numbers, not binary")
     parser.add_argument("--page-size", type=int, default=50)
-    parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="added to each request")
+    parser.add_argument("--page-states", choices=list(PAGE_STATES), default="cassandra")
+    parser.add_argument("--estimate-factor", type=float, help="how wrong estimatedDocumentCount is; 0: does not know")
     parser.add_argument("--keyspace", default="default_keyspace")
     parser.add_argument("--token", help="the only one accepted; else any that is not empty")
     parser.add_argument("--astra", action="store_true", help="lexical and rerank are on unless a definition says no")
@@ -2529,6 +2783,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         token=options.token,
         page_size=options.page_size,
         latency_s=options.latency_ms / 1000,
+        page_states=options.page_states,
+        estimate_factor=options.estimate_factor,
         astra=options.astra,
         vectorize=options.vectorize,
         max_collections=options.max_collections,
@@ -2538,6 +2794,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if options.load:
         emulator.load(options.load)
+    if options.generate is not None:
+        emulator.generate("docs", options.generate, options.dimension, arrays=options.arrays)
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
