@@ -94,7 +94,7 @@ MAX_DEFINITION_DEPTH = 50
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 128 * 1024
 GROUPS_WAITING = 2  # for the writer of a data file
-GROUP_LINES, GROUP_BYTES = 50, 2 * 1024 * 1024  # what is encoded or decoded at once: vectors share calls
+GROUP_LINES, GROUP_BYTES = 50, 1024 * 1024  # what is encoded or decoded at once: vectors share calls
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
@@ -3776,6 +3776,14 @@ class OutputDir:
         return [name for name in names if name > snapshot_name(moment)]
 
 
+class EncodedLines(NamedTuple):
+    """Some lines of a data file: their text, its checksum as it was made, and what they hold."""
+
+    text: bytes
+    crc32: int
+    stats: DataStats
+
+
 class DataFileWriter:
     """Writes documents to a data file and proves the file: the sink of a scan. Thread-safe.
 
@@ -3787,7 +3795,7 @@ class DataFileWriter:
         self._path = path
         self._memory = memory or Memory()
         self._stats = DataStats()
-        self._groups: queue.Queue[tuple[bytes, DataStats] | None] = queue.Queue(GROUPS_WAITING)
+        self._groups: queue.Queue[EncodedLines | None] = queue.Queue(GROUPS_WAITING)
         self._error: Exception | None = None
         self._is_abandoned = False
         self._sha256 = hashlib.sha256()
@@ -3810,7 +3818,7 @@ class DataFileWriter:
                 lines.append(line)
             text = b"\n".join([*lines, b""])
             self._memory.add(len(text))
-            self._groups.put((text, stats))
+            self._groups.put(EncodedLines(text, isal_zlib.crc32(text), stats))
             if self._error:
                 raise self._error
 
@@ -3823,6 +3831,8 @@ class DataFileWriter:
         self._thread.join()
         if self._error:
             raise self._error
+        if self._is_abandoned:
+            raise BackupError(f"{self._path} was given up.")
         self._stats.data_sha256 = self._sha256.hexdigest()
         if self._found_crc32 != self._made_crc32:
             raise FormatError("its bytes do not decompress to the lines that were written")
@@ -3840,14 +3850,13 @@ class DataFileWriter:
         """Write what comes, to its end; after an error only make room for those who wait."""
         with self._file:
             while group := self._next_group():
-                text, stats = group
                 if not self._error and not self._is_abandoned:
-                    self._try(self._write_lines, text, stats)
-                self._memory.add(-len(text))
+                    self._try(self._write_lines, group)
+                self._memory.add(-len(group.text))
             if not self._error and not self._is_abandoned:
                 self._try(self._finish)
 
-    def _next_group(self) -> tuple[bytes, DataStats] | None:
+    def _next_group(self) -> EncodedLines | None:
         while not self._is_abandoned:
             with contextlib.suppress(queue.Empty):
                 return self._groups.get(timeout=SIGNAL_POLL_S)
@@ -3861,10 +3870,15 @@ class DataFileWriter:
         except Exception as error:  # noqa: BLE001  (raised by `write` or `close`)
             self._error = error
 
-    def _write_lines(self, text: bytes, stats: DataStats) -> None:
-        self._made_crc32 = isal_zlib.crc32(text, self._made_crc32)
-        self._append(self._compressor.compress(text) if self._compressor else text)
-        self._stats.add(stats)
+    def _write_lines(self, lines: EncodedLines) -> None:
+        if isal_zlib.crc32(lines.text) != lines.crc32:
+            raise FormatError("the lines changed in memory")
+        self._made_crc32 = isal_zlib.crc32(lines.text, self._made_crc32)
+        self._append(self._compress(lines.text))
+        self._stats.add(lines.stats)
+
+    def _compress(self, text: bytes) -> bytes:
+        return self._compressor.compress(text) if self._compressor else text
 
     def _finish(self) -> None:
         if self._compressor:

@@ -553,27 +553,30 @@ import pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))
 fault = sys.argv.pop(1)
 import astra_backup
-compress, close = astra_backup.DataFileWriter._compress, astra_backup.DataFileWriter.close
+compress, write_lines, read = (
+    astra_backup.DataFileWriter._compress, astra_backup.DataFileWriter._write_lines, astra_backup._read_sha256
+)
 
 def forget_a_line(self, text):
-    compress(self, text[: text.rindex(b"\\n", 0, -1) + 1])
+    return compress(self, text[: text.rindex(b"\\n", 0, -1) + 1])
 
-def flip_a_bit(self, text):
-    compress(self, text.replace(b'"_id":"', b'"_id":"x', 1))
+def flip_a_bit(self, lines):
+    write_lines(self, lines._replace(text=lines.text.replace(b'"_id":"', b'"_id":"x', 1)))
 
-def damage_the_file(self):
-    stats = close(self)
-    with next(pathlib.Path("backups").glob(".*.inprogress/docs*")).open("r+b") as file:
+def damage_the_file(path):
+    with path.open("r+b") as file:
         file.seek(30)
         byte = file.read(1)
         file.seek(30)
         file.write(bytes([byte[0] ^ 1]))
-    return stats
+    return read(path)
 
 if fault == "disk":
-    astra_backup.DataFileWriter.close = damage_the_file
+    astra_backup._read_sha256 = damage_the_file
+elif fault == "lost":
+    astra_backup.DataFileWriter._compress = forget_a_line
 else:
-    astra_backup.DataFileWriter._compress = {"lost": forget_a_line, "memory": flip_a_bit}[fault]
+    astra_backup.DataFileWriter._write_lines = flip_a_bit
 astra_backup.run_command(astra_backup.main)
 """
 
