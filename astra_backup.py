@@ -287,7 +287,6 @@ _DATE = re.compile(rb"0|-?[1-9][0-9]*")
 _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
-_WHITE_SPACE = (b" ", b"\n", b"\r", b"\t")
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
 _INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
 _MIN_NORMAL_FLOAT32 = 2.0**-126
@@ -322,10 +321,11 @@ def split_object(text: bytes) -> dict[str, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not a JSON object: {error}") from error
     members = {name: bytes(value) for name, value in found.items()}
-    if join_object(members) != text:
-        return _split_exactly(compact_json(text), [compact_json(value) for value in members.values()])
+    # White space, a second member of a name and an escape in a name each make the text longer than this.
+    if sum(map(len, members)) + sum(map(len, members.values())) + 4 * len(members) + 1 != len(text):
+        return _split_exactly(compact_json(text), list(members.values()))
     for name, value in members.items():
-        if value[:1] in (b"{", b"[") and any(white in value for white in _WHITE_SPACE):
+        if value[:1] in (b"{", b"[") and (b" " in value or b"\n" in value or b"\r" in value or b"\t" in value):
             members[name] = compact_json(value)
     return members
 
@@ -334,7 +334,7 @@ def _split_exactly(text: bytes, values: list[bytes]) -> dict[str, bytes]:
     """`split_object` of a compact text whose names have escapes; msgspec reads those, and of two names keeps one."""
     members: dict[str, bytes] = {}
     at = 1
-    for value in values:
+    for value in map(compact_json, values):
         name = _STRING.match(text, at)
         if name is None or not text.startswith(b":" + value, name.end()):
             raise DuplicateNameError("an object has a name twice")
@@ -435,16 +435,17 @@ def encode_document(text: bytes) -> tuple[bytes, Document]:
 
 def _encode_members(document: Document, vector: bytes, is_binary: bool) -> bytes:
     """The line of a document whose vector is encoded already."""
-    line: dict[str, bytes] = {}
+    line = dict(document)
     for name, value in document.items():
         if name == "$vector":
             line[name] = vector
             continue
         if _is_dollar_name(name) and name not in _OWN_NAMES:
             raise _lossy(name)
-        line[name] = encoded = encode_value(value)
-        if encoded is not value and decode_value(encoded) != value:
-            raise _lossy(name)
+        if value[:1] != b'"':
+            line[name] = encoded = encode_value(value)
+            if encoded is not value and decode_value(encoded) != value:
+                raise _lossy(name)
     return join_object(line | _BINARY_MARK if is_binary else line)
 
 
@@ -3817,10 +3818,22 @@ class DataFileWriter:
                 stats.count(line, document)
                 lines.append(line)
             text = b"\n".join([*lines, b""])
-            self._memory.add(len(text))
-            self._groups.put(EncodedLines(text, isal_zlib.crc32(text), stats))
+            self._put(EncodedLines(text, isal_zlib.crc32(text), stats))
             if self._error:
                 raise self._error
+
+    def _put(self, lines: EncodedLines) -> None:
+        """Hand lines to the thread; wait while enough are waiting. They are dropped once the writer was abandoned."""
+        self._memory.add(len(lines.text))
+        is_waiting = True
+        while is_waiting and not self._is_abandoned:
+            with contextlib.suppress(queue.Full):
+                self._groups.put(lines, timeout=SIGNAL_POLL_S)
+                is_waiting = False
+        if is_waiting:
+            self._memory.add(-len(lines.text))
+        if self._is_abandoned:
+            self._drain()
 
     def close(self) -> DataStats:
         """Finish the file, flush it to the disk, read it once more, and return what it holds.
@@ -3843,26 +3856,31 @@ class DataFileWriter:
     def abandon(self) -> None:
         """Drop what comes from now on, and close the file as it is. May be called twice."""
         self._is_abandoned = True
-        with contextlib.suppress(queue.Full):
-            self._groups.put_nowait(None)
 
     def _run(self) -> None:
         """Write what comes, to its end; after an error only make room for those who wait."""
         with self._file:
-            while group := self._next_group():
-                if not self._error and not self._is_abandoned:
-                    self._try(self._write_lines, group)
-                self._memory.add(-len(group.text))
-            if not self._error and not self._is_abandoned:
+            while lines := self._next_lines():
+                if not self._error:
+                    self._try(self._write_lines, lines)
+                self._memory.add(-len(lines.text))
+            if self._is_abandoned:
+                self._drain()
+            elif not self._error:
                 self._try(self._finish)
 
-    def _next_group(self) -> EncodedLines | None:
+    def _next_lines(self) -> EncodedLines | None:
         while not self._is_abandoned:
             with contextlib.suppress(queue.Empty):
                 return self._groups.get(timeout=SIGNAL_POLL_S)
-        with contextlib.suppress(queue.Empty):
-            return self._groups.get_nowait()
         return None
+
+    def _drain(self) -> None:
+        """Let go of what still waits, and will not be written."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                lines = self._groups.get_nowait()
+                self._memory.add(-len(lines.text) if lines else 0)
 
     def _try(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -3984,6 +4002,7 @@ class CollectionBackup:
         return DataFileWriter(self._path, compressed=self._compressed, memory=self._requests.memory)
 
     def _prove(self, writer: DataFileWriter) -> DataStats:
+        self._report.start(self.record.name, phase="proving")
         try:
             return writer.close()
         except FormatError as error:

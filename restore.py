@@ -1413,6 +1413,7 @@ class KeySpool:
         self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
+        self.is_abandoned = False
 
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
@@ -1420,7 +1421,8 @@ class KeySpool:
             self.add(*self._digest(document))
 
     def abandon(self) -> None:
-        """What was noted is never looked at; the directory goes with all the others."""
+        """What was noted will not be looked at; who reads for it may stop."""
+        self.is_abandoned = True
 
     def add(self, document_id: bytes, digest: bytes) -> None:
         """Note a document by its id's compact JSON text."""
@@ -1468,8 +1470,11 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
         wanted = new_spool()
         with stoppable_pool(1) as pool:
             reading = pool.submit(_spool_snapshot, run, planned, wanted, digest)
-            found = _scan_target(run, planned, new_spool)
-            await_all([reading])
+            try:
+                found = _scan_target(run, planned, new_spool)
+                await_all([reading])
+            finally:
+                wanted.abandon()
         for number in range(COMPARE_PARTITIONS):
             _compare_part(wanted.part(number), found.part(number), comparison)
     run.report.finish(name)
@@ -1498,6 +1503,8 @@ def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool
     record = planned.record
     with run.verified.snapshot.open(record.data_file or "") as stream:
         for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
+            if spool.is_abandoned:
+                return
             sent = run.view.to_send(document)
             spool.add(sent.id, digest(run.view.to_compare(sent).text()))
 

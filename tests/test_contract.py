@@ -38,7 +38,6 @@ from astra_backup import (
     decode_document,
     decode_manifest,
     decode_vectors,
-
     encode_document,
     encode_documents,
     encode_manifest,
@@ -1305,7 +1304,9 @@ def test_what_verifying_lets_through_can_be_decoded(array: str) -> None:
             return True
         return False
 
-    assert is_refused(lambda: check_data(io.BytesIO(line), compressed=False)) == is_refused(lambda: decode_document(line))
+    assert is_refused(lambda: check_data(io.BytesIO(line), compressed=False)) == is_refused(
+        lambda: decode_document(line)
+    )
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 31, 32, 38, 39, 40])
