@@ -377,6 +377,8 @@ def java_float(value: float) -> str:
 
 
 def java_number(value: float, shortest: str) -> str:
+    if 1e-3 <= abs(value) < 1e7 and "e" not in shortest:
+        return shortest  # in this range Python writes it as Java does
     if not math.isfinite(value):
         return '"NaN"' if math.isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
     if value == 0:
@@ -797,7 +799,7 @@ def from_bytes(of: CqlType, data: bytes) -> Value:
         return int.from_bytes(data, "big", signed=True)
     if of.name == "decimal" and len(data) > 4:
         scale, unscaled = (int.from_bytes(each, "big", signed=True) for each in (data[:4], data[4:]))
-        return Decimal(unscaled).scaleb(-scale)
+        return Decimal(f"{unscaled}E{-scale}")  # no arithmetic: it would round
     raise ValueError(f"no bytes of a {of.name}: {data.hex()}")
 
 

@@ -286,7 +286,10 @@ class Place:
 
 
 class Table:
-    """A table's definition and its rows."""
+    """A table's definition and its rows.
+
+    `has_states` False makes it one of a server of 2024: no page state, the first page and no more.
+    """
 
     def __init__(
         self, keyspace: str, name: str, columns: Iterable[Column], partition_by: Sequence[str], sort: Mapping[str, int]
@@ -295,6 +298,7 @@ class Table:
         self.name = name
         self.partition_by = tuple(partition_by)
         self.sort = dict(sort)
+        self.has_states = True
         self.indexes: dict[str, Index] = {}
         self.columns: dict[str, Column] = {}
         self.define(columns)
@@ -427,14 +431,23 @@ class Table:
 
     # reading
 
+    def get(self, given: Given) -> Entry | None:
+        """The row with that primary key."""
+        partition = self.partitions.get(self.partition_key(given))
+        if partition is None:
+            return None
+        order = self.order_of(given)
+        at = bisect_left(partition.order, order)
+        return Entry(partition, partition.rows[at]) if partition.order[at : at + 1] == [order] else None
+
     def scan(self, place: Place = Place()) -> Iterator[Entry]:
         """The rows behind that place, whether or not there is a row in it; all of them without a key."""
         at = 0
         if place.key:
             yield from self.rest_of_partition(place)
             at = bisect_right(self.places, (murmur_token(place.key), place.key))
-        for _, key in self.places[at:]:
-            yield from self.partitions[key].entries
+        for number in range(at, len(self.places)):
+            yield from self.partitions[self.places[number][1]].entries
 
     def rest_of_partition(self, place: Place) -> list[Entry]:
         if place.key not in self.partitions or not place.mark or not place.in_partition:
@@ -758,11 +771,7 @@ def alter_table(call: Call, table: Table) -> Answer:
         added = [column_of(schema, name, each, call) for name, each in columns.items()]
         table.define([*table.columns.values(), *added])
     elif operation == "drop":
-        table.define([each for each in table.columns.values() if each.name not in columns])
-        for entry in table.scan():
-            for name in columns:
-                entry.partition.static.pop(name, None)
-                entry.row and entry.row.cells.pop(name, None)
+        drop_columns(table, columns)
     elif operation in ("addVectorize", "dropVectorize"):
         if call.database.vectorize:
             services = columns if operation == "addVectorize" else dict.fromkeys(columns)
@@ -770,6 +779,15 @@ def alter_table(call: Call, table: Table) -> Answer:
     else:
         raise not_implemented(f"alterTable {operation}")
     return OK
+
+
+def drop_columns(table: Table, names: Iterable[str]) -> None:
+    dropped = frozenset(names)
+    table.define([each for each in table.columns.values() if each.name not in dropped])
+    for entry in table.scan():
+        for cells in (entry.partition.static, entry.row.cells if entry.row else {}):
+            for name in dropped & set(cells):
+                del cells[name]
 
 
 # ------------------------------------------------------------------------------------------------------- insert
@@ -1044,7 +1062,7 @@ def find(call: Call, table: Table) -> Answer:
     entries = list(itertools.islice(selected(table, conditions, place), size))
     table.last_page = entries
     following = None
-    if entries and len(entries) == size and place.remaining > size:
+    if entries and len(entries) == size and place.remaining > size and table.has_states:
         following = table.place_behind(entries, place).encode()
     return found(table, names, entries, following, warnings)
 
@@ -1262,11 +1280,31 @@ def act_delete(exchange: Exchange, table: Table, options: Options) -> Reply:
     return exchange.act()
 
 
+def act_recreate_table(exchange: Exchange, table: Table, options: Options) -> Reply:
+    """Somebody drops the table and makes it again; Cassandra's page states stay what they are."""
+    with exchange.emulator.database.lock:
+        table.indexes.clear()
+        if not options.get("keep_documents"):
+            table.clear()
+    return exchange.act()
+
+
+def act_alter_definition(exchange: Exchange, table: Table, options: Options) -> Reply:
+    """Add the columns in `add`, types as CQL writes them; drop those in `drop`."""
+    with exchange.emulator.database.lock:
+        types = schema_of(exchange.emulator.database, table.keyspace).types
+        added = {name: parse_type(of, table.keyspace, types) for name, of in options.get("add", {}).items()}
+        drop_columns(table, options.get("drop", ()))
+        table.define([*table.columns.values(), *(Column(name, of) for name, of in added.items())])
+    return exchange.act()
+
+
 def act_bad_page_state(exchange: Exchange, table: Table, options: Options) -> Reply:
     return error_reply(bad_state(table))
 
 
 TABLE_ACTIONS: dict[str, Callable[[Exchange, Table, Options], Reply]] = {
+    "alter_definition": act_alter_definition,
     "alter_document": act_alter_row,
     "bad_page_state": act_bad_page_state,
     "delete": act_delete,
@@ -1274,6 +1312,7 @@ TABLE_ACTIONS: dict[str, Callable[[Exchange, Table, Options], Reply]] = {
     "drop_document": act_drop_row,
     "empty_page": act_empty_page,
     "insert": act_insert,
+    "recreate_collection": act_recreate_table,
     "repeat_page": act_repeat_page,
 }
 
@@ -1359,11 +1398,20 @@ class Kit:
         """Write so many random rows of all the column's types; the same for the same seed."""
         with self.database.lock:
             of, source = self.table(keyspace, table), random.Random(seed)
-            made = Rows(of, source)
+            made = RandomRows(of, source)
             wanted = of.size + count
             for _ in range(20 * count):  # keys may repeat, and of some types there are not many
                 if of.size < wanted:
                     of.put(made.row())
+
+    def delete(self, keyspace: str, table: str, key: Json) -> bool:
+        """Delete the row with that primary key, given as for `put`; whether there was one."""
+        with self.database.lock:
+            of = self.table(keyspace, table)
+            entry = of.get(exact_values(of, as_wire(key)))
+            if entry is not None:
+                of.delete(entry)
+            return entry is not None
 
     def rows(self, keyspace: str, table: str, columns: Sequence[str] | None = None) -> list[str]:
         """All rows in the order of a scan, each as the server would send it; those columns, or all that can be read."""
@@ -1405,7 +1453,7 @@ EDGES: dict[str, tuple[Value, ...]] = {
 }
 
 
-class Rows:
+class RandomRows:
     """Random rows of one table."""
 
     def __init__(self, table: Table, source: random.Random) -> None:
@@ -1460,7 +1508,7 @@ class Rows:
             "blob": lambda: source.randbytes(source.randrange(40)),
             "boolean": lambda: source.random() < 0.5,
             "date": lambda: source.randrange(-1_000_000, 1_000_000),
-            "decimal": lambda: Decimal(source.randrange(-(10**25), 10**25) * 10 + 1).scaleb(-source.randrange(1, 40)),
+            "decimal": lambda: Decimal(f"{source.randrange(-(10**30), 10**30) * 10 + 1}E-{source.randrange(1, 40)}"),
             "double": lambda: source.gauss(0, 1) * 10 ** source.randrange(-9, 9),
             "duration": lambda: (source.randrange(100), source.randrange(100), source.randrange(10**15)),
             "float": lambda: as_float32(source.gauss(0, 1) * 10 ** source.randrange(-9, 9)),
