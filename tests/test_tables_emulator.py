@@ -286,6 +286,42 @@ def test_a_mark_of_no_row_is_a_position_in_its_partition(api: Api) -> None:
     assert [row["c"] for row in all_of(api.scan("t", state))] == [6, 4, 2, 0]
 
 
+def guess_of(keys: list[int]) -> str:
+    """A state with the key of no row, in the middle of the ring."""
+    ordered = sorted((struct.pack(">i", key) for key in keys), key=murmur_token)
+    middle = murmur_token(ordered[len(ordered) // 2])
+    absent = (struct.pack(">i", n) for n in range(10**6, 2 * 10**6))
+    return Place(
+        min(itertools.islice(absent, 5000), key=lambda key: abs(murmur_token(key) - middle)), b"", in_partition=0
+    ).encode()
+
+
+def test_servers_with_other_page_states_have_them_for_tables_too(api: Api) -> None:
+    """A guess is refused, starts anew, goes backwards, elsewhere or has gaps; states that were given stay good."""
+    api.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+    for n in range(200):
+        api.tables.put(KEYSPACE, "t", {"id": n})
+    whole, guess = all_of(api.scan("t")), guess_of(list(range(200)))
+    behind = all_of(api.scan("t", guess))
+    assert 80 < len(behind) < 120
+    assert behind == whole[-len(behind) :]
+    brought = {}
+    for kind in ("restarting", "reversing", "shuffling", "skipping"):
+        api.emulator.page_states = kind
+        assert all_of(api.scan("t")) == whole
+        brought[kind] = [api.page("t", guess)[0]] if kind == "shuffling" else api.scan("t", guess)
+    assert all_of(brought["restarting"]) == whole
+    assert all_of(brought["reversing"]) == whole[: -len(behind)][::-1]
+    assert len(brought["shuffling"][0]) == 50
+    assert brought["shuffling"][0] != behind[:50]
+    assert all_of(brought["skipping"]) == [row for row in behind if row in all_of(brought["skipping"])]
+    assert len(all_of(brought["skipping"])) < len(behind)
+    for kind in ("refusing", "opaque"):
+        api.emulator.page_states = kind
+        assert all_of(api.scan("t")) == whole
+        assert codes(api({"find": {"options": {"pageState": guess}}}, "t")) == ["UNEXPECTED_DRIVER_ERROR"]
+
+
 @pytest.mark.parametrize("state", ["garbage", "AAAA", base64.b64encode(b"\x04\0\0\0\1\x02\0\x63\0\0").decode(), 5])
 def test_a_bad_state_is_refused(state: Json, api: Api) -> None:
     """What is no page state, or has a mark that is none of the table's, is a driver's error."""

@@ -12,7 +12,7 @@ What it does not do: `alterType`, `$push` and `$pullAll`, sorting by anything bu
 embedding, time to live: a loud EMULATOR_NOT_IMPLEMENTED error. What it guesses, because nobody recorded it: the
 messages that `table_errors.py` marks; the mark in a page state behind a partition of static values only. As
 recorded, a filter on more than one column is refused (that server makes CQL of it that Cassandra cannot read); with
-`astra` it works.
+`astra` it works. PAGE_STATES are those of tables, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import total_ordering
+from functools import partial, total_ordering
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tests.emulators.cql import (
@@ -57,12 +57,14 @@ from tests.emulators.data_api import (
     MAX_INSERTED_DOCUMENTS,
     MAX_NEAREST,
     OK,
+    RANKS,
     UNLIMITED_ROWS,
     Number,
     Raw,
     Refusal,
     Reply,
     RequestRefusal,
+    Start,
     bad_page_state,
     decode_vint,
     dump,
@@ -75,6 +77,8 @@ from tests.emulators.data_api import (
     parse,
     plain,
     quote,
+    seal,
+    unseal,
 )
 from tests.emulators.table_errors import TableRefusal, not_done, refusal
 
@@ -263,16 +267,19 @@ class Place:
     remaining: int = UNLIMITED_ROWS
     in_partition: int = UNLIMITED_ROWS
 
-    def encode(self) -> str:
-        """Cassandra's own encoding."""
+    def encode(self, *, opaque: bool = False) -> str:
+        """Cassandra's own encoding, or an opaque one (see PAGE_STATES)."""
         numbers = encode_vint(self.remaining) + encode_vint(self.in_partition)
         sized = [encode_vint(len(each)) + each for each in (self.key, self.mark)]
-        return base64.b64encode(b"".join((*sized, numbers))).decode()
+        data = b"".join((*sized, numbers))
+        return base64.b64encode(seal(data) if opaque else data).decode()
 
     @staticmethod
-    def decode(text: str) -> Place:
+    def decode(text: str, *, opaque: bool = False) -> Place:
         """ValueError or IndexError if the text is not a page state."""
         data, at = base64.b64decode(text, validate=True), 0
+        if opaque:
+            data = unseal(data)
         parts = []
         for _ in range(2):
             length, at = decode_vint(data, at)
@@ -319,6 +326,7 @@ class Table:
         self.places: list[tuple[int, bytes]] = []
         self.partitions: dict[bytes, Partition] = {}
         self.last_page: list[Entry] = []
+        self.issued: dict[str, Start] = {}  # the page states that were given, and how the chain of each began
         self.size = 0
 
     @property
@@ -1027,12 +1035,12 @@ def sorted_values(condition: Condition) -> list[Value]:
 
 def asked_place(call: Call, table: Table, warnings: Sequence[Json]) -> Place | Answer:
     """Where the page begins; the answer if the page state is none."""
-    text = call.options.get("pageState", call.options.get("initialPageState"))
+    text = call.state_text
     if not text:
         limit = call.options.get("limit")
         return Place(remaining=int(limit) if limit else UNLIMITED_ROWS)
     try:
-        place = Place.decode(text)
+        place = Place.decode(text, opaque=call.database.is_opaque)
         if place.mark:
             table.unmark(place.mark)
     except (ValueError, IndexError, TypeError):
@@ -1059,12 +1067,61 @@ def find(call: Call, table: Table) -> Answer:
     if isinstance(place, dict):
         return place
     size = min(call.database.page_size, place.remaining)
-    entries = list(itertools.islice(selected(table, conditions, place), size))
+    if conditions:
+        start, entries = Start.SCAN, list(itertools.islice(selected(table, conditions, place), size))
+    else:
+        start, entries = scanned(call, table, place, size)
     table.last_page = entries
     following = None
     if entries and len(entries) == size and place.remaining > size and table.has_states:
-        following = table.place_behind(entries, place).encode()
+        following = table.place_behind(entries, place).encode(opaque=call.database.is_opaque)
+        if start is Start.SCAN or following not in table.issued:
+            table.issued[following] = start
     return found(table, names, entries, following, warnings)
+
+
+def scanned(call: Call, table: Table, place: Place, size: int) -> tuple[Start, list[Entry]]:
+    """The next page of a scan, and how its chain began (see PAGE_STATES)."""
+    kind, given = call.database.page_states, table.issued.get(call.state_text or "")
+    start = given or start_of(table, place)
+    is_new_guess = given is None and start is Start.GUESS
+    if is_new_guess and kind == "refusing":
+        raise bad_state(table)
+    if is_new_guess and kind == "restarting":
+        place = Place()
+    if kind in ("reversing", "shuffling") and start is Start.GUESS:
+        return start, (reversed_from if kind == "reversing" else shuffled_from)(table, place)[:size]
+    is_skipping = kind == "skipping" and start is not Start.SCAN
+    entries = list(itertools.islice(table.scan(place), size + is_skipping))
+    if is_skipping:
+        del entries[len(entries) // 2 : len(entries) // 2 + 1]
+    return start, entries
+
+
+def start_of(table: Table, place: Place) -> Start:
+    """How a chain begins with a state that the server did not give."""
+    if not place.key:
+        return Start.SCAN
+    entries = table.partitions[place.key].entries if place.key in table.partitions else []
+    return Start.KNOWN if any(table.mark(each.row) == place.mark for each in entries) else Start.GUESS
+
+
+def reversed_from(table: Table, place: Place) -> list[Entry]:
+    """The rows before that place, the nearest first."""
+    entries = list(table.scan())
+    before = entries[: len(entries) - len(list(table.scan(place)))]
+    if before and (before[-1].partition.key, table.mark(before[-1].row)) == (place.key, place.mark):
+        before.pop()
+    return before[::-1]
+
+
+def shuffled_from(table: Table, place: Place) -> list[Entry]:
+    """All rows in an order of its own that goes in a circle, from somewhere."""
+    rank = partial(RANKS["shuffling"], 0)
+    by_rank = {rank(each.partition.key + table.mark(each.row)): each for each in table.scan()}
+    ranks = sorted(by_rank)
+    at = bisect_right(ranks, rank(place.key + place.mark))
+    return [by_rank[each] for each in (*ranks[at:], *ranks[:at])]
 
 
 def found(
@@ -1228,14 +1285,14 @@ ARGUMENTS: dict[str, frozenset[str]] = {
 def act_empty_page(exchange: Exchange, table: Table, options: Options) -> Reply:
     if exchange.command != "find":
         return exchange.act()
-    state = exchange.call.options.get("pageState") or Place().encode()
+    state = exchange.call.state_text or Place().encode(opaque=exchange.call.database.is_opaque)
     return Reply(body=encode_answer(found(table, projected(exchange.call, table), [], state)))
 
 
 def act_repeat_page(exchange: Exchange, table: Table, options: Options) -> Reply:
     if exchange.command != "find" or not table.last_page:
         return exchange.act()
-    state = exchange.call.options.get("pageState") or Place().encode()
+    state = exchange.call.state_text or Place().encode(opaque=exchange.call.database.is_opaque)
     return Reply(body=encode_answer(found(table, projected(exchange.call, table), table.last_page, state)))
 
 
