@@ -644,7 +644,7 @@ def test_refused_definitions(options: Json, code: str, api: Api) -> None:
     assert api({"findCollections": {}})["status"]["collections"] == []
 
 
-@pytest.mark.parametrize("command", ["updateOne", "findOneAndUpdate", "createIndex"])
+@pytest.mark.parametrize("command", ["updateOne", "findOneAndUpdate", "findAndRerank"])
 def test_what_is_not_emulated_says_so(command: str, filled: Api) -> None:
     """A command the server has and the emulator has not is a loud error."""
     assert codes(filled({command: {}}, "c")) == ["EMULATOR_NOT_IMPLEMENTED"]

@@ -13,9 +13,9 @@ otherwise can be had too (see PAGE_STATES).
 
 What it does not do:
 
-* updateOne, updateMany, findOneAndUpdate, findOneAndDelete, findAndRerank, tables, indexes, types: a loud
+* updateOne, updateMany, findOneAndUpdate, findOneAndDelete, findAndRerank on collections: a loud
   EMULATOR_NOT_IMPLEMENTED error. The same for filters on anything but `_id`, for `$hybrid`, for sorting by
-  `$lexical` and for `skip`.
+  `$lexical` and for `skip`. Tables have a module of their own, `tables.py`.
 * Dotted paths in projections: only top-level names. Sorting by a field compares values in memory.
 * The size of `$lexical` content, the number of indexes, consistency, time to live, the time schema changes
   take.
@@ -63,7 +63,10 @@ from enum import Enum
 from functools import partial
 from json.encoder import encode_basestring
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+if TYPE_CHECKING:
+    from tests.emulators import tables as table_api
 
 # ----------------------------------------------------------------------------------------------------- limits
 
@@ -145,7 +148,7 @@ def as_short_number(text: str) -> Number:
 
 
 def refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"Non-standard token '{text}'")
+    raise ValueError(f"Non-standard token '{text}': enable `JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS` to allow")
 
 
 QUICK_PARSER = json.JSONDecoder(
@@ -232,7 +235,7 @@ def plain(value: Json) -> Json:
 
 ERRORS: dict[str, tuple[str, str, str]] = {  # code -> family, scope, title
     "CANNOT_VECTORIZE": ("REQUEST", "SCHEMA", "Vectorize value not valid"),
-    "COMMAND_FIELD_UNKNOWN": ("REQUEST", "", "Command field not recognized"),
+    "COMMAND_FIELD_UNKNOWN": ("REQUEST", "", "Command field unknown"),
     "COMMAND_FIELD_VALUE_INVALID": ("REQUEST", "", "Command field value invalid"),
     "COMMAND_UNKNOWN": ("REQUEST", "", "Command is not recognized by Data API"),
     "DOCUMENT_ALREADY_EXISTS": ("REQUEST", "DOCUMENT", "Document the given _id already exists"),
@@ -279,6 +282,7 @@ ERRORS: dict[str, tuple[str, str, str]] = {  # code -> family, scope, title
     "SORT_CLAUSE_PATH_UNINDEXED": ("REQUEST", "SORT", "Collection field used in sort clause not indexed"),
     "TOO_MANY_COLLECTIONS": ("REQUEST", "SCHEMA", "Too many collections"),
     "UNAUTHENTICATED_REQUEST": ("REQUEST", "SECURITY", "Invalid authorization token"),
+    "UNEXPECTED_SERVER_ERROR": ("SERVER", "", "Unexpected server error"),
     "UNEXPECTED_DRIVER_ERROR": ("SERVER", "DATABASE", "Unexpected driver error"),
     "UNKNOWN_COLLECTION_OR_TABLE": (
         "REQUEST",
@@ -745,6 +749,7 @@ class Database:
 
     def __init__(self) -> None:
         self.keyspaces: dict[str, dict[str, Collection]] = {name: {} for name in SYSTEM_KEYSPACES}
+        self.schemas: dict[str, table_api.Schema] = {}
         self.generations: dict[tuple[str, str], int] = {}
         self.planned_ids: list[Json] = []
         self.lock = threading.RLock()
@@ -770,6 +775,8 @@ class Database:
         return self.keyspaces[name]
 
     def collection(self, keyspace: str, name: str) -> Collection:
+        from tests.emulators import tables as table_api
+
         collections = self.keyspace(keyspace)
         if name not in collections:
             raise RequestRefusal(
@@ -777,7 +784,7 @@ class Database:
                 f"The command tried to get a Collection or Table {name} that does not exist in the "
                 f"Keyspace {keyspace}."
                 "\n\nThe keyspace has the existing collections or tables: "
-                f"{', '.join(sorted(collections)) or 'None'}."
+                f"{', '.join(sorted({*collections, *table_api.schema_of(self, keyspace).tables})) or 'None'}."
                 "\n\nResend the command using a Collection or Table that exists.",
             )
         return collections[name]
@@ -1227,7 +1234,7 @@ class Call:
     keyspace: str
     collection_name: str
     arguments: dict[str, Json]
-    inserted: list[tuple[Collection, bytes]] = field(default_factory=list)
+    inserted: list[tuple[Any, Any]] = field(default_factory=list)  # collections and keys, or tables and rows
 
     @property
     def collection(self) -> Collection:
@@ -1262,6 +1269,7 @@ def create_keyspace(call: Call) -> Answer:
 
 def drop_keyspace(call: Call) -> Answer:
     call.database.keyspaces.pop(call.arguments["name"], None)
+    call.database.schemas.pop(call.arguments["name"], None)
     return OK
 
 
@@ -1273,6 +1281,8 @@ def find_collections(call: Call) -> Answer:
 
 
 def create_collection(call: Call) -> Answer:
+    from tests.emulators import tables as table_api
+
     collections = call.database.keyspace(call.keyspace)
     name = call.arguments.get("name")
     if type(name) is not str or not re.fullmatch(r"[a-zA-Z0-9_]{1,48}", name):
@@ -1286,6 +1296,7 @@ def create_collection(call: Call) -> Answer:
             "Resend the command using a supported Collection name.",
         )
     options = resolve_options(call.database, plain(call.options))
+    table_api.refuse_name_of_table(call, name)
     if name not in collections:
         check_room(call.database)
         call.database.add(call.keyspace, name, options)
@@ -1311,13 +1322,11 @@ def check_room(database: Database) -> None:
 
 
 def delete_collection(call: Call) -> Answer:
+    from tests.emulators import tables as table_api
+
     call.database.keyspace(call.keyspace).pop(call.arguments["name"], None)
+    table_api.drop_quietly(call, call.arguments["name"])
     return OK
-
-
-def list_tables(call: Call) -> Answer:
-    call.database.keyspace(call.keyspace)
-    return {"status": {"tables": []}}
 
 
 def selected_keys(call: Call) -> list[bytes] | None:
@@ -1685,9 +1694,8 @@ KEYSPACE_LEVEL = Level(
         "createCollection": create_collection,
         "deleteCollection": delete_collection,
         "findCollections": find_collections,
-        "listTables": list_tables,
     },
-    ("alterType", "createTable", "createType", "dropIndex", "dropTable", "dropType", "listTypes"),
+    ("alterType", "createTable", "createType", "dropIndex", "dropTable", "dropType", "listTables", "listTypes"),
 )
 COLLECTION_LEVEL = Level(
     "Collection",
@@ -1732,7 +1740,6 @@ ARGUMENTS: dict[str, frozenset[str]] = {
     "findOneAndReplace": frozenset({"filter", "sort", "replacement", "projection", "options"}),
     "insertMany": frozenset({"documents", "options"}),
     "insertOne": frozenset({"document"}),
-    "listTables": frozenset({"options"}),
 }
 
 
@@ -1792,7 +1799,13 @@ def read_json(body: bytes) -> Json:
     except RecursionError:
         raise limit_violation("Document nesting depth exceeds the maximum allowed") from None
     except ValueError as error:  # not UTF-8, NaN, Infinity
-        raise not_json(str(error), 1, 1) from None
+        raise not_json(str(error), 1, column_of_constant(body)) from None
+
+
+def column_of_constant(body: bytes) -> int:
+    """Behind the first NaN or Infinity outside a string; 1 if there is none."""
+    found = re.finditer(rb'"(?:\\.|[^"\\])*"|NaN|Infinity', body)
+    return next((match.end() + 1 for match in found if match[0][:1] != b'"'), 1)
 
 
 def structure_mismatch(problem: str) -> RequestRefusal:
@@ -1829,17 +1842,22 @@ def read_command(level: Level, body: bytes) -> tuple[str, dict[str, Json]]:
 
 
 def run(level: Level, name: str, call: Call) -> Answer:
+    from tests.emulators import tables as table_api
+
     if level is not DATABASE_LEVEL:
         call.database.keyspace(call.keyspace)
-    if level is COLLECTION_LEVEL:
+    table = table_api.table_of(call) if level is COLLECTION_LEVEL else None
+    if level is COLLECTION_LEVEL and table is None:
         _ = call.collection
-    if name not in level.commands:
+        table_api.refuse_on_collection(name, call)
+    command = level.commands.get(name) or (table_api.KEYSPACE_COMMANDS.get(name) if level is KEYSPACE_LEVEL else None)
+    if command is None and table is None:
         raise not_implemented(f"the command {name}")
     for argument in call.arguments:
-        if argument not in ARGUMENTS[name]:
+        if argument not in (ARGUMENTS.get(name) or table_api.ARGUMENTS.get(name) or call.arguments):
             message = f"Command '{name}' does not recognize the field '{argument}'."
             raise RequestRefusal("COMMAND_FIELD_UNKNOWN", message)
-    return level.commands[name](call)
+    return table_api.run_on_table(name, call, table) if table else cast(Command, command)(call)
 
 
 # ----------------------------------------------------------------------------------------------------- faults
@@ -1862,6 +1880,15 @@ class Exchange:
                 return Reply(body=encode_answer(run(self.level, self.command, self.call)))
         except Refusal as refusal:
             return error_reply(refusal)
+
+    def suffer(self, fault: Fault) -> Reply:
+        """Do what the fault says."""
+        from tests.emulators import tables as table_api
+
+        table = table_api.table_of(self.call) if self.level is COLLECTION_LEVEL else None
+        if table is not None and fault.action in table_api.TABLE_ACTIONS:
+            return table_api.TABLE_ACTIONS[fault.action](self, table, fault.options)
+        return ACTIONS[fault.action](self, fault.options)
 
     @property
     def asked_state(self) -> str:
@@ -2526,6 +2553,13 @@ class DataApiEmulator:
         self._faults.append(made)
         return made
 
+    @property
+    def tables(self) -> table_api.Kit:
+        """What makes, fills and reads tables behind the server's back."""
+        from tests.emulators import tables as table_api
+
+        return table_api.Kit(self.database)
+
     # documents, behind the server's back
 
     def create(self, keyspace: str, name: str, options: Mapping[str, Json] | None = None) -> Collection:
@@ -2626,7 +2660,7 @@ class DataApiEmulator:
         exchange = Exchange(self, level, command, Call(self.database, keyspace, collection, arguments), body)
         fault = self.next_fault(exchange) if self._faults else None
         try:
-            return command, exchange.act() if fault is None else ACTIONS[fault.action](exchange, fault.options)
+            return command, exchange.act() if fault is None else exchange.suffer(fault)
         except Refusal as refusal:
             return command, error_reply(refusal)
         except Exception as error:  # as the server does; and aloud, for it is a bug of this file or of a rule
@@ -2806,4 +2840,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from tests.emulators.data_api import main as run_main  # the module that tables.py knows, not a second one
+
+    raise SystemExit(run_main())
