@@ -23,9 +23,11 @@ import base64
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import gzip
 import hashlib
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -36,6 +38,8 @@ import re
 import shlex
 import shutil
 import signal
+import ssl
+import stat
 import string
 import struct
 import sys
@@ -61,6 +65,7 @@ from isal import isal_zlib
 
 if TYPE_CHECKING:
     import httpx
+    import requests
     import tenacity
 
 # ======================================================================================================================
@@ -91,6 +96,7 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes 
 MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
 MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of a zip
 MAX_DEFINITION_DEPTH = 50
+MAX_SETTINGS_BYTES = 64 * 1024  # of `.env`, or of a file with a secret
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 READ_BYTES = 128 * 1024
 GROUPS_WAITING = 2  # for the writer of a data file
@@ -1164,6 +1170,156 @@ def _fsync_directory(path: Path) -> None:
 
 
 # ======================================================================================================================
+# Network: one CA and one choice of proxy for all that is sent. No library looks at the environment by itself.
+# ======================================================================================================================
+
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+CA_HINT = "A server or a TLS proxy with a CA of its own? SSL_CERT_FILE has to name the file of that CA's certificate."
+PROXY_HINT = (
+    "Write http://USER:PASSWORD@HOST:PORT, with # / ? @ in the password as %23 %2F %3F %40; SOCKS is not supported."
+)
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_NO_PROXY_ENTRY = re.compile(r"(?:\[([^]]*)]|([^:]*))(/\d+)?(?::(\d+))?")  # [IPv6] or name, bits, port
+_PERMANENT = re.compile(r"certificate verify failed[^(]*|407 Proxy Authentication Required", re.IGNORECASE)
+
+
+def ca_bundle() -> tuple[str, str]:
+    """The variable that names the CA bundle, and the bundle's path; "" and certifi's if none is set."""
+    import certifi
+
+    found = ((name, os.environ.get(name, "")) for name in CA_VARIABLES)
+    return next(((name, path) for name, path in found if path), ("", certifi.where()))
+
+
+@functools.cache
+def tls_context(variable: str, path: str) -> ssl.SSLContext:
+    """What checks certificates against a bundle (see `ca_bundle`). Raises BackupError for what is no bundle."""
+    try:
+        if Path(path).is_dir():
+            return ssl.create_default_context(capath=path)
+        if not Path(path).is_file():
+            raise FileNotFoundError("there is no such file")
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        if not variable or error.filename:  # of another file: SSLKEYLOGFILE's
+            raise
+        raise BackupError(
+            f"{variable} names {path}, which holds no CA certificates: {getattr(error, 'reason', '') or error}.",
+            f"Correct or unset {variable}: it has to name a file of certificates in PEM form.",
+        ) from error
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy on the way to `url`, by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (None: there is none).
+
+    Raises BackupError that names the variable and never its value: a piece of that may be a piece of a password.
+    """
+    import urllib.request
+
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies_environment()
+    scheme = next((each for each in (parts.scheme, "all") if proxies.get(each)), None)
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    if not scheme or _needs_no_proxy(parts.hostname or "", port, proxies.get("no", "")):
+        return None
+    proxy = _proxy_url(proxies[scheme])
+    if proxy is None:
+        name = f"{scheme}_proxy" if os.environ.get(f"{scheme}_proxy") else f"{scheme}_PROXY".upper()
+        raise BackupError(f"{name} is not the URL of an HTTP proxy.", f"{PROXY_HINT} NO_PROXY lists exceptions.")
+    return proxy
+
+
+def _proxy_url(text: str) -> str | None:
+    """A proxy's URL as every library reads it alike; None for what is none."""
+    import httpx
+
+    text = text.strip() if "://" in text else f"http://{text.strip()}"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme not in DEFAULT_PORTS or not host or "@" in parts.path + parts.query + parts.fragment:
+            return None
+        user_info = ":".join(urllib.parse.quote(each or "", safe="%") for each in (parts.username, parts.password))
+        address = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+        return str(httpx.URL(f"{parts.scheme}://{f'{user_info}@' if parts.username else ''}{address}"))
+    except (ValueError, httpx.InvalidURL):
+        return None
+
+
+def _needs_no_proxy(host: str, port: int | None, no_proxy: str) -> bool:
+    """Whether NO_PROXY lists a host: as a name, a domain, an address, a network or `*`, each with a port or without."""
+    for entry in no_proxy.lower().replace(",", " ").split():
+        match = _NO_PROXY_ENTRY.fullmatch(entry)  # an IPv6 address without brackets has no port
+        address, name, bits, wanted_port = match.groups() if match else (None, entry, None, None)
+        if wanted_port and int(wanted_port) != port:
+            continue
+        name = f"{address or name or ''}{bits or ''}"
+        if name == "*" or _is_below(host, name.lstrip("*.")) or _is_in_network(host, name):
+            return True
+    return False
+
+
+def _is_below(host: str, domain: str) -> bool:
+    is_address = ":" in host or host.rpartition(".")[2].isdecimal()
+    return bool(domain) and not is_address and f".{host}".endswith(f".{domain}")
+
+
+def _is_in_network(host: str, network: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    return False
+
+
+def httpx_options(url: str) -> dict[str, Any]:
+    """How httpx reaches `url`. Raises BackupError if a variable keeps it from doing so."""
+    import certifi
+    import httpx
+
+    proxy = proxy_for(url) or ""
+    is_tls = url.lower().startswith("https:") or proxy.startswith("https:")
+    context = tls_context(*(ca_bundle() if is_tls else ("", certifi.where())))
+    proxy_context = context if proxy.startswith("https:") else None
+    return {
+        "trust_env": False,
+        "verify": context,
+        "proxy": httpx.Proxy(proxy, ssl_context=proxy_context) if proxy else None,
+    }
+
+
+def requests_session() -> requests.Session:
+    """A session that reaches each URL, those of redirects too, as `httpx_options` says, and reads no `~/.netrc`."""
+    import requests
+
+    def proxies_for(url: Any) -> dict[str, str]:
+        proxy = proxy_for(str(url))
+        return {urllib.parse.urlsplit(str(url)).scheme: proxy} if proxy else {}
+
+    class Session(requests.Session):
+        def merge_environment_settings(self, url: Any, _proxies: Any, stream: Any, _verify: Any, cert: Any) -> Any:
+            bundle = ca_bundle()
+            if str(url).lower().startswith("https:"):
+                tls_context(*bundle)
+            return {"proxies": proxies_for(url), "verify": bundle[1], "stream": stream, "cert": cert}
+
+        def rebuild_proxies(self, prepared_request: Any, _proxies: Any) -> Any:
+            return super().rebuild_proxies(prepared_request, proxies_for(prepared_request.url))  # type: ignore[no-untyped-call]
+
+    session = Session()
+    session.trust_env = False
+    return session
+
+
+def permanent_failure(error: BaseException) -> tuple[str, str]:
+    """Why no repetition will bring a connection about, and what to do; "" and "" if one may."""
+    match = _PERMANENT.search(str(error))
+    if not match:
+        return "", ""
+    is_proxy = match[0].startswith("407")
+    return match[0].strip(), f"HTTPS_PROXY (HTTP_PROXY, ALL_PROXY): {PROXY_HINT}" if is_proxy else CA_HINT
+
+
+# ======================================================================================================================
 # The Data API
 # ======================================================================================================================
 
@@ -1309,8 +1465,8 @@ class CollectionsStatus(msgspec.Struct):
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
-    Only the commands in `allowed` leave this process. Thread-safe. `on_sent` is called when a request has left,
-    `on_retry` before it is repeated.
+    Only the commands in `allowed` leave this process. Thread-safe. `on_retry` is called
+    before a request is repeated.
     """
 
     def __init__(self, target: Target, allowed: frozenset[str], stop: threading.Event | None = None) -> None:
@@ -1321,7 +1477,9 @@ class DataApi:
         self.stop = stop or threading.Event()
         self.was_reached = False
         self._base_url, headers = _connection_facts(target)
+        tls_context(*ca_bundle())  # also for http: a mistake is told before anything is read, not when Box is reached
         self._http = httpx.Client(
+            **httpx_options(target.api_endpoint),
             headers=headers,
             timeout=httpx.Timeout(target.request_timeout_s, connect=min(CONNECT_TIMEOUT_S, target.request_timeout_s)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -1526,21 +1684,28 @@ def read_page(reply: Reply, source: Readable) -> Page:
 def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     """The URL before the keyspace, and the headers: astrapy knows the environments and how each takes its token."""
     import astrapy
+    from astrapy.admin.endpoints import parse_api_endpoint, parse_generic_api_url
     from astrapy.api_options import APIOptions, SerdesOptions
+    from astrapy.constants import Environment
 
-    client = astrapy.DataAPIClient(
-        environment=target.environment, api_options=APIOptions(serdes_options=SerdesOptions(**SERDES_OPTIONS))
-    )
-    try:
-        database = client.get_database(target.api_endpoint, token=target.token, keyspace=target.keyspace)
-    except Exception as error:  # astrapy raises a class of its own for each kind of mistake
+    # Its Database would make HTTP clients, which read the environment.
+    options = astrapy.DataAPIClient(
+        target.token,
+        environment=target.environment,
+        api_options=APIOptions(serdes_options=SerdesOptions(**SERDES_OPTIONS)),
+    ).api_options
+    if target.environment in Environment.astra_db_values:
+        parsed = parse_api_endpoint(target.api_endpoint)
+        is_ours = parsed is None or parsed.environment == target.environment  # None: a domain of one's own
+    else:
+        is_ours = parse_generic_api_url(target.api_endpoint) is not None
+    if not is_ours:
         raise BackupError(
-            f"{target.api_endpoint} is no endpoint of the environment {target.environment!r}: {error}",
+            f"{target.api_endpoint} is no endpoint of the environment {target.environment!r}.",
             "Check --api-endpoint (ASTRA_DB_API_ENDPOINT) and --environment (ASTRA_DB_ENVIRONMENT).",
-        ) from error
-    options = database.api_options
+        )
     paths = (options.data_api_url_options.api_path, options.data_api_url_options.api_version)
-    base_url = "/".join([database.api_endpoint.rstrip("/"), *(p.strip("/") for p in paths if p and p.strip("/"))])
+    base_url = "/".join([target.api_endpoint.rstrip("/"), *(p.strip("/") for p in paths if p and p.strip("/"))])
     headers = {
         "Token": options.token.get_token() or "",
         "Content-Type": "application/json",
@@ -1658,12 +1823,11 @@ def _unexpected_reply(reason: str) -> RequestError:
 
 
 def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
-    reason = str(error) or type(error).__name__
-    is_certificate = "CERTIFICATE_VERIFY_FAILED" in reason
+    reason, hint = permanent_failure(error)
     return RequestError(
-        f"No reply from {target.api_endpoint}: {reason} ({type(error).__name__}).",
-        "Check the endpoint, the network and any proxy. A database that hibernates wakes within minutes.",
-        retryable=not is_certificate,
+        f"No reply from {target.api_endpoint}: {reason or error or 'no reason given'} ({type(error).__name__}).",
+        hint or "Check the endpoint, the network and any proxy. A database that hibernates wakes within minutes.",
+        retryable=not reason,
     )
 
 
@@ -1678,6 +1842,7 @@ def _http_error(status: int, retry_after: str | None, detail: str) -> RequestErr
         401: "The token is missing, wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN.",
         403: "The token may not do this: check its role and the database's access list.",
         404: "Nothing answers there: check --api-endpoint, --environment and --keyspace.",
+        407: f"The proxy wants a user and a password, or others. HTTP_PROXY (ALL_PROXY): {PROXY_HINT}",
         413: "A request was too large for the server.",
         **dict.fromkeys(
             range(300, 400), "A redirect is no Data API: check --api-endpoint, and any proxy or sign-in page."
@@ -2177,6 +2342,7 @@ class Redactor(logging.Formatter):
     def add(self, secret: str) -> None:
         """Hide `secret` from now on."""
         if len(secret) >= 4:
+            secret = secret.encode(errors="surrogateescape").decode(errors="replace")
             encoded = base64.b64encode(secret.encode()).decode()
             self._secrets |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")}
             self._secrets |= {urllib.parse.quote_plus(secret)}
@@ -2613,6 +2779,7 @@ class Box:
             BaseUrls,
             BoxCCGAuth,
             BoxClient,
+            BoxNetworkClient,
             BoxRetryStrategy,
             CCGConfig,
             NetworkSession,
@@ -2626,6 +2793,7 @@ class Box:
         timeout_ms = int(config.request_timeout_s * 1000)
         urls = {"base_url": config.base_url, "upload_url": config.upload_url}
         network = NetworkSession(
+            network_client=BoxNetworkClient(requests_session()),
             base_urls=BaseUrls(**{name: url.rstrip("/") for name, url in urls.items() if url}),
             timeout_config=TimeoutConfig(
                 connection_timeout_ms=min(timeout_ms, int(CONNECT_TIMEOUT_S * 1000)), read_timeout_ms=timeout_ms
@@ -3038,7 +3206,8 @@ class Box:
 
         url = self._client.downloads.get_download_file_url(file.id)
         wanted = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-        with httpx.stream("GET", url, headers=wanted, timeout=self.config.request_timeout_s) as response:
+        timeout_s = self.config.request_timeout_s
+        with httpx.stream("GET", url, headers=wanted, timeout=timeout_s, **httpx_options(url)) as response:
             if response.status_code not in (200, 206):
                 raise _download_error(response.status_code, response.headers.get("retry-after"))
             position = start if response.status_code == 206 else 0
@@ -3082,6 +3251,8 @@ class Box:
                 return function() if found is None else found
             except RequestError:
                 raise
+            except BackupError as error:  # a variable is in the way
+                raise BoxError(f"Box: could not {what}: {error.message}", error.hint) from error
             except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
                 raise self._note(_box_error(what, error)) from error
             except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
@@ -3193,6 +3364,9 @@ def _box_error(what: str, error: Exception) -> BoxError:
         message = str(getattr(error, "message", error)).strip().split("\n")[0]
         reason = f"no reply ({type(cause).__name__})" if is_silent else message
         hint = "Check the network and any proxy; the hosts are in the README."
+        permanent, remedy = permanent_failure(error)
+        if permanent:
+            return BoxError(f"Box: could not {what}: {permanent}.", remedy)
         is_odd = isinstance(error, (AttributeError, TypeError, ValueError, LookupError, AssertionError))
         is_odd = is_odd and not isinstance(error, OSError)
         return BoxError(f"Box: could not {what}: {reason}.", hint, retryable=True, unexpected=is_odd)
@@ -3584,8 +3758,13 @@ class Pinger:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
         redactor.add(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+        except ValueError:
+            log.warning("No pings are sent: --ping-url cannot be read as a URL. The result stands.")
+            self._parts = None
+            return
         for secret in (parts.path, parts.query, *parts.path.split("/")):
             if len(secret) >= MIN_SECRET_SEGMENT:
                 redactor.add(secret)
@@ -3602,10 +3781,16 @@ class Pinger:
         self._send(f"/{code}" if code else "", redactor.redact(text))
 
     def _send(self, suffix: str, text: str) -> None:
+        try:
+            self._send_or_warn(suffix, text)
+        except Exception as error:  # noqa: BLE001  (nothing that has to do with a monitor changes the result)
+            log.warning("No ping was sent: %s. The result stands.", type(error).__name__)
+
+    def _send_or_warn(self, suffix: str, text: str) -> None:
         if self._parts is None:
             return
         url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
-        body = text.encode()[-PING_BODY_BYTES:]
+        body = text.encode(errors="replace")[-PING_BODY_BYTES:]
         attempts = 1 if stop_event.is_set() else PING_ATTEMPTS
         reason = ""
         for attempt in range(attempts):
@@ -3616,7 +3801,9 @@ class Pinger:
                 return
             if not may_pass:
                 break
-        log.warning("The ping to %s failed: %s. The result stands.", self._parts.hostname, reason)
+        is_broken = "@" in self._parts.path + self._parts.query + self._parts.fragment  # by what stands in a password
+        place = "the monitor" if is_broken else self._parts.hostname
+        log.warning("The ping to %s failed: %s. The result stands.", place, reason)
 
 
 def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
@@ -3625,8 +3812,10 @@ def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
 
     def post() -> tuple[str, bool]:
         try:
-            status = httpx.post(url, content=body, timeout=timeout_s).status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            status = httpx.post(url, content=body, timeout=timeout_s, **httpx_options(url)).status_code
+        except BackupError as error:  # a variable is in the way
+            return error.message.rstrip("."), False
+        except Exception as error:  # noqa: BLE001  (httpx raises whatever a URL makes some library raise)
             return type(error).__name__, isinstance(error, httpx.TransportError)
         return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
 
@@ -4233,17 +4422,38 @@ def read_secret(name: str) -> str:
     file_name = os.environ.get(f"{name}_FILE", "").strip()
     if not value and file_name:
         try:
-            value = Path(file_name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            value = read_settings(Path(file_name)).strip()
+        except (OSError, FormatError) as error:
             raise BackupError(
                 f"Cannot read {file_name}, which {name}_FILE names: {describe_error(error)}.",
-                "Check the path and its rights.",
+                "It has to be a small file of UTF-8 text that this user can read.",
             ) from error
     redactor.add(value)
     return value
 
 
-def _check_url(name: str, url: str) -> None:
+def read_settings(path: Path) -> str:
+    """The text of a small file, a byte order mark left out. Never waits. Raises OSError, or FormatError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # the latter: /dev/null is an empty file
+            raise FormatError("it is not a regular file")
+        content = open(descriptor, "rb", closefd=False).read(MAX_SETTINGS_BYTES + 1)  # noqa: SIM115
+    finally:
+        os.close(descriptor)
+    if len(content) > MAX_SETTINGS_BYTES:
+        raise FormatError(f"it has more than {size_text(MAX_SETTINGS_BYTES)}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"it is not UTF-8 text (see byte {error.start})") from None
+    if "\0" in text:
+        raise FormatError("it holds a NUL character; is it UTF-16?")
+    return text
+
+
+def _check_url(name: str, url: str, source: str = "Copy it from the database's page in Astra.") -> None:
     """Raise BackupError for what is no http(s) URL, or holds a credential, which would end up in the manifest."""
     try:
         parts = urllib.parse.urlsplit(url)
@@ -4253,7 +4463,7 @@ def _check_url(name: str, url: str) -> None:
     if "@" in url:
         raise BackupError(f"{name} holds a user name or a password.", "Leave out what stands before the @.")
     if not is_web:
-        raise BackupError(f"{name} {url!r} is no http(s) URL.", "Copy it from the database's page in Astra.")
+        raise BackupError(f"{name} {url!r} is no http(s) URL.", source)
 
 
 def make_target(options: dict[str, Any]) -> Target:
@@ -4737,6 +4947,9 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
         )
     if bool(values["BOX_BASE_URL"]) != bool(values["BOX_UPLOAD_URL"]):
         raise BackupError("BOX_BASE_URL and BOX_UPLOAD_URL go together.", "Set both, or neither for Box itself.")
+    for name in ("BOX_BASE_URL", "BOX_UPLOAD_URL"):
+        if values[name]:
+            _check_url(name, values[name], "Set both to the URLs of your gateway, or unset both for Box itself.")
     return BoxConfig(
         values["BOX_CLIENT_ID"],
         secret,
@@ -4993,8 +5206,7 @@ def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
     _open_standard_streams()
     os.umask(0o077)  # whatever is written is for its owner only, parents of the output directory too
-    read_dotenv()
-    read_secret_quietly("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL")
+    hide_secrets()
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(),
         quiet={"-q", "--quiet"} & set(sys.argv) != set(),
@@ -5017,15 +5229,40 @@ def run_command(command: click.Command) -> NoReturn:
     os._exit(code)  # worker threads may hang in a request; they must not keep the process
 
 
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python represents such bytes
+
+
+def read_environment() -> None:
+    """Read `.env`, check what the environment holds, and hide the secrets in it."""
+    read_dotenv()
+    hide_secrets()
+    redactor.as_json = _is_json_wanted()
+    for name, value in os.environ.items():
+        is_path = name.endswith(("_DIR", "_FILE"))  # may be any bytes
+        if name.startswith(("ASTRA_DB_", "BOX_", "BACKUP_")) and not is_path and _NOT_UTF8.search(value):
+            raise BackupError(f"The value of {name} is not UTF-8 text.", "Set it again, in a UTF-8 locale.")
+
+
 def read_dotenv() -> None:
     """Read `.env` in the working directory. Real variables win, a real NAME_FILE over a NAME in the file, too."""
     from dotenv import dotenv_values
 
+    try:
+        path = Path.cwd() / ".env"
+    except OSError as error:
+        raise BackupError("The working directory is gone.", "Change to a directory that exists.") from error
     real = dict(os.environ)
-    for name, value in dotenv_values(Path.cwd() / ".env").items():
-        other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
-        if value is not None and name not in real and not real.get(other):
-            os.environ[name] = value
+    try:
+        text = read_settings(path) if os.path.lexists(path) else ""
+        for name, value in dotenv_values(stream=io.StringIO(text)).items():
+            other = name.removesuffix("_FILE") if name.endswith("_FILE") else f"{name}_FILE"
+            if value is not None and name not in real and not real.get(other):
+                os.environ[name] = value
+    except (OSError, ValueError) as error:
+        raise BackupError(
+            f"Cannot read {path}: {describe_error(error)}.",
+            "It has to be a small file of UTF-8 text, NAME=value on each line, that this user can read.",
+        ) from error
 
 
 def _is_json_wanted() -> bool:
@@ -5047,11 +5284,23 @@ def _open_standard_streams() -> None:
         setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "r+" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115  (to the end)
 
 
-def read_secret_quietly(*names: str) -> None:
-    """Make secrets known to the redactor before anything can be printed."""
-    for name in names:
+def hide_secrets() -> None:
+    """Make the environment's secrets known to the redactor before anything can be printed."""
+    for name in ("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET", "BACKUP_PING_URL"):
         with contextlib.suppress(BackupError):
             read_secret(name)
+    for name, value in os.environ.items():
+        if name.lower().endswith("_proxy") and "@" in value:
+            _hide_proxy_password(value)
+
+
+def _hide_proxy_password(url: str) -> None:
+    """Hide a proxy's credential and its password, which may break the URL. Its user alone may be any word of ours."""
+    user_info = (url.partition("://")[2] or url).rpartition("@")[0]
+    for text in (user_info, urllib.parse.unquote(user_info)):
+        _, _, password = text.partition(":")
+        for secret in (text, password, *re.split(r"[/?#@:]", password)):
+            redactor.add(secret)
 
 
 def _run_guarded(command: click.Command) -> int:
@@ -5064,6 +5313,7 @@ def _run_guarded(command: click.Command) -> int:
 
 def _run_to_its_end(command: click.Command) -> int:
     try:
+        read_environment()
         return int(command.main(standalone_mode=False) or 0)
     except BackupError as error:
         return _show_error(error.message, error.hint, error.exit_code)
