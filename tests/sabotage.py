@@ -10,10 +10,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -179,6 +181,44 @@ def close_descriptors(numbers: list[int]) -> None:
             setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
 
+def refuse(**errors: str) -> None:
+    """A file system that cannot do something: the error, by its name in errno, of each of these calls.
+
+    `flock`, `fsync`, `rename` (of whatever), and `fsync_directory`.
+    """
+
+    def refusing(error: str, plain: Callable[..., Any], is_meant: Callable[[Any], bool]) -> Callable[..., Any]:
+        def call(subject: Any, *rest: Any, **named: Any) -> Any:
+            if is_meant(subject):
+                raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+            return plain(subject, *rest, **named)
+
+        return call
+
+    def is_directory(descriptor: int) -> bool:
+        return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+    for name, error in errors.items():
+        if name == "flock":
+            fcntl.flock = refusing(error, fcntl.flock, lambda _: True)
+        elif name == "rename":
+            os.rename = os.replace = refusing(error, os.rename, lambda _: True)
+        else:
+            os.fsync = refusing(error, os.fsync, is_directory if name == "fsync_directory" else lambda _: True)
+
+
+def leave_free(free_bytes: int) -> None:
+    """Every file system says that it has so much room left."""
+    plain = os.statvfs
+
+    def statvfs(path: Any) -> Any:
+        found = plain(path)
+        blocks = free_bytes // found.f_frsize
+        return os.statvfs_result((*found[:3], blocks, blocks, *found[5:]))
+
+    os.statvfs = statvfs
+
+
 def break_function(module: str, name: str, message: str) -> None:
     """A bug: a function of the scripts raises what nobody foresaw."""
 
@@ -197,6 +237,8 @@ SABOTAGES: dict[str, Callable[..., None]] = {
     "clock": turn_back_clock,
     "closed": close_descriptors,
     "bug": break_function,
+    "refuses": refuse,
+    "free": leave_free,
 }
 
 
