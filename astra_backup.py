@@ -3750,13 +3750,10 @@ def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
             return type(error).__name__, isinstance(error, httpx.TransportError)
         return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
 
-    pool = ThreadPoolExecutor(1)  # a reply that trickles must not hold the run: httpx's limit is for each piece
     try:
-        return pool.submit(post).result(timeout_s)
+        return in_time(post, timeout_s)  # a reply that trickles must not hold the run: httpx's limit is for each piece
     except TimeoutError:
         return f"no reply in {timeout_s:.0f} s", True
-    finally:
-        pool.shutdown(wait=False)
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -4706,7 +4703,7 @@ def main(
     \b
     Examples:
       python astra_backup.py --no-box                    every collection, kept on this machine
-      python astra_backup.py --check                     test everything, write nothing
+      python astra_backup.py --check                     test everything, leave nothing behind
       python astra_backup.py --no-box --collection docs  one collection
       python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
       python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
