@@ -122,7 +122,7 @@ PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it i
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
 
-READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
+READ_COMMANDS = frozenset({"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"})
 """All that may leave this process during a backup. `DataApi` raises for anything else."""
 
 # DATA_API.md, section 4: the server's own list of errors of the family SERVER that pass.
@@ -1645,7 +1645,6 @@ class DataApi:
         self._http = httpx.Client(
             **httpx_options(target.api_endpoint),
             headers=headers,
-            timeout=httpx.Timeout(target.request_timeout_s, connect=min(CONNECT_TIMEOUT_S, target.request_timeout_s)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
@@ -1658,6 +1657,16 @@ class DataApi:
         """All collections with their definitions, the server's own text."""
         read = _read_status(CollectionsStatus)
         return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
+
+    def list_tables(self, *, budget_s: float | None = None) -> list[str]:
+        """Names of the tables, which are no collections and share their names; none where no server knows of tables."""
+        read = _read_status(dict[str, list[str]])
+        try:
+            return self.call("listTables", b"{}", budget_s=budget_s, read=read).get("tables", [])
+        except RequestError as error:
+            if error.code != "COMMAND_UNKNOWN":
+                raise
+            return []
 
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
@@ -1738,17 +1747,20 @@ class DataApi:
         read: Callable[[Reply], _T],
         in_keyspace: bool = True,
         budget_s: float | None = None,
+        timeout_s: float | None = None,
         on_sent: Callable[[], None] | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (None: the
-        target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service, `timeout_s`
+        with one request (None: the target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
+            reply = self.exchange(
+                command, body, collection, in_keyspace=in_keyspace, timeout_s=timeout_s, on_sent=on_sent
+            )
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
                 raise error_in_reply(reply.errors[0], command, collection)
@@ -1768,6 +1780,7 @@ class DataApi:
         collection: str | None = None,
         *,
         in_keyspace: bool = True,
+        timeout_s: float | None = None,
         on_sent: Callable[[], None] | None = None,
     ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1778,7 +1791,7 @@ class DataApi:
         path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", on_sent)
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", timeout_s, on_sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -1786,18 +1799,20 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return decode_reply(text)
 
-    def _post(self, url: str, content: bytes, on_sent: Callable[[], None] | None) -> bytes:
+    def _post(self, url: str, content: bytes, timeout_s: float | None, on_sent: Callable[[], None] | None) -> bytes:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
-        deadline = time.monotonic() + self.target.request_timeout_s
+        timeout_s = timeout_s or self.target.request_timeout_s
+        deadline = time.monotonic() + timeout_s
+        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         chunks = []
 
         def trace(event: str, _info: object) -> None:
             if on_sent and event == "http11.send_request_body.complete":
                 on_sent()
 
-        with self._http.stream("POST", url, content=content, extensions={"trace": trace}) as response:
+        with self._http.stream("POST", url, content=content, timeout=timeout, extensions={"trace": trace}) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             _check_encoding(response.headers.get("content-encoding", ""))
             size = 0
