@@ -1696,7 +1696,6 @@ class DataApi:
         self._http = httpx.Client(
             **httpx_options(target.api_endpoint),
             headers=headers,
-            timeout=httpx.Timeout(target.request_timeout_s, connect=min(CONNECT_TIMEOUT_S, target.request_timeout_s)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
@@ -1711,11 +1710,11 @@ class DataApi:
         read = _read_status(CollectionsStatus)
         return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
 
-    def list_tables(self) -> list[str]:
-        """Names of the keyspace's tables, none where the server is too old to have any."""
+    def list_tables(self, *, budget_s: float | None = None) -> list[str]:
+        """Names of the tables, which are no collections and share their names; none where no server knows of tables."""
         read = _read_status(dict[str, list[str]])
         try:
-            return self.call("listTables", b"{}", budget_s=SIDE_QUESTION_BUDGET_S, read=read).get("tables", [])
+            return self.call("listTables", b"{}", budget_s=budget_s, read=read).get("tables", [])
         except RequestError as error:
             if error.code in NO_TABLES_CODES:
                 return []
@@ -1802,17 +1801,20 @@ class DataApi:
         read: Callable[[Reply], _T],
         in_keyspace: bool = True,
         budget_s: float | None = None,
+        timeout_s: float | None = None,
         on_sent: Callable[[], None] | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (None: the
-        target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service, `timeout_s`
+        with one request (None: the target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
+            reply = self.exchange(
+                command, body, collection, in_keyspace=in_keyspace, timeout_s=timeout_s, on_sent=on_sent
+            )
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
                 raise error_in_reply(reply.errors[0], command, collection)
@@ -1832,6 +1834,7 @@ class DataApi:
         collection: str | None = None,
         *,
         in_keyspace: bool = True,
+        timeout_s: float | None = None,
         on_sent: Callable[[], None] | None = None,
     ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
@@ -1842,7 +1845,7 @@ class DataApi:
         path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", on_sent)
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", timeout_s, on_sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -1850,18 +1853,20 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return decode_reply(text)
 
-    def _post(self, url: str, content: bytes, on_sent: Callable[[], None] | None) -> bytes:
+    def _post(self, url: str, content: bytes, timeout_s: float | None, on_sent: Callable[[], None] | None) -> bytes:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
-        deadline = time.monotonic() + self.target.request_timeout_s
+        timeout_s = timeout_s or self.target.request_timeout_s
+        deadline = time.monotonic() + timeout_s
+        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         chunks = []
 
         def trace(event: str, _info: object) -> None:
             if on_sent and event == "http11.send_request_body.complete":
                 on_sent()
 
-        with self._http.stream("POST", url, content=content, extensions={"trace": trace}) as response:
+        with self._http.stream("POST", url, content=content, timeout=timeout, extensions={"trace": trace}) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             _check_encoding(response.headers.get("content-encoding", ""))
             size = 0
@@ -4280,7 +4285,7 @@ def user_keyspaces(api: DataApi) -> list[str]:
 def list_tables(api: DataApi, report: Report) -> list[str]:
     """The keyspace's tables. That they cannot be listed is a warning: collections are backed up without them."""
     try:
-        return api.list_tables()
+        return api.list_tables(budget_s=SIDE_QUESTION_BUDGET_S)
     except RequestError as error:
         report.warn(f"Could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}")
         return []
