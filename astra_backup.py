@@ -125,7 +125,7 @@ STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
 READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
 """All that may leave this process during a backup. `DataApi` raises for anything else."""
 
-# DATA_API.md, section 4: the server's own list of errors of the family SERVER that pass.
+# Known to pass, whatever family the server counts them to: its own list, and an embedding provider that is busy.
 RETRYABLE_CODES = frozenset(
     {
         "TIMEOUT_READING_DATA",
@@ -137,6 +137,11 @@ RETRYABLE_CODES = frozenset(
         "FAILED_COMPARE_AND_SET",
         "FAILED_TO_CONNECT_TO_DATABASE",
         "FAILED_TO_READ_METADATA",
+        "INTERNAL_SERVER_ERROR",
+        "EMBEDDING_PROVIDER_RATE_LIMITED",
+        "EMBEDDING_PROVIDER_TIMEOUT",
+        "EMBEDDING_PROVIDER_UNAVAILABLE",
+        "EMBEDDING_PROVIDER_SERVER_ERROR",
     }
 )
 UNEXPECTED_CODES = frozenset({"UNEXPECTED_DRIVER_ERROR", "UNEXPECTED_SERVER_ERROR"})
@@ -234,8 +239,8 @@ class RequestError(BackupError):
     """A request to the Data API failed.
 
     `status` is the HTTP status (None: no reply), `code` the server's errorCode (None: it gave none). `retryable` errors
-    may pass; `unexpected` ones may also be permanent, so they are tried only a few times. `retry_after_s` is what the
-    server asked for.
+    may pass; `unexpected` ones may also be permanent, so they are tried only a few times, after which those that are
+    not `retryable` count as final. `retry_after_s` is what the server asked for.
     """
 
     def __init__(
@@ -1600,10 +1605,24 @@ class Page(msgspec.Struct):
     nextPageState: str | msgspec.UnsetType | None = msgspec.UNSET  # noqa: N815  (the server's name)
 
 
+class ApiError(msgspec.Struct):
+    """One of a reply's errors. What else stands in it is not decoded: no float holds the numbers of some ids."""
+
+    errorCode: str | None = None  # noqa: N815  (the server's name)
+    family: str | None = None
+    title: str | None = None
+    message: str | None = None
+
+    @property
+    def code(self) -> str:
+        """What names the error."""
+        return self.errorCode or self.title or "unknown error"
+
+
 class Errors(msgspec.Struct):
     """What every reply can have."""
 
-    errors: list[dict[str, Any]] = []
+    errors: list[ApiError] = []
 
 
 class Reply(Errors):
@@ -1626,6 +1645,18 @@ class CollectionsStatus(msgspec.Struct):
     collections: list[CollectionInfo]
 
 
+class KeyspacesStatus(msgspec.Struct):
+    """The `status` of a findKeyspaces reply."""
+
+    keyspaces: list[str] = []
+
+
+class CountStatus(msgspec.Struct):
+    """The `status` of an estimatedDocumentCount reply."""
+
+    count: int | None = None
+
+
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
@@ -1640,6 +1671,7 @@ class DataApi:
         self.allowed = allowed
         self.stop = stop or threading.Event()
         self.was_reached = False
+        self.created: dict[str, float] = {}  # when this process created a collection, by the monotonic clock
         self._base_url, headers = _connection_facts(target)
         tls_context(*ca_bundle())  # also for http: a mistake is told before anything is read, not when Box is reached
         self._http = httpx.Client(
@@ -1651,8 +1683,7 @@ class DataApi:
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        read = _read_status(dict[str, list[str]])
-        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=read).get("keyspaces", [])
+        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=_read_status(KeyspacesStatus)).keyspaces
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
@@ -1662,8 +1693,8 @@ class DataApi:
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            read = _read_status(dict[str, int])
-            return self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0, read=read).get("count")
+            read = _read_status(CountStatus)
+            return self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0, read=read).count
         except RequestError:
             return None
 
@@ -1743,23 +1774,33 @@ class DataApi:
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (None: the
-        target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service, the target's
+        at most. A reply that `read` refuses counts as a failure too. Raises RequestError.
         """
 
         def send() -> _T:
             reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, on_sent=on_sent)
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
-                raise error_in_reply(reply.errors[0], command, collection)
+                raise self.request_error(reply.errors[0], command, collection)
             return read(reply)
 
-        patience_s = self.target.retry_budget_s if budget_s is None else budget_s
+        patience_s = self.target.retry_budget_s
+        if budget_s is not None:
+            patience_s = min(budget_s, patience_s)
 
         def budget() -> float:
             return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
 
         return retrying_requests(budget, self.stop, on_retry, collection)(send)
+
+    def request_error(self, error: ApiError, command: str, collection: str | None) -> RequestError:
+        """The exception for one of a reply's errors. A node may not know yet what another one has just created."""
+        found = error_in_reply(error, command, collection)
+        created = self.created.get(collection or "")
+        if found.code == "UNKNOWN_COLLECTION_OR_TABLE" and created is not None:
+            found.retryable = time.monotonic() - created < self.target.retry_budget_s
+        return found
 
     def exchange(
         self,
@@ -1886,9 +1927,10 @@ def retrying_requests(
     on_retry: Callable[[], None] | None = None,
     collection: str | None = None,
 ) -> tenacity.Retrying:
-    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
+    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds.
 
-    `Retry-After` is obeyed as long as it ends within the budget. The last error is let through.
+    A wait is cut to what is left of the budget, at whose end there is one last try. A `Retry-After` is never cut: one
+    that is longer than what is left ends the tries at once. The last error is let through.
     """
     import tenacity
 
@@ -1896,16 +1938,22 @@ def retrying_requests(
 
     def should_retry(state: tenacity.RetryCallState) -> bool:
         error = _failed_request(state)
-        if error is None or not error.retryable:
+        if error is None:
             return False
-        return not error.unexpected or state.attempt_number < UNEXPECTED_ATTEMPTS
+        return state.attempt_number < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
+
+    def left_s(state: tenacity.RetryCallState) -> float:
+        return budget_s() - (state.seconds_since_start or 0.0)
+
+    def asked_s(state: tenacity.RetryCallState) -> float:
+        error = _failed_request(state)
+        return (error and error.retry_after_s) or 0.0
 
     def wait_s(state: tenacity.RetryCallState) -> float:
-        error = _failed_request(state)
-        return max((error and error.retry_after_s) or 0.0, 0.1 + backoff(state))
+        return max(asked_s(state), min(0.1 + backoff(state), left_s(state)))
 
     def should_stop(state: tenacity.RetryCallState) -> bool:
-        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
+        return left_s(state) <= 0 or asked_s(state) > left_s(state)
 
     def tell(state: tenacity.RetryCallState) -> None:
         message = getattr(_failed_request(state), "message", "").rstrip(".") + "."
@@ -1935,7 +1983,7 @@ def decode_reply(text: bytes) -> Reply:
         raise _unexpected_reply(str(error)) from error
 
 
-def _errors_in(text: bytes) -> list[dict[str, Any]]:
+def _errors_in(text: bytes) -> list[ApiError]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return msgspec.json.decode(text, type=Errors).errors
     return []
@@ -1979,7 +2027,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
     errors = _errors_in(body)
-    detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}" if errors else ""
+    detail = f"{errors[0].code}: {_first_line(errors[0].message)}" if errors else ""
     return _http_error(status, retry_after, detail)
 
 
@@ -2018,26 +2066,37 @@ def _retry_after_s(header: str | None) -> float | None:
     return None
 
 
-def error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+def classify_error(error: ApiError) -> tuple[bool, bool]:
+    """Whether one of a reply's errors may pass, and whether it is unexpected: see RequestError.
+
+    Final is only what the server calls a fault of the request. Servers that name no family get a few more requests.
+    """
+    family = (error.family or "").upper()
+    if error.code in UNEXPECTED_CODES:
+        return True, True
+    return error.code in RETRYABLE_CODES or family == "SERVER", not family and error.code not in RETRYABLE_CODES
+
+
+def error_in_reply(error: ApiError, command: str, collection: str | None) -> RequestError:
     """The exception for one of a reply's errors."""
-    code = str(error.get("errorCode") or error.get("title") or "unknown error")
+    retryable, unexpected = classify_error(error)
     hints = {
         "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
         "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
     }
     where = f" on {collection}" if collection else ""
     return RequestError(
-        f"{command}{where} failed with {code}: {_first_line(error.get('message'))}",
-        hints.get(code, "") or ("" if code in RETRYABLE_CODES else "The full text is in the server's documentation."),
+        f"{command}{where} failed with {error.code}: {_first_line(error.message)}",
+        hints.get(error.code, "") or ("" if retryable else "The full text is in the server's documentation."),
         status=200,
-        code=code,
-        retryable=code in RETRYABLE_CODES or code in UNEXPECTED_CODES,
-        unexpected=code in UNEXPECTED_CODES,
+        code=error.code,
+        retryable=retryable,
+        unexpected=unexpected,
     )
 
 
-def _first_line(message: Any) -> str:
-    return " ".join(str(message or "").split("\n\n")[0].split())[:300]
+def _first_line(message: str | None) -> str:
+    return " ".join((message or "").split("\n\n")[0].split())[:300]
 
 
 def _means_lost_place(error: RequestError) -> bool:
@@ -3960,7 +4019,10 @@ class CollectionBackup:
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
-    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
+    def read(text: msgspec.Raw) -> Any:  # numbers stay text: no float holds all of them
+        return json.loads(bytes(text), parse_float=lambda number: (number,), parse_int=lambda number: (number,))
+
+    return bool(one == other or read(one) == read(other))
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event, second: SecondProcess) -> BackupResult:
@@ -4863,7 +4925,8 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
 
 def _record_row(record: CollectionRecord) -> dict[str, Any]:
     """A collection in the JSON result: the manifest's record without its definition."""
-    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
+    plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
+    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
     del row["definition"]
     return row
 
