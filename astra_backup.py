@@ -1657,6 +1657,14 @@ class CountStatus(msgspec.Struct):
     count: int | None = None
 
 
+# Made here, in one thread: msgspec crashes where several threads are the first to decode the same class.
+_reply_decoder = msgspec.json.Decoder(Reply)
+_errors_decoder = msgspec.json.Decoder(Errors)
+_collections_decoder = msgspec.json.Decoder(CollectionsStatus)
+_keyspaces_decoder = msgspec.json.Decoder(KeyspacesStatus)
+_count_decoder = msgspec.json.Decoder(CountStatus)
+
+
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
@@ -1683,17 +1691,17 @@ class DataApi:
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=_read_status(KeyspacesStatus)).keyspaces
+        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=_read_status(_keyspaces_decoder)).keyspaces
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
-        read = _read_status(CollectionsStatus)
+        read = _read_status(_collections_decoder)
         return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
 
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            read = _read_status(CountStatus)
+            read = _read_status(_count_decoder)
             return self.call("estimatedDocumentCount", b"{}", collection, budget_s=5.0, read=read).count
         except RequestError:
             return None
@@ -1976,7 +1984,7 @@ def decode_reply(text: bytes) -> Reply:
     try:
         if not text.isascii():
             text.decode()
-        return msgspec.json.decode(text, type=Reply)
+        return _reply_decoder.decode(text)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         if errors := _errors_in(text):  # whatever stands beside them
             return Reply(errors=errors)
@@ -1985,16 +1993,16 @@ def decode_reply(text: bytes) -> Reply:
 
 def _errors_in(text: bytes) -> list[ApiError]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.decode(text, type=Errors).errors
+        return _errors_decoder.decode(text).errors
     return []
 
 
-def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
+def _read_status(decoder: msgspec.json.Decoder[_T]) -> Callable[[Reply], _T]:
     """A reader of a reply's `status`."""
 
     def read(reply: Reply) -> _T:
         try:
-            return msgspec.json.decode(reply.status, type=kind)
+            return decoder.decode(reply.status)
         except (msgspec.DecodeError, RecursionError) as error:
             raise _unexpected_reply(str(error)) from error
 

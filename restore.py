@@ -1437,10 +1437,13 @@ class InsertStatus(msgspec.Struct):
     documentResponses: list[DocumentResponse] | None = None  # noqa: N815  (the server's name)
 
 
+_insert_decoder = msgspec.json.Decoder(InsertStatus)  # made before there are threads
+
+
 def reply_errors(api: DataApi, collection: str, reply: Reply, count: int) -> list[RequestError | None]:
     """For each document of an insertMany None or its error. Raises RequestError where all of them may pass later."""
     try:
-        responses = msgspec.json.decode(reply.status, type=InsertStatus).documentResponses
+        responses = _insert_decoder.decode(reply.status).documentResponses
     except msgspec.DecodeError as error:
         raise _unclear(str(error)) from error
     if responses is None and reply.errors:

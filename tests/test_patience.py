@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli, assert_no_secret_in
+from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, assert_no_secret_in
 from tests.emulators.data_api import DataApiEmulator, parse
 from tests.sabotage import SabotagedCli
 from tests.test_local import NOBODY, needs_root
@@ -23,6 +25,7 @@ from tests.test_restore import same_documents, snapshot_of, writes
 
 HURRY = 50.0
 PATIENT = {"BACKUP_RETRY_BUDGET": "3000"}  # a minute on the wall, of which no test needs much
+SLOW_MACHINE_MS = "3000000"
 DENY = {"indexing": {"deny": ["n"]}}
 PASSING = {
     "rate-limited": {"errorCode": "EMBEDDING_PROVIDER_RATE_LIMITED", "family": "REQUEST"},
@@ -33,7 +36,9 @@ PASSING = {
     "unheard-of": {"errorCode": "NEVER_HEARD_OF", "family": "SERVER"},
     "timeout-writing": {"errorCode": "TIMEOUT_WRITING_DATA"},
 }
+SOME = ("rate-limited", "internal", "unheard-of")
 passing = pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
+some_passing = pytest.mark.parametrize("error", [PASSING[name] for name in SOME], ids=SOME)
 
 
 @pytest.fixture
@@ -43,6 +48,7 @@ def cli(tmp_path: Path) -> Iterator[SabotagedCli]:
     directory.mkdir()
     made = SabotagedCli(directory)
     made.sabotage = {"speed": HURRY}
+    made.environ["BACKUP_REQUEST_TIMEOUT_MS"] = SLOW_MACHINE_MS  # whose clock runs as fast
     yield made
     assert_no_secret_in(tmp_path)
 
@@ -93,17 +99,17 @@ def test_a_batch_that_fails_for_a_while_is_waited_for(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, error: dict[str, Any]
 ) -> None:
     """An error that passes, of a whole insertMany, is waited for, and no document is rejected."""
-    target.faults = [{"command": "insertMany", "action": "error", "times": 14, **error}]
+    target.faults = [{"command": "insertMany", "action": "error", "times": 9, **error}]
     result = cli.restore(target, "--workers", 1, **PATIENT)
     assert result.code == RestoreExit.OK, result.err
     assert "Trying again" in result.err
-    assert target.faults[0].fired == 14
+    assert target.faults[0].fired == 9
     assert rejects_in(cli.directory) == []
-    assert len(writes(target)) == 14 + 1 + 3  # one creation, three batches
+    assert len(writes(target)) == 9 + 1 + 3  # one creation, three batches
     same_documents(origin, target)
 
 
-@passing
+@some_passing
 def test_documents_that_fail_for_a_while_are_waited_for(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, error: dict[str, Any]
 ) -> None:
@@ -188,7 +194,7 @@ def test_a_first_page_that_fails_for_a_while_is_waited_for(
     assert [fault.fired for fault in source.faults] == [1, 9]
 
 
-@passing
+@some_passing
 def test_a_check_waits(source: DataApiEmulator, cli: SabotagedCli, error: dict[str, Any]) -> None:
     """--check says that the database is well when it was not for a moment."""
     source.faults = [{"command": "findCollections", "action": "error", "times": 6, **error}]
@@ -206,7 +212,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("name", ["rate-limited", "unheard-of", "internal"])
+@pytest.mark.parametrize("name", ["rate-limited", "unheard-of"])
 def test_every_request_of_a_restore_waits(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, name: str, place: dict[str, Any]
 ) -> None:
@@ -222,15 +228,16 @@ def test_every_request_of_a_restore_waits(
     same_documents(origin, target)
 
 
-@pytest.mark.parametrize("name", ["timeout", "unheard-of", "internal"])
-def test_a_drill_waits_for_its_neighbours(cli: SabotagedCli, name: str) -> None:
+def test_a_drill_waits_for_its_neighbours(cli: SabotagedCli) -> None:
     """A drill asks for neighbours until the server is well again."""
     with DataApiEmulator(token=TOKEN) as source:
         source.create(KEYSPACE, "docs", {"vector": {"dimension": 2, "metric": "cosine"}})
         for number in range(20):
             source.put(KEYSPACE, "docs", f'{{"_id":{number},"$vector":[1,{number}]}}')
         snapshot_of(source, cli)
-        source.faults = [{"command": "find", "contains": '"sort"', "action": "error", "times": 6, **PASSING[name]}]
+        source.faults = [
+            {"command": "find", "contains": '"sort"', "action": "error", "times": 6, **PASSING["internal"]}
+        ]
         result = cli.restore(source, "--drill", **PATIENT)
         assert result.code == RestoreExit.OK, result.err
         assert source.faults[0].fired == 6
@@ -276,33 +283,23 @@ def test_a_collection_that_is_not_ours_and_gone_is_not_waited_for(
 # ------------------------------------------------------------------------------------------------ the budget
 
 
-def test_a_wait_is_cut_to_what_is_left(source: DataApiEmulator, cli: SabotagedCli) -> None:
-    """A wait longer than what is left of the budget ends with the budget, and one last try may succeed."""
-    source.create(KEYSPACE, "docs")
-    source.faults = [{"command": "find", "action": "status", "status": 503}]
-    cli.sabotage = {"speed": HURRY, "draw": 500.0}
-    result = cli.backup(source, "--retry-budget", 200)
-    assert result.code == 0, result.err
-    assert "Trying again in 1" in result.err  # 199 s and a bit, or less on a slow machine
-
-
 def test_a_last_try_is_made_when_the_budget_ends(source: DataApiEmulator, cli: SabotagedCli) -> None:
-    """A service that stays down is tried until the budget is spent, no longer and no shorter."""
+    """A wait longer than what is left of the budget is cut to that; then comes one last try, and no other."""
     source.create(KEYSPACE, "docs")
     source.faults = [{"command": "find", "action": "status", "status": 503, "times": None}]
-    cli.sabotage = {"speed": HURRY, "draw": 150.0}
+    cli.sabotage = {"speed": HURRY, "draw": 500.0}
     result = cli.backup(source, "--retry-budget", 200)
     assert result.code == 2, result.err
-    assert 2 <= source.faults[0].fired <= 3
-    waits = [float(part.split()[0]) for part in result.err.split("Trying again in ")[1:]]
-    assert sum(waits) <= 200.1
+    assert source.faults[0].fired == 2
+    (wait,) = [float(part.split()[0]) for part in result.err.split("Trying again in ")[1:]]
+    assert wait <= 200
 
 
 def test_a_first_contact_gets_its_half_minute(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """A host that is not there at first is tried once more when the 30 seconds of the first contact end."""
     source.create(KEYSPACE, "docs")
     source.stop()
-    cli.sabotage = {"speed": 5.0, "draw": 500.0}
+    cli.sabotage = {"speed": 8.0, "draw": 500.0}
     running = cli.begin("astra_backup.py", "--no-box", "--api-endpoint", source.url, "--retry-budget", 3000)
     err = cli.outputs[1]
     while "Trying again" not in (text := err.read_text()):
@@ -538,3 +535,27 @@ def test_a_definition_keeps_a_number_that_no_float_holds(target: DataApiEmulator
     cli.restore(target)
     (sent,) = [request.body for request in target.requests if request.command == "createCollection"]
     assert "1E+400" in sent
+
+
+def test_threads_that_decode_their_first_replies_at_once_do_not_crash() -> None:
+    """No process dies when several threads are the first to decode an error, and the first to decode an insert."""
+    script = """
+import os, sys, threading
+import astra_backup, restore
+sys.setswitchinterval(1e-6)
+error = b'{"data":5,"errors":[{"errorCode":"X"}]}'
+status = b'{"status":{"documentResponses":[{"_id":1,"status":"OK"}]}}'
+def decode(barrier):
+    barrier.wait()
+    assert astra_backup.decode_reply(error).errors[0].code == "X"
+    assert restore.reply_errors(None, "docs", astra_backup.decode_reply(status), 1) == [None]
+for _ in range(60):
+    if not (child := os.fork()):
+        barrier = threading.Barrier(8)
+        threads = [threading.Thread(target=decode, args=[barrier]) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)
