@@ -240,7 +240,7 @@ class RequestError(BackupError):
 
     `status` is the HTTP status (None: no reply), `code` the server's errorCode (None: it gave none). `retryable` errors
     may pass; `unexpected` ones may also be permanent, so they are tried only a few times, after which those that are
-    not `retryable` count as final. `retry_after_s` is what the server asked for.
+    not `retryable` count as final. `retry_after_s` is what the server asked for, `detail` all that it said.
     """
 
     def __init__(
@@ -253,8 +253,10 @@ class RequestError(BackupError):
         retryable: bool = False,
         unexpected: bool = False,
         retry_after_s: float | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message, hint)
+        self.detail = detail
         self.status = status
         self.code = code
         self.retryable = retryable
@@ -1608,15 +1610,37 @@ class Page(msgspec.Struct):
 class ApiError(msgspec.Struct):
     """One of a reply's errors. What else stands in it is not decoded: no float holds the numbers of some ids."""
 
-    errorCode: str | None = None  # noqa: N815  (the server's name)
-    family: str | None = None
-    title: str | None = None
-    message: str | None = None
+    errorCode: msgspec.Raw = msgspec.Raw(b'""')  # noqa: N815  (the server's name)
+    family: msgspec.Raw = msgspec.Raw(b'""')
+    title: msgspec.Raw = msgspec.Raw(b'""')
+    message: msgspec.Raw = msgspec.Raw(b'""')
 
     @property
     def code(self) -> str:
         """What names the error."""
-        return self.errorCode or self.title or "unknown error"
+        return _text_of(self.errorCode) or _text_of(self.title) or "unknown error"
+
+    @property
+    def text(self) -> str:
+        """All that the server says."""
+        return _text_of(self.message)
+
+    @property
+    def first_line(self) -> str:
+        """What a person is told; the rest is advice to programmers."""
+        return _first_line(self.text)
+
+    @property
+    def is_of_server(self) -> bool | None:
+        """Whether the server, not the request, is at fault; None: it does not say."""
+        return {"SERVER": True, "REQUEST": False}.get(_text_of(self.family).upper())
+
+
+def _text_of(value: msgspec.Raw) -> str:
+    """A string, or the JSON of what should be one; nothing for null."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(value, type=str | None) or ""
+    return bytes(value).decode(errors="replace")
 
 
 class Errors(msgspec.Struct):
@@ -2035,7 +2059,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
     errors = _errors_in(body)
-    detail = f"{errors[0].code}: {_first_line(errors[0].message)}" if errors else ""
+    detail = f"{errors[0].code}: {errors[0].first_line}" if errors else ""
     return _http_error(status, retry_after, detail)
 
 
@@ -2079,10 +2103,10 @@ def classify_error(error: ApiError) -> tuple[bool, bool]:
 
     Final is only what the server calls a fault of the request. Servers that name no family get a few more requests.
     """
-    family = (error.family or "").upper()
     if error.code in UNEXPECTED_CODES:
         return True, True
-    return error.code in RETRYABLE_CODES or family == "SERVER", not family and error.code not in RETRYABLE_CODES
+    is_known = error.code in RETRYABLE_CODES
+    return is_known or error.is_of_server is True, not is_known and error.is_of_server is None
 
 
 def error_in_reply(error: ApiError, command: str, collection: str | None) -> RequestError:
@@ -2094,17 +2118,18 @@ def error_in_reply(error: ApiError, command: str, collection: str | None) -> Req
     }
     where = f" on {collection}" if collection else ""
     return RequestError(
-        f"{command}{where} failed with {error.code}: {_first_line(error.message)}",
+        f"{command}{where} failed with {error.code}: {error.first_line}",
         hints.get(error.code, "") or ("" if retryable else "The full text is in the server's documentation."),
         status=200,
         code=error.code,
         retryable=retryable,
         unexpected=unexpected,
+        detail=error.text,
     )
 
 
-def _first_line(message: str | None) -> str:
-    return " ".join((message or "").split("\n\n")[0].split())[:300]
+def _first_line(message: Any) -> str:
+    return " ".join(str(message or "").split("\n\n")[0].split())[:300]
 
 
 def _means_lost_place(error: RequestError) -> bool:

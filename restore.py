@@ -1334,7 +1334,7 @@ class CollectionWriter:
                 again.append(text)
                 passing = error if passing is None or error.unexpected else passing
             else:
-                self._reject(text, str(error.code), error.message)
+                self._reject(text, str(error.code), error.detail)
         self._outcome.count(inserted=errors.count(None))
         return Inserted(again, existing, passing)
 
@@ -1465,7 +1465,7 @@ def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiEr
     index = response.errorsIdx
     if index is not None and 0 <= index < len(errors):
         return errors[index]
-    return ApiError("FAILED_WRITE_REQUEST", message="skipped by the server")  # retryable: it was not tried
+    return ApiError(msgspec.Raw(b'"FAILED_WRITE_REQUEST"'), message=msgspec.Raw(b'"skipped by the server"'))  # to retry
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
