@@ -129,7 +129,7 @@ MAX_SENTENCES = 100  # about what shrank, in the log and in the manifest
 READ_COMMANDS = frozenset({"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"})
 """All that may leave this process during a backup. `DataApi` raises for anything else."""
 
-# DATA_API.md, section 4: the server's own list of errors of the family SERVER that pass.
+# Known to pass, whatever family the server counts them to: its own list, and an embedding provider that is busy.
 RETRYABLE_CODES = frozenset(
     {
         "TIMEOUT_READING_DATA",
@@ -141,6 +141,11 @@ RETRYABLE_CODES = frozenset(
         "FAILED_COMPARE_AND_SET",
         "FAILED_TO_CONNECT_TO_DATABASE",
         "FAILED_TO_READ_METADATA",
+        "INTERNAL_SERVER_ERROR",
+        "EMBEDDING_PROVIDER_RATE_LIMITED",
+        "EMBEDDING_PROVIDER_TIMEOUT",
+        "EMBEDDING_PROVIDER_UNAVAILABLE",
+        "EMBEDDING_PROVIDER_SERVER_ERROR",
     }
 )
 UNEXPECTED_CODES = frozenset({"UNEXPECTED_DRIVER_ERROR", "UNEXPECTED_SERVER_ERROR"})
@@ -248,8 +253,8 @@ class RequestError(BackupError):
     """A request to the Data API failed.
 
     `status` is the HTTP status (None: no reply), `code` the server's errorCode (None: it gave none). `retryable` errors
-    may pass; `unexpected` ones may also be permanent, so they are tried only a few times. `retry_after_s` is what the
-    server asked for.
+    may pass; `unexpected` ones may also be permanent, so they are tried only a few times, after which those that are
+    not `retryable` count as final. `retry_after_s` is what the server asked for, `detail` all that it said.
     """
 
     def __init__(
@@ -262,8 +267,10 @@ class RequestError(BackupError):
         retryable: bool = False,
         unexpected: bool = False,
         retry_after_s: float | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message, hint)
+        self.detail = detail
         self.status = status
         self.code = code
         self.retryable = retryable
@@ -1651,10 +1658,46 @@ class Page(msgspec.Struct):
     nextPageState: str | msgspec.UnsetType | None = msgspec.UNSET  # noqa: N815  (the server's name)
 
 
+class ApiError(msgspec.Struct):
+    """One of a reply's errors. What else stands in it is not decoded: no float holds the numbers of some ids."""
+
+    errorCode: msgspec.Raw = msgspec.Raw(b'""')  # noqa: N815  (the server's name)
+    family: msgspec.Raw = msgspec.Raw(b'""')
+    title: msgspec.Raw = msgspec.Raw(b'""')
+    message: msgspec.Raw = msgspec.Raw(b'""')
+
+    @property
+    def code(self) -> str:
+        """What names the error."""
+        return _text_of(self.errorCode) or _text_of(self.title) or "unknown error"
+
+    @property
+    def text(self) -> str:
+        """All that the server says."""
+        return _text_of(self.message)
+
+    @property
+    def first_line(self) -> str:
+        """What a person is told; the rest is advice to programmers."""
+        return _first_line(self.text)
+
+    @property
+    def is_of_server(self) -> bool | None:
+        """Whether the server, not the request, is at fault; None: it does not say."""
+        return {"SERVER": True, "REQUEST": False}.get(_text_of(self.family).upper())
+
+
+def _text_of(value: msgspec.Raw) -> str:
+    """A string, or the JSON of what should be one; nothing for null."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(value, type=str | None) or ""
+    return bytes(value).decode(errors="replace")
+
+
 class Errors(msgspec.Struct):
     """What every reply can have."""
 
-    errors: list[dict[str, Any]] = []
+    errors: list[ApiError] = []
 
 
 class Reply(Errors):
@@ -1677,6 +1720,33 @@ class CollectionsStatus(msgspec.Struct):
     collections: list[CollectionInfo]
 
 
+class TablesStatus(msgspec.Struct):
+    """The `status` of a listTables reply."""
+
+    tables: list[str]
+
+
+class KeyspacesStatus(msgspec.Struct):
+    """The `status` of a findKeyspaces reply."""
+
+    keyspaces: list[str] = []
+
+
+class CountStatus(msgspec.Struct):
+    """The `status` of an estimatedDocumentCount reply."""
+
+    count: int | None = None
+
+
+# Made here, in one thread: msgspec crashes where several threads are the first to decode the same class.
+_reply_decoder = msgspec.json.Decoder(Reply)
+_errors_decoder = msgspec.json.Decoder(Errors)
+_collections_decoder = msgspec.json.Decoder(CollectionsStatus)
+_keyspaces_decoder = msgspec.json.Decoder(KeyspacesStatus)
+_tables_decoder = msgspec.json.Decoder(TablesStatus)
+_count_decoder = msgspec.json.Decoder(CountStatus)
+
+
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
@@ -1691,6 +1761,7 @@ class DataApi:
         self.allowed = allowed
         self.stop = stop or threading.Event()
         self.was_reached = False
+        self.created: dict[str, float] = {}  # when this process created a collection, by the monotonic clock
         self._base_url, headers = _connection_facts(target)
         tls_context(*ca_bundle())  # also for http: a mistake is told before anything is read, not when Box is reached
         self._http = httpx.Client(
@@ -1701,20 +1772,19 @@ class DataApi:
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        read = _read_status(dict[str, list[str]])
+        read = _read_status(_keyspaces_decoder)
         found = self.call("findKeyspaces", b"{}", in_keyspace=False, budget_s=SIDE_QUESTION_BUDGET_S, read=read)
-        return found.get("keyspaces", [])
+        return found.keyspaces
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
-        read = _read_status(CollectionsStatus)
+        read = _read_status(_collections_decoder)
         return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
 
     def list_tables(self, *, budget_s: float | None = None) -> list[str]:
         """Names of the tables, which are no collections and share their names; none where no server knows of tables."""
-        read = _read_status(dict[str, list[str]])
         try:
-            return self.call("listTables", b"{}", budget_s=budget_s, read=read).get("tables", [])
+            return self.call("listTables", b"{}", budget_s=budget_s, read=_read_status(_tables_decoder)).tables
         except RequestError as error:
             if error.code in NO_TABLES_CODES:
                 return []
@@ -1723,10 +1793,8 @@ class DataApi:
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            read = _read_status(dict[str, int])
-            return self.call(
-                "estimatedDocumentCount", b"{}", collection, budget_s=SIDE_QUESTION_BUDGET_S, read=read
-            ).get("count")
+            read, budget_s = _read_status(_count_decoder), SIDE_QUESTION_BUDGET_S
+            return self.call("estimatedDocumentCount", b"{}", collection, budget_s=budget_s, read=read).count
         except RequestError:
             return None
 
@@ -1807,8 +1875,9 @@ class DataApi:
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
-        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service, `timeout_s`
-        with one request (None: the target's). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        `body` is the JSON text of the command's arguments, `budget_s` the patience with a failing service (the target's
+        at most), `timeout_s` that with one request (None: the target's). A reply that `read` refuses counts as a
+        failure too. Raises RequestError.
         """
 
         def send() -> _T:
@@ -1817,15 +1886,25 @@ class DataApi:
             )
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
-                raise error_in_reply(reply.errors[0], command, collection)
+                raise self.request_error(reply.errors[0], command, collection)
             return read(reply)
 
-        patience_s = self.target.retry_budget_s if budget_s is None else budget_s
+        patience_s = self.target.retry_budget_s
+        if budget_s is not None:
+            patience_s = min(budget_s, patience_s)
 
         def budget() -> float:
             return patience_s if self.was_reached else min(patience_s, FIRST_CONTACT_BUDGET_S)
 
         return retrying_requests(budget, self.stop, on_retry, collection)(send)
+
+    def request_error(self, error: ApiError, command: str, collection: str | None) -> RequestError:
+        """The exception for one of a reply's errors. A node may not know yet what another one has just created."""
+        found = error_in_reply(error, command, collection)
+        created = self.created.get(collection or "")
+        if found.code == "UNKNOWN_COLLECTION_OR_TABLE" and created is not None:
+            found.retryable = time.monotonic() - created < self.target.retry_budget_s
+        return found
 
     def exchange(
         self,
@@ -1955,9 +2034,10 @@ def retrying_requests(
     on_retry: Callable[[], None] | None = None,
     collection: str | None = None,
 ) -> tenacity.Retrying:
-    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds at most.
+    """Repeat what raises a RequestError that may pass, with back-off and jitter, for `budget_s()` seconds.
 
-    `Retry-After` is obeyed as long as it ends within the budget. The last error is let through.
+    A wait is cut to what is left of the budget, at whose end there is one last try. A `Retry-After` is never cut: one
+    that is longer than what is left ends the tries at once. The last error is let through.
     """
     import tenacity
 
@@ -1965,16 +2045,22 @@ def retrying_requests(
 
     def should_retry(state: tenacity.RetryCallState) -> bool:
         error = _failed_request(state)
-        if error is None or not error.retryable:
+        if error is None:
             return False
-        return not error.unexpected or state.attempt_number < UNEXPECTED_ATTEMPTS
+        return state.attempt_number < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
+
+    def left_s(state: tenacity.RetryCallState) -> float:
+        return budget_s() - (state.seconds_since_start or 0.0)
+
+    def asked_s(state: tenacity.RetryCallState) -> float:
+        error = _failed_request(state)
+        return (error and error.retry_after_s) or 0.0
 
     def wait_s(state: tenacity.RetryCallState) -> float:
-        error = _failed_request(state)
-        return max((error and error.retry_after_s) or 0.0, 0.1 + backoff(state))
+        return max(asked_s(state), min(0.1 + backoff(state), left_s(state)))
 
     def should_stop(state: tenacity.RetryCallState) -> bool:
-        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > budget_s()
+        return left_s(state) <= 0 or asked_s(state) > left_s(state)
 
     def tell(state: tenacity.RetryCallState) -> None:
         message = getattr(_failed_request(state), "message", "").rstrip(".") + "."
@@ -1997,25 +2083,25 @@ def decode_reply(text: bytes) -> Reply:
     try:
         if not text.isascii():
             text.decode()
-        return msgspec.json.decode(text, type=Reply)
+        return _reply_decoder.decode(text)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         if errors := _errors_in(text):  # whatever stands beside them
             return Reply(errors=errors)
         raise _unexpected_reply(str(error)) from error
 
 
-def _errors_in(text: bytes) -> list[dict[str, Any]]:
+def _errors_in(text: bytes) -> list[ApiError]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.decode(text, type=Errors).errors
+        return _errors_decoder.decode(text).errors
     return []
 
 
-def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
+def _read_status(decoder: msgspec.json.Decoder[_T]) -> Callable[[Reply], _T]:
     """A reader of a reply's `status`."""
 
     def read(reply: Reply) -> _T:
         try:
-            return msgspec.json.decode(reply.status, type=kind)
+            return decoder.decode(reply.status)
         except (msgspec.DecodeError, RecursionError) as error:
             raise _unexpected_reply(str(error)) from error
 
@@ -2048,7 +2134,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 def _status_error(status: int, retry_after: str | None, body: bytes) -> RequestError:
     errors = _errors_in(body)
-    detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}" if errors else ""
+    detail = f"{errors[0].code}: {errors[0].first_line}" if errors else ""
     return _http_error(status, retry_after, detail)
 
 
@@ -2087,21 +2173,33 @@ def _retry_after_s(header: str | None) -> float | None:
     return None
 
 
-def error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+def classify_error(error: ApiError) -> tuple[bool, bool]:
+    """Whether one of a reply's errors may pass, and whether it is unexpected: see RequestError.
+
+    Final is only what the server calls a fault of the request. Servers that name no family get a few more requests.
+    """
+    if error.code in UNEXPECTED_CODES:
+        return True, True
+    is_known = error.code in RETRYABLE_CODES
+    return is_known or error.is_of_server is True, not is_known and error.is_of_server is None
+
+
+def error_in_reply(error: ApiError, command: str, collection: str | None) -> RequestError:
     """The exception for one of a reply's errors."""
-    code = str(error.get("errorCode") or error.get("title") or "unknown error")
+    retryable, unexpected = classify_error(error)
     hints = {
         "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
         "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
     }
     where = f" on {collection}" if collection else ""
     return RequestError(
-        f"{command}{where} failed with {code}: {_first_line(error.get('message'))}",
-        hints.get(code, "") or ("" if code in RETRYABLE_CODES else "The full text is in the server's documentation."),
+        f"{command}{where} failed with {error.code}: {error.first_line}",
+        hints.get(error.code, "") or ("" if retryable else "The full text is in the server's documentation."),
         status=200,
-        code=code,
-        retryable=code in RETRYABLE_CODES or code in UNEXPECTED_CODES,
-        unexpected=code in UNEXPECTED_CODES,
+        code=error.code,
+        retryable=retryable,
+        unexpected=unexpected,
+        detail=error.text,
     )
 
 
@@ -4206,7 +4304,10 @@ class CollectionBackup:
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
-    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
+    def read(text: msgspec.Raw) -> Any:  # numbers stay text: no float holds all of them
+        return json.loads(bytes(text), parse_float=lambda number: (number,), parse_int=lambda number: (number,))
+
+    return bool(one == other or read(one) == read(other))
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event, second: SecondProcess) -> BackupResult:
@@ -5255,7 +5356,8 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
 
 def _record_row(record: CollectionRecord) -> dict[str, Any]:
     """A collection in the JSON result: the manifest's record without its definition."""
-    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
+    plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
+    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
     del row["definition"]
     return row
 

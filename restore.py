@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import secrets
 import stat
@@ -47,8 +48,9 @@ from astra_backup import (
     MAX_MANIFEST_BYTES,
     READ_BYTES,
     READ_COMMANDS,
-    RETRYABLE_CODES,
     TOOL_VERSION,
+    UNEXPECTED_ATTEMPTS,
+    ApiError,
     BackupError,
     Box,
     BoxFile,
@@ -78,7 +80,6 @@ from astra_backup import (
     describe_error,
     digest_text,
     document_parts,
-    error_in_reply,
     escape_controls,
     in_groups,
     iter_decoded,
@@ -818,7 +819,8 @@ class Outcome:
     already_there: int = 0
     replaced: int = 0
     rejected: int = 0
-    rejects_file: Path | None = None
+    rejects_files: list[Path] = field(default_factory=list)
+    lost_rejects: int = 0
     error: str | None = None
     comparison: Comparison | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -828,6 +830,24 @@ class Outcome:
         with self.lock:
             for name, change in changes.items():
                 setattr(self, name, getattr(self, name) + change)
+
+    def reject(self, file: Path | None) -> None:
+        """Count a document that the server refused, and where it is; thread-safe."""
+        self.count(rejected=1)
+        with self.lock:
+            if file is None:
+                self.lost_rejects += 1
+            elif file not in self.rejects_files:
+                self.rejects_files.append(file)
+
+    def describe_rejects(self) -> str:
+        """The documents that the server refused, in words."""
+        text = f"{plural(self.rejected, 'document')} refused by the server"
+        if self.rejects_files:
+            text += f", in {', '.join(map(str, self.rejects_files))}"
+        if self.lost_rejects:
+            text += f"; no place took {self.lost_rejects:,} of them, the log names them"
+        return f"{text}."
 
     def describe(self) -> str:
         """What was done, in words."""
@@ -1052,6 +1072,7 @@ def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
         read=_ignore_reply,
         on_retry=repeated.set,
     )
+    api.created[name] = time.monotonic()
     return not repeated.is_set()
 
 
@@ -1093,7 +1114,7 @@ class Journal:
     def __init__(self, path: Path | None, key: dict[str, str], *, resume: bool) -> None:
         self.path = path
         self.begun: dict[str, bool] = {}  # collection of the target: whether it held documents before
-        self.rejected: set[str] = set()  # collections with documents that an earlier run saw refused
+        self.rejected: dict[str, set[Path]] = {}  # by an earlier run: where each collection's are
         self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
@@ -1142,11 +1163,12 @@ class Journal:
         if collection in self.begun:
             del self.begun[collection]
             self._done.pop(collection, None)
+            self.rejected.pop(collection, None)
             self._write({"forget": collection})
 
-    def reject(self, collection: str) -> None:
-        """The target refused a document, which is in the rejects file until a later run sends it again."""
-        self._write({"reject": collection})
+    def reject(self, collection: str, file: Path | None) -> None:
+        """The target refused a document, which is in a rejects file until a later run sends it again."""
+        self._write({"reject": collection, "file": file and str(file)})
 
     def has(self, collection: str, batch: int) -> bool:
         """Whether a batch was acknowledged by an earlier run."""
@@ -1184,7 +1206,8 @@ class Journal:
             elif "forget" in row:
                 self.forget(row["forget"])
             elif "reject" in row:
-                self.rejected.add(row["reject"])
+                files = self.rejected.setdefault(row["reject"], set())
+                files |= {Path(row["file"])} if row.get("file") else set()
             elif "batch" in row:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
@@ -1235,25 +1258,71 @@ class Throttle:
 
 
 class Rejects:
-    """Documents that the server refused, in a file that is made with the first of them. Thread-safe."""
+    """Documents that the server refused, in files that are made with the first of them. Thread-safe.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    They go to the chosen file, or into one of the collection's own in the first of `directories` that takes it, or,
+    where none does, to TMPDIR. A file of an earlier run is overwritten: --resume sends its documents again.
+    """
+
+    def __init__(self, chosen: Path | None, directories: list[Path]) -> None:
+        self._chosen = chosen
+        self._directories = directories
+        self._begun: set[Path] = set()
+        self._told: set[Path] = set()
         self._lock = threading.Lock()
 
-    def add(self, outcome: Outcome, text: bytes, code: str, message: str) -> None:
-        """Write a document with the server's reason."""
-        row = b'{"code":%b,"message":%b,"document":%b}\n' % (
+    def add(self, collection: str, text: bytes, code: str, message: str) -> Path | None:
+        """Write a document with the server's reason; the file it is in, None if no place takes it."""
+        row = b'{"collection":%b,"code":%b,"message":%b,"document":%b}\n' % (
+            msgspec.json.encode(collection),
             msgspec.json.encode(code),
             msgspec.json.encode(redactor.redact(message)),
             text,
         )
         with self._lock:
-            mode = os.O_APPEND if outcome.rejects_file else os.O_TRUNC
-            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab") as file:
-                file.write(row)
-            outcome.rejects_file = self.path
-        outcome.count(rejected=1)
+            for path in self._paths(f"rejects-{urllib.parse.quote(collection, safe='')}.jsonl"):
+                try:
+                    append_row(path, row, is_new=path not in self._begun)
+                except OSError as error:
+                    if path not in self._told:
+                        log.warning("Refused documents cannot be written to %s: %s.", path, error.strerror)
+                    self._told.add(path)
+                else:
+                    self._begun.add(path)
+                    return path
+        return None
+
+    def forget(self, files: Iterable[Path]) -> None:
+        """Remove an earlier run's files: the server takes their documents now."""
+        for path in set(files) - self._begun:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _paths(self, name: str) -> Iterator[Path]:
+        if self._chosen:
+            yield self._chosen
+        yield from (directory / name for directory in self._directories)
+        with contextlib.suppress(OSError):
+            yield self._private_directory / name
+
+    @functools.cached_property
+    def _private_directory(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="restore-rejects-"))  # others may write to TMPDIR, and must not read this
+
+
+def append_row(path: Path, row: bytes, *, is_new: bool) -> None:
+    """Write a line to the end of a file, or nothing of it. Raises OSError."""
+    mode = os.O_TRUNC if is_new else os.O_APPEND
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(row)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 class Inserted(NamedTuple):
@@ -1274,8 +1343,6 @@ class CollectionWriter:
         self._view = run.view
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
-        directory = run.verified.snapshot.path.parent
-        self._rejects = Rejects(directory / f"rejects-{urllib.parse.quote(self._name, safe='')}.jsonl")
         self._refused = threading.local()  # a batch is sent by one thread: `here` counts its refused documents
 
     def run(self) -> None:
@@ -1293,8 +1360,8 @@ class CollectionWriter:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         else:
-            if self._name in self._run.journal.rejected and not self._outcome.rejected:
-                self._rejects.path.unlink(missing_ok=True)  # an earlier run's: the server takes them now
+            if not self._outcome.rejected:
+                self._run.rejects.forget(self._run.journal.rejected.get(self._name, ()))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
@@ -1331,16 +1398,18 @@ class CollectionWriter:
 
         One with a rejected document is not done: --resume sends it again, since the server may take it then.
         """
-        todo, rounds_in_vain = batch, 0
+        todo, rounds_in_vain, puzzles = batch, 0, 0
         self._refused.here = 0
         with self._throttle.slot():
             while todo and rounds_in_vain < MAX_ROUNDS:  # where all of them fail, `_insert` waits
-                again, existing, error = self._insert(todo)
+                again, existing, error = self._insert(todo, is_last=puzzles >= UNEXPECTED_ATTEMPTS - 1)
                 left = again + self._settle_existing(existing)
                 rounds_in_vain = rounds_in_vain + 1 if len(left) == len(todo) else 0
                 todo = left
                 if error:
+                    puzzles += error.unexpected
                     self._throttle.back_off()
+                    stop_event.wait(random.uniform(0.1, 0.6))  # noqa: S311  (no secret)
             if todo and error:
                 raise error
             for text in todo:
@@ -1349,24 +1418,24 @@ class CollectionWriter:
             self._run.journal.done(self._name, number)
         self._run.report.advance(self._name, len(batch))
 
-    def _insert(self, batch: list[bytes]) -> Inserted:
-        """Insert once, patiently."""
+    def _insert(self, batch: list[bytes], *, is_last: bool) -> Inserted:
+        """Insert once, patiently. `is_last`: documents with an unexpected error are rejected, not sent again."""
         body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
         try:
             errors = self._api.call(
                 "insertMany",
                 body,
                 self._name,
-                read=lambda reply: reply_errors(reply, len(batch)),
+                read=lambda reply: reply_errors(self._api, self._name, reply, len(batch)),
                 on_retry=self._throttle.back_off,
             )
         except RequestError as error:
             if error.retryable or error.status not in (200, 413):
                 raise
-            return self._divide(batch, error)
-        return self._sort_out(batch, errors)
+            return self._divide(batch, error, is_last=is_last)
+        return self._sort_out(batch, errors, is_last=is_last)
 
-    def _divide(self, batch: list[bytes], error: RequestError) -> Inserted:
+    def _divide(self, batch: list[bytes], error: RequestError, *, is_last: bool) -> Inserted:
         """The server refused a request as a whole: halve it until the bad document is alone."""
         if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
             raise error
@@ -1374,22 +1443,24 @@ class CollectionWriter:
             self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
             return Inserted([], [], None)
         middle = len(batch) // 2
-        first, second = self._insert(batch[:middle]), self._insert(batch[middle:])
+        first, second = (self._insert(half, is_last=is_last) for half in (batch[:middle], batch[middle:]))
         return Inserted(first.again + second.again, first.existing + second.existing, first.error or second.error)
 
-    def _sort_out(self, batch: list[bytes], errors: list[dict[str, Any] | None]) -> Inserted:
+    def _sort_out(self, batch: list[bytes], errors: list[RequestError | None], *, is_last: bool) -> Inserted:
         again, existing = [], []
         passing: RequestError | None = None
         for text, error in zip(batch, errors, strict=True):
             if error is None:
                 continue
-            if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
+            if error.code == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
-            elif str(error.get("errorCode")) in RETRYABLE_CODES:
+            elif error.code == "UNKNOWN_COLLECTION_OR_TABLE" and not error.retryable:
+                raise error
+            elif not is_last if error.unexpected else error.retryable:
                 again.append(text)
-                passing = error_in_reply(error, "insertMany", self._name)
+                passing = error if passing is None or error.unexpected else passing
             else:
-                self._reject(text, str(error.get("errorCode")), str(error.get("message")))
+                self._reject(text, str(error.code), error.detail)
         self._outcome.count(inserted=errors.count(None))
         return Inserted(again, existing, passing)
 
@@ -1408,8 +1479,12 @@ class CollectionWriter:
         return gone
 
     def _reject(self, text: bytes, code: str, message: str) -> None:
-        self._run.journal.reject(self._name)
-        self._rejects.add(self._outcome, text, code, message)
+        file = self._run.rejects.add(self._name, text, code, message)
+        if file is None:
+            shown = bytes(document_parts(text).id).decode(errors="replace")
+            log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
+        self._run.journal.reject(self._name, file)
+        self._outcome.reject(file)
         self._refused.here += 1
 
     def _replace(self, text: bytes) -> None:
@@ -1421,7 +1496,7 @@ class CollectionWriter:
         try:
             self._api.call("findOneAndReplace", body, self._name, read=_ignore_reply, on_retry=self._throttle.back_off)
         except RequestError as error:
-            if error.retryable or error.status != 200:
+            if error.retryable or error.status != 200 or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
             self._reject(text, str(error.code), error.message)
         else:
@@ -1476,39 +1551,48 @@ def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
     )  # the last has no comma
 
 
+class DocumentResponse(msgspec.Struct):
+    """What an insertMany did with one document; its `_id` is not decoded: it may be a number that no float holds."""
+
+    status: str | None = None
+    errorsIdx: int | None = None  # noqa: N815  (the server's name)
+
+
 class InsertStatus(msgspec.Struct):
-    """The `status` of an insertMany reply."""
+    """The `status` of an insertMany reply; None: the request was refused as a whole."""
 
-    documentResponses: list[dict[str, Any]]  # noqa: N815  (the server's name)
+    documentResponses: list[DocumentResponse] | None = None  # noqa: N815  (the server's name)
 
 
-def reply_errors(reply: Reply, count: int) -> list[dict[str, Any] | None]:
+_insert_decoder = msgspec.json.Decoder(InsertStatus)  # made before there are threads
+
+
+def reply_errors(api: DataApi, collection: str, reply: Reply, count: int) -> list[RequestError | None]:
     """For each document of an insertMany None or its error. Raises RequestError where all of them may pass later."""
     try:
-        responses = msgspec.json.decode(reply.status, type=InsertStatus).documentResponses
+        responses = _insert_decoder.decode(reply.status).documentResponses
     except msgspec.DecodeError as error:
         raise _unclear(str(error)) from error
-    if len(responses) != count:
-        raise _unclear(f"{len(responses)} results for {count} documents")
-    errors = [None if row.get("status") == "OK" else _response_error(row, reply.errors) for row in responses]
-    codes = [str(error.get("errorCode")) if error else "" for error in errors]
-    if all(code in RETRYABLE_CODES for code in codes):
-        raise RequestError(f"insertMany failed with {codes[0]} for each document.", retryable=True, status=200)
-    return errors
+    if responses is None and reply.errors:
+        raise api.request_error(reply.errors[0], "insertMany", collection)
+    if responses is None or len(responses) != count:
+        raise _unclear(f"{len(responses or ())} results for {count} documents")
+    errors = [None if row.status == "OK" else _response_error(row, reply.errors) for row in responses]
+    found = [api.request_error(error, "insertMany", collection) if error else None for error in errors]
+    if (first := found[0]) and all(error and error.retryable and not error.unexpected for error in found):
+        raise RequestError(f"{first.message} So it was for each document.", retryable=True, status=200)
+    return found
 
 
 def _unclear(reason: str) -> RequestError:
     return RequestError(f"The reply to insertMany is not clear: {reason}.", retryable=True, unexpected=True, status=200)
 
 
-def _response_error(response: dict[str, Any], errors: list[dict[str, Any]]) -> dict[str, Any]:
-    index = response.get("errorsIdx")
-    if isinstance(index, int) and 0 <= index < len(errors):
+def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiError:
+    index = response.errorsIdx
+    if index is not None and 0 <= index < len(errors):
         return errors[index]
-    return {
-        "errorCode": "FAILED_WRITE_REQUEST",
-        "message": "skipped by the server",
-    }  # retryable: it was not tried
+    return ApiError(msgspec.Raw(b'"FAILED_WRITE_REQUEST"'), message=msgspec.Raw(b'"skipped by the server"'))  # to retry
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
@@ -1754,6 +1838,14 @@ class RestoreRun:
     second: SecondProcess
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
     changes: Changes = field(default_factory=Changes)
+    rejects_file: Path | None = None
+    output_dir: Path = Path()
+
+    @functools.cached_property
+    def rejects(self) -> Rejects:
+        """Where refused documents go."""
+        directories = [self.verified.snapshot.path.absolute().parent, self.output_dir.absolute()]
+        return Rejects(self.rejects_file, directories)
 
     @functools.cached_property
     def view(self) -> View:
@@ -2050,6 +2142,7 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
 @click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
 @click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
+@click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connection_options
 @click.version_option(TOOL_VERSION, prog_name="restore.py")
@@ -2078,6 +2171,8 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     with SecondProcess(is_needed=needs_target) as second, Report(quiet=options["quiet"]) as report:
         # What is wrong with the endpoint is told before a download and a verification that may take hours.
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
+        if options["rejects"]:
+            check_rejects_file(options["rejects"])
         steps: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
@@ -2091,7 +2186,8 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            run = RestoreRun(verified, api, choices, report, second)
+            places = options["rejects"] and options["rejects"].absolute(), options["output_dir"]
+            run = RestoreRun(verified, api, choices, report, second, rejects_file=places[0], output_dir=places[1])
             if options["drill"]:
                 return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
             return (run_compare if options["compare_only"] else run_restore)(run, options)
@@ -2119,6 +2215,7 @@ def read_choices(options: dict[str, Any]) -> Choices:
         "--compare and --drill leave what exists alone: no --on-existing": (options["compare_only"] or options["drill"])
         and options["on_existing"] != "fail",
         "--differences goes with --compare, or with a restore": options["differences"] and set(modes) - {"--compare"},
+        "--rejects goes with a restore, or with --drill": options["rejects"] and set(modes) - {"--drill"},
         "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
         "--drill chooses its own names: no --rename": options["drill"] and options["renames"],
         "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
@@ -2188,7 +2285,10 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if code is RestoreExit.OK:
         journal.remove()
     elif code is RestoreExit.INCOMPLETE:
-        log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
+        if journal.is_kept:
+            log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
+        else:
+            log.warning("Continue with the same command and --on-existing skip.")
     return _print_outcomes(run, outcomes, code, time.monotonic() - started, as_json=as_json)
 
 
@@ -2228,6 +2328,17 @@ def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool)
         planned.is_resumed = True
     ask_first(run, plan, yes=yes)
     create_collections(with_writing(run), plan)
+
+
+def check_rejects_file(path: Path) -> None:
+    """Raise BackupError if a file cannot be written; one that is not there yet is not left behind."""
+    is_new = not os.path.lexists(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --rejects.") from error
 
 
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
@@ -2533,8 +2644,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     found = outcome.comparison or Comparison()
     problem = outcome.error or ""
     if outcome.rejected:
-        count = plural(outcome.rejected, "document")
-        problem = f"{count} refused by the server, in {outcome.rejects_file}. {problem}".strip()
+        problem = f"{outcome.describe_rejects()} {problem}".strip()
     if found.definition or any(found.counts.values()):
         problem = f"{problem} {found.describe()}".strip()
     return {

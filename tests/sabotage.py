@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import resource
 import signal
 import stat
@@ -157,6 +158,11 @@ def speed_up(factor: float) -> None:
     threading.Event.wait = wait  # type: ignore[method-assign]
 
 
+def draw_always(value: float) -> None:
+    """Chance always draws the same wait: one that is as long as any can be, or longer."""
+    random.uniform = lambda _low, _high: value  # type: ignore[assignment]
+
+
 def turn_back_clock(after: int, seconds: float) -> None:
     """The wall clock jumps back by so many seconds when it has been read so many times."""
     import astra_backup
@@ -234,6 +240,7 @@ SABOTAGES: dict[str, Callable[..., None]] = {
     "limits": set_limits,
     "uid": set_user,
     "speed": speed_up,
+    "draw": draw_always,
     "clock": turn_back_clock,
     "closed": close_descriptors,
     "bug": break_function,

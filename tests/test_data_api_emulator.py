@@ -1010,6 +1010,31 @@ def test_others_create_and_lead_back(filled: Api) -> None:
     assert filled.page("c")
 
 
+def test_documents_fail_one_by_one(filled: Api) -> None:
+    """`document_errors` refuses some documents of an insertMany, each with its error, and stores the others."""
+    filled.emulator.faults = [
+        {"action": "document_errors", "ids": ["x2"], "errorCode": "NEW", "family": "REQUEST"},
+        {"action": "document_errors", "errorCode": "NEW", "family": None, "skip": 1},
+    ]
+    body = {"documents": [{"_id": "x1"}, {"_id": "x2"}], "options": {"returnDocumentResponses": True}}
+    reply = filled({"insertMany": body}, "c")
+    assert [row["status"] for row in reply["status"]["documentResponses"]] == ["OK", "ERROR"]
+    (error,) = reply["errors"]
+    assert (error["errorCode"], error["family"], error["documentIds"]) == ("NEW", "REQUEST", ["x2"])
+    assert '{"_id":"x1"}' in filled.emulator.documents(KEYSPACE, "c")
+    reply = filled({"insertMany": body}, "c")
+    assert [row["errorsIdx"] for row in reply["status"]["documentResponses"]] == [0, 1]
+    assert "family" not in reply["errors"][0]
+
+
+def test_a_reply_with_fields_that_nobody_knows(filled: Api) -> None:
+    """`add_fields` adds to each part of a reply, and does what was asked."""
+    filled.emulator.faults = [{"action": "add_fields", "fields": '{"x":5}', "times": None}]
+    reply = filled({"find": {}}, "c")
+    assert (reply["x"], reply["status"]["x"], reply["data"]["x"]) == (5, 5, 5)
+    assert reply["data"]["documents"]
+
+
 def test_every_fault_is_tested() -> None:
     """Each scripted fault has a test."""
     tests = (Path(__file__), Path(__file__).with_name("test_page_states.py"))

@@ -322,7 +322,7 @@ class RequestRefusal(Refusal):
     fails_request = True
 
 
-def error_object(code: str, message: str, **overrides: str) -> dict[str, Json]:
+def error_object(code: str, message: str, **overrides: Json) -> dict[str, Json]:
     family, scope, title = ERRORS.get(code, ("SERVER", "DATABASE", code))
     made = {"id": str(uuid.uuid4()), "family": family, "scope": scope, "errorCode": code}
     return {**made, "title": title, "message": message, **overrides}
@@ -2067,10 +2067,49 @@ def act_status(exchange: Exchange, options: Options) -> Reply:
 
 
 def act_error(exchange: Exchange, options: Options) -> Reply:
+    return Reply(options.get("status", 200), dump({"errors": [scripted_error(options)]}).encode())
+
+
+def scripted_error(options: Options) -> dict[str, Json]:
+    """The error object that a rule describes; what the rule sets to None is left out of it."""
     code = options.get("errorCode", "UNEXPECTED_SERVER_ERROR")
     overrides = {name: options[name] for name in ("family", "scope", "title") if name in options}
     made = error_object(code, options.get("message", f"A scripted fault: {code}."), **overrides)
-    return Reply(options.get("status", 200), dump({"errors": [made]}).encode())
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def act_document_errors(exchange: Exchange, options: Options) -> Reply:
+    """Documents of an insertMany fail with an error each, the others go in; `ids` says which fail (None: all)."""
+    ids = options.get("ids")
+    documents = exchange.call.arguments["documents"]
+    fails = [ids is None or document["_id"] in ids for document in documents]
+    exchange.call.arguments["documents"] = [each for each, is_bad in zip(documents, fails, strict=True) if not is_bad]
+    reply: dict[str, Json] = {"status": {"documentResponses": []}}
+    if not all(fails):
+        reply = parse(exchange.act().body)
+    errors = reply.setdefault("errors", [])
+    responses = iter(reply["status"]["documentResponses"])
+    merged = []
+    for document, is_bad in zip(documents, fails, strict=True):
+        if is_bad:
+            merged.append({"_id": document["_id"], "status": "ERROR", "errorsIdx": len(errors)})
+            errors.append({**scripted_error(options), "documentIds": [document["_id"]]})
+        else:
+            merged.append(next(responses))
+    answer = {"status": {"documentResponses": merged}} | ({"errors": errors} if errors else {})
+    return Reply(body=dump(answer).encode())
+
+
+def act_add_fields(exchange: Exchange, options: Options) -> Reply:
+    """The reply has fields that nobody has heard of, at its top, in its parts and in each of its errors."""
+    reply = exchange.act()
+    fields = parse(options.get("fields", '{"warnings":[{"limit":1E+400}],"elapsed":1E+400}').encode())
+    answer = parse(reply.body)
+    parts = [answer, *(answer[name] for name in ("status", "data") if name in answer), *answer.get("errors", [])]
+    for part in [*parts, *answer.get("status", {}).get("documentResponses", [])]:
+        part.update(fields)
+    answer.setdefault("status", fields)
+    return replace(reply, body=dump(answer).encode())
 
 
 def act_reset(exchange: Exchange, options: Options) -> Reply:
@@ -2241,6 +2280,8 @@ def act_bad_page_state(exchange: Exchange, options: Options) -> Reply:
 ACTIONS: dict[str, Action] = {
     "status": act_status,
     "error": act_error,
+    "document_errors": act_document_errors,
+    "add_fields": act_add_fields,
     "reset": act_reset,
     "reset_after": act_reset_after,
     "truncate": act_truncate,
