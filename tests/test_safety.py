@@ -142,7 +142,7 @@ def test_a_bug_in_telling_the_monitors_changes_nothing(source: DataApiEmulator, 
     cli.sabotage = {"bug": {"module": "astra_backup", "name": name, "message": "nobody foresaw this"}}
     result = cli.backup(source, "--metrics-file", "astra.prom", "--ping-url", "http://127.0.0.1:1/ping")
     assert result.code == 0, result.err
-    assert "nobody foresaw this" in result.err
+    assert "nobody foresaw this" in result.err or "RuntimeError. The result stands." in result.err  # a URL is secret
     assert result.err.count("The ping to 127.0.0.1 failed") == 2, "at both ends of the run"
     assert len(names(cli)) == 1
 
