@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import gzip
@@ -47,7 +48,7 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -105,7 +106,6 @@ GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
 CONNECT_TIMEOUT_S = 10.0
-ESTIMATE_PATIENCE_S = 5.0
 FIRST_CONTACT_BUDGET_S = 30.0  # how long a host that was never reached is tried
 MAX_BACKOFF_S = 30.0
 UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON
@@ -118,11 +118,14 @@ PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
+SIDE_QUESTION_BUDGET_S = 5.0  # patience with what a backup can do without: estimates, tables, other keyspaces
+LAST_IN_BOX_S = 60.0  # how long the last snapshot is looked for in Box: a run waits for it
+MAX_SENTENCES = 100  # about what shrank, in the log and in the manifest
 
-READ_COMMANDS = frozenset({"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"})
+READ_COMMANDS = frozenset({"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"})
 """All that may leave this process during a backup. `DataApi` raises for anything else."""
 
-# DATA_API.md, section 4: the server's own list of errors of the family SERVER that pass.
+# Known to pass, whatever family the server counts them to: its own list, and an embedding provider that is busy.
 RETRYABLE_CODES = frozenset(
     {
         "TIMEOUT_READING_DATA",
@@ -134,9 +137,24 @@ RETRYABLE_CODES = frozenset(
         "FAILED_COMPARE_AND_SET",
         "FAILED_TO_CONNECT_TO_DATABASE",
         "FAILED_TO_READ_METADATA",
+        "INTERNAL_SERVER_ERROR",
+        "EMBEDDING_PROVIDER_RATE_LIMITED",
+        "EMBEDDING_PROVIDER_TIMEOUT",
+        "EMBEDDING_PROVIDER_UNAVAILABLE",
+        "EMBEDDING_PROVIDER_SERVER_ERROR",
     }
 )
 UNEXPECTED_CODES = frozenset({"UNEXPECTED_DRIVER_ERROR", "UNEXPECTED_SERVER_ERROR"})
+NO_TABLES_CODES = frozenset({"COMMAND_UNKNOWN", "NO_COMMAND_MATCHED", "TABLE_FEATURE_NOT_ENABLED"})
+"""A server that has no tables, as it is too old for them, answers `listTables` with one of these."""
+SYSTEM_KEYSPACES = re.compile(
+    "system|system_(auth|schema|distributed|traces|views|virtual_schema|cluster_metadata|backups)"
+    "|dse_.*|solr_admin|OpsCenter|datastax_sla|data_endpoint_auth"
+)
+
+NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_SUPPORTED_ERRNOS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
+"""How a file system says that it cannot flush a directory, or has no locks."""
 
 log = logging.getLogger("astra_backup")
 
@@ -236,8 +254,8 @@ class RequestError(BackupError):
     """A request to the Data API failed.
 
     `status` is the HTTP status (None: no reply), `code` the server's errorCode (None: it gave none). `retryable` errors
-    may pass; `unexpected` ones may also be permanent, so they are tried only a few times. `retry_after_s` is what the
-    server asked for.
+    may pass; `unexpected` ones may also be permanent, so they are tried only a few times, after which those that are
+    not `retryable` count as final. `retry_after_s` is what the server asked for, `detail` all that it said.
     """
 
     def __init__(
@@ -250,8 +268,10 @@ class RequestError(BackupError):
         retryable: bool = False,
         unexpected: bool = False,
         retry_after_s: float | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message, hint)
+        self.detail = detail
         self.status = status
         self.code = code
         self.retryable = retryable
@@ -776,7 +796,9 @@ def _nearest_float32(number: str) -> Any:
 # ======================================================================================================================
 
 _SNAPSHOT_NAME = re.compile(r"([0-9]{8}_[0-9]{6})(\.INCOMPLETE)?")
-_LEFTOVER_NAME = re.compile(r"\.[0-9]{8}_[0-9]{6}(\.inprogress|(\.INCOMPLETE)?\.deleting)")
+_LEFTOVER_NAME = re.compile(
+    r"\.[0-9]{8}_[0-9]{6}(\.inprogress|(\.INCOMPLETE)?\.deleting)|\.probe-[0-9a-f]{8}(\.renamed)?"
+)
 _DIGEST_MODULUS = 1 << 256
 
 CONSISTENCY = (
@@ -963,9 +985,19 @@ def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
     return None
 
 
-def data_file_name(collection: str, *, compressed: bool) -> str:
-    """The data file of a collection. The server allows letters, digits and `_`; anything else is escaped."""
-    return urllib.parse.quote(collection, safe="") + (".jsonl.gz" if compressed else ".jsonl")
+def data_file_names(collections: Iterable[str], *, compressed: bool) -> list[str]:
+    """The data files of a run's collections, in the server's order. No file system takes two of them for one.
+
+    The server allows letters, digits and `_`; anything else is escaped, `~` too: it marks the second of two names that
+    are equal when case is ignored.
+    """
+    seen: Counter[str] = Counter()
+    files = []
+    for name in collections:
+        number = seen[name.casefold()] = seen[name.casefold()] + 1
+        stem = urllib.parse.quote(name, safe="").replace("~", "%7E") + (f"~{number}" if number > 1 else "")
+        files.append(stem + (".jsonl.gz" if compressed else ".jsonl"))
+    return files
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -1161,12 +1193,37 @@ def await_all(futures: Iterable[Future[_T]]) -> list[_T]:
     return [future.result() for future in ordered]
 
 
-def _fsync_directory(path: Path) -> None:
+def _fsync_directory(path: Path) -> bool:
+    """Flush a directory to the disk; False where the file system cannot. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        return _is_supported(lambda: os.fsync(descriptor))
     finally:
         os.close(descriptor)
+
+
+def _is_supported(call: Callable[[], None]) -> bool:
+    """Make a system call; False when the file system has nothing like it. Raises OSError for any other failure."""
+    try:
+        call()
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED_ERRNOS:
+            raise
+        return False
+    return True
+
+
+def in_time(function: Callable[[], _T], seconds: float) -> _T:
+    """What a function returns or raises. Raises TimeoutError when it takes longer; then it goes on in its thread."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        future = pool.submit(function)
+        deadline = time.monotonic() + seconds
+        while not future.done() and (left := deadline - time.monotonic()) > 0:
+            wait([future], timeout=min(left, SIGNAL_POLL_S))  # in short turns, as in `await_some`
+        return future.result(0)
+    finally:
+        pool.shutdown(wait=False)
 
 
 # ======================================================================================================================
@@ -1436,10 +1493,46 @@ class Patience:
         self._held_until = max(self._held_until, time.monotonic() + wait_s)
 
 
+class ApiError(msgspec.Struct):
+    """One of a reply's errors. What else stands in it is not decoded: no float holds the numbers of some ids."""
+
+    errorCode: msgspec.Raw = msgspec.Raw(b'""')  # noqa: N815  (the server's name)
+    family: msgspec.Raw = msgspec.Raw(b'""')
+    title: msgspec.Raw = msgspec.Raw(b'""')
+    message: msgspec.Raw = msgspec.Raw(b'""')
+
+    @property
+    def code(self) -> str:
+        """What names the error."""
+        return _text_of(self.errorCode) or _text_of(self.title) or "unknown error"
+
+    @property
+    def text(self) -> str:
+        """All that the server says."""
+        return _text_of(self.message)
+
+    @property
+    def first_line(self) -> str:
+        """What a person is told; the rest is advice to programmers."""
+        return _first_line(self.text)
+
+    @property
+    def is_of_server(self) -> bool | None:
+        """Whether the server, not the request, is at fault; None: it does not say."""
+        return {"SERVER": True, "REQUEST": False}.get(_text_of(self.family).upper())
+
+
+def _text_of(value: msgspec.Raw) -> str:
+    """A string, or the JSON of what should be one; nothing for null."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(value, type=str | None) or ""
+    return bytes(value).decode(errors="replace")
+
+
 class Errors(msgspec.Struct):
     """What every reply can have."""
 
-    errors: list[dict[str, Any]] = []
+    errors: list[ApiError] = []
 
 
 class Reply(Errors):
@@ -1462,6 +1555,33 @@ class CollectionsStatus(msgspec.Struct):
     collections: list[CollectionInfo]
 
 
+class TablesStatus(msgspec.Struct):
+    """The `status` of a listTables reply."""
+
+    tables: list[str]
+
+
+class KeyspacesStatus(msgspec.Struct):
+    """The `status` of a findKeyspaces reply."""
+
+    keyspaces: list[str] = []
+
+
+class CountStatus(msgspec.Struct):
+    """The `status` of an estimatedDocumentCount reply."""
+
+    count: int | None = None
+
+
+# Made here, in one thread: msgspec crashes where several threads are the first to decode the same class.
+_reply_decoder = msgspec.json.Decoder(Reply)
+_errors_decoder = msgspec.json.Decoder(Errors)
+_collections_decoder = msgspec.json.Decoder(CollectionsStatus)
+_keyspaces_decoder = msgspec.json.Decoder(KeyspacesStatus)
+_tables_decoder = msgspec.json.Decoder(TablesStatus)
+_count_decoder = msgspec.json.Decoder(CountStatus)
+
+
 class DataApi:
     """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
 
@@ -1476,31 +1596,39 @@ class DataApi:
         self.allowed = allowed
         self.stop = stop or threading.Event()
         self.was_reached = False
+        self.created: dict[str, float] = {}  # when this process created a collection, by the monotonic clock
         self._base_url, headers = _connection_facts(target)
         tls_context(*ca_bundle())  # also for http: a mistake is told before anything is read, not when Box is reached
         self._http = httpx.Client(
             **httpx_options(target.api_endpoint),
             headers=headers,
-            timeout=httpx.Timeout(target.request_timeout_s, connect=min(CONNECT_TIMEOUT_S, target.request_timeout_s)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        read = _read_status(dict[str, list[str]])
-        return self.call("findKeyspaces", b"{}", in_keyspace=False, read=read).get("keyspaces", [])
+        read, patience = _read_status(_keyspaces_decoder), Patience(SIDE_QUESTION_BUDGET_S)
+        return self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read).keyspaces
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
-        read = _read_status(CollectionsStatus)
+        read = _read_status(_collections_decoder)
         return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
+
+    def list_tables(self, *, patience: Patience | None = None) -> list[str]:
+        """Names of the tables, which are no collections and share their names; none where no server knows of tables."""
+        try:
+            return self.call("listTables", b"{}", patience=patience, read=_read_status(_tables_decoder)).tables
+        except RequestError as error:
+            if error.code in NO_TABLES_CODES:
+                return []
+            raise
 
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            read = _read_status(dict[str, int])
-            patience = Patience(ESTIMATE_PATIENCE_S)
-            return self.call("estimatedDocumentCount", b"{}", collection, patience=patience, read=read).get("count")
+            read, patience = _read_status(_count_decoder), Patience(SIDE_QUESTION_BUDGET_S)
+            return self.call("estimatedDocumentCount", b"{}", collection, patience=patience, read=read).count
         except RequestError:
             return None
 
@@ -1550,19 +1678,21 @@ class DataApi:
         read: Callable[[Reply], _T],
         in_keyspace: bool = True,
         patience: Patience | None = None,
+        timeout_s: float | None = None,
         on_retry: Callable[[], None] | None = None,
     ) -> _T:
         """Send a command until it succeeds and return what `read` makes of the reply.
 
         `body` is the JSON text of the command's arguments, `patience` that with a failing service (None: the target's
-        retry budget). A reply that `read` refuses counts as a failure too. Raises RequestError.
+        retry budget), `timeout_s` that with one request (None: the target's). A reply that `read` refuses counts as a
+        failure too. Raises RequestError.
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace)
+            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, timeout_s=timeout_s)
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
-                raise error_in_reply(reply.errors[0], command, collection)
+                raise self.request_error(reply.errors[0], command, collection)
             return read(reply)
 
         patience = patience or Patience(self.target.retry_budget_s)
@@ -1575,6 +1705,14 @@ class DataApi:
         patience.renew()
         return found
 
+    def request_error(self, error: ApiError, command: str, collection: str | None) -> RequestError:
+        """The exception for one of a reply's errors. A node may not know yet what another one has just created."""
+        found = error_in_reply(error, command, collection)
+        created = self.created.get(collection or "")
+        if found.code == "UNKNOWN_COLLECTION_OR_TABLE" and created is not None:
+            found.retryable = time.monotonic() - created < self.target.retry_budget_s
+        return found
+
     def exchange(
         self,
         command: str,
@@ -1582,6 +1720,7 @@ class DataApi:
         collection: str | None = None,
         *,
         in_keyspace: bool = True,
+        timeout_s: float | None = None,
     ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
         import httpx
@@ -1591,7 +1730,7 @@ class DataApi:
         path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}")
+            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", timeout_s)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -1599,13 +1738,15 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return decode_reply(text)
 
-    def _post(self, url: str, content: bytes) -> bytearray:
+    def _post(self, url: str, content: bytes, timeout_s: float | None) -> bytearray:
         """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
         import httpx
 
-        deadline = time.monotonic() + self.target.request_timeout_s
+        timeout_s = timeout_s or self.target.request_timeout_s
+        deadline = time.monotonic() + timeout_s
+        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         body = bytearray()  # it grows in place: a page of large documents is in memory once
-        with self._http.stream("POST", url, content=content) as response:
+        with self._http.stream("POST", url, content=content, timeout=timeout) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             _check_encoding(response.headers.get("content-encoding", ""))
             for chunk in response.iter_bytes():
@@ -1743,9 +1884,9 @@ def retrying_requests(
 
     def should_retry(state: tenacity.RetryCallState) -> bool:
         error = _failed_request(state)
-        if error is None or not error.retryable:
+        if error is None:
             return False
-        return not error.unexpected or state.attempt_number < UNEXPECTED_ATTEMPTS
+        return state.attempt_number < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
 
     def wait_s(state: tenacity.RetryCallState) -> float:
         error = _failed_request(state)
@@ -1779,7 +1920,7 @@ def retrying_requests(
 def decode_reply(text: bytes | bytearray) -> Reply:
     """The reply in a response's body. Raises RequestError for what is none."""
     try:
-        reply = msgspec.json.decode(text, type=Reply)
+        reply = _reply_decoder.decode(text)
         if reply.data is None and not text.isascii():  # documents are looked at when each is parsed
             text.decode()
         return reply
@@ -1789,18 +1930,18 @@ def decode_reply(text: bytes | bytearray) -> Reply:
         raise _unexpected_reply(str(error)) from error
 
 
-def _errors_in(text: bytes | bytearray) -> list[dict[str, Any]]:
+def _errors_in(text: bytes | bytearray) -> list[ApiError]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.decode(text, type=Errors).errors
+        return _errors_decoder.decode(text).errors
     return []
 
 
-def _read_status(kind: type[_T]) -> Callable[[Reply], _T]:
+def _read_status(decoder: msgspec.json.Decoder[_T]) -> Callable[[Reply], _T]:
     """A reader of a reply's `status`."""
 
     def read(reply: Reply) -> _T:
         try:
-            return msgspec.json.decode(reply.status, type=kind)
+            return decoder.decode(reply.status)
         except (msgspec.DecodeError, RecursionError) as error:
             raise _unexpected_reply(str(error)) from error
 
@@ -1833,7 +1974,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 def _status_error(status: int, retry_after: str | None, body: bytearray) -> RequestError:
     errors = _errors_in(body)
-    detail = f"{errors[0].get('errorCode')}: {_first_line(errors[0].get('message'))}" if errors else ""
+    detail = f"{errors[0].code}: {errors[0].first_line}" if errors else ""
     return _http_error(status, retry_after, detail)
 
 
@@ -1872,21 +2013,33 @@ def _retry_after_s(header: str | None) -> float | None:
     return None
 
 
-def error_in_reply(error: dict[str, Any], command: str, collection: str | None) -> RequestError:
+def classify_error(error: ApiError) -> tuple[bool, bool]:
+    """Whether one of a reply's errors may pass, and whether it is unexpected: see RequestError.
+
+    Final is only what the server calls a fault of the request. Servers that name no family get a few more requests.
+    """
+    if error.code in UNEXPECTED_CODES:
+        return True, True
+    is_known = error.code in RETRYABLE_CODES
+    return is_known or error.is_of_server is True, not is_known and error.is_of_server is None
+
+
+def error_in_reply(error: ApiError, command: str, collection: str | None) -> RequestError:
     """The exception for one of a reply's errors."""
-    code = str(error.get("errorCode") or error.get("title") or "unknown error")
+    retryable, unexpected = classify_error(error)
     hints = {
         "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
         "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
     }
     where = f" on {collection}" if collection else ""
     return RequestError(
-        f"{command}{where} failed with {code}: {_first_line(error.get('message'))}",
-        hints.get(code, "") or ("" if code in RETRYABLE_CODES else "The full text is in the server's documentation."),
+        f"{command}{where} failed with {error.code}: {error.first_line}",
+        hints.get(error.code, "") or ("" if retryable else "The full text is in the server's documentation."),
         status=200,
-        code=code,
-        retryable=code in RETRYABLE_CODES or code in UNEXPECTED_CODES,
-        unexpected=code in UNEXPECTED_CODES,
+        code=error.code,
+        retryable=retryable,
+        unexpected=unexpected,
+        detail=error.text,
     )
 
 
@@ -3255,6 +3408,9 @@ class Box:
                 raise BoxError(f"Box: could not {what}: {error.message}", error.hint) from error
             except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
                 raise self._note(_box_error(what, error)) from error
+            except OSError as error:  # a CA file that is not there, as `requests` says it
+                hint = "Check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE."
+                raise BoxError(f"Box: could not {what}: {describe_error(error)}.", hint) from error
             except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
                 raise _box_error(what, error) from error  # for replies that it does not understand
 
@@ -3282,6 +3438,12 @@ def file_sha1(path: Path) -> str:
     """SHA-1 of a file, as Box gives it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha1").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as `SHA256SUMS` has it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_complete_name(name: str) -> bool:
@@ -3579,9 +3741,15 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
         if now is None:
             sentences.append(f"{name}: the collection is gone; it had {plural(before.document_count, 'document')}")
         elif now.is_ok:
-            sentences += _lost(name, "document", before.document_count, now.document_count, max_percent)
-            sentences += _lost(name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent)
+            sentences += _losses(before, now, max_percent)
     return sentences
+
+
+def _losses(before: CollectionRecord, now: CollectionRecord, max_percent: float) -> list[str]:
+    return [
+        *_lost(before.name, "document", before.document_count, now.document_count, max_percent),
+        *_lost(before.name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent),
+    ]
 
 
 def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> list[str]:
@@ -3593,17 +3761,30 @@ def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> li
 # ------------------------------------------------------------------------------------------------- what is there
 
 
-def local_manifests(output_dir: Path) -> Iterator[tuple[str, Manifest]]:
+def local_manifests(
+    output_dir: Path, on_unreadable: Callable[[str, Exception], None] = lambda _name, _error: None
+) -> Iterator[tuple[str, Manifest]]:
     """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
     names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
     now = utc_now()
     for name in sorted(filter(_is_complete_name, names), reverse=True):
         if not _is_past(name, now):
             continue
-        with contextlib.suppress(FormatError, OSError):
-            manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
-            if manifest.is_complete:
-                yield name, manifest
+        try:
+            manifest = read_manifest(output_dir / name)
+        except (FormatError, OSError) as error:
+            on_unreadable(name, error)
+            continue
+        if manifest.is_complete:
+            yield name, manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a local snapshot. Raises FormatError, OSError."""
+    path = directory / MANIFEST_NAME
+    if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+        raise FormatError(f"{MANIFEST_NAME} is no file")
+    return decode_manifest(path.read_bytes())
 
 
 def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
@@ -3748,6 +3929,113 @@ def delete_local(output_dir: Path, name: str) -> None:
     shutil.rmtree(grave)
 
 
+def find_last(
+    output_dir: Path, scope: Scope, box_config: BoxConfig | None, report: Report
+) -> tuple[str, Manifest] | None:
+    """The newest complete snapshot here, or in Box if there is none here, that holds all that one of the scope would.
+
+    Whatever goes wrong is a warning: no backup depends on it. In Box it is looked for during LAST_IN_BOX_S at most.
+    """
+
+    def on_unreadable(name: str, error: Exception) -> None:
+        report.warn(f"{output_dir / name} cannot be read, nothing is compared with it: {describe_error(error)}")
+
+    try:
+        last = _newest_of(local_manifests(output_dir, on_unreadable), scope)
+        return last or (_last_in_box(box_config, scope) if box_config else None)
+    except Exception as error:  # noqa: BLE001  (a bug in here must not cost a backup)
+        report.warn(f"Could not look at the last snapshot, so nothing is compared with it: {describe_error(error)}")
+        return None
+
+
+def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None:
+    """Raises BackupError, also when it takes too long: a folder may hold thousands of other databases' snapshots."""
+    config = dataclasses.replace(config, retry_budget_s=min(config.retry_budget_s, LAST_IN_BOX_S / 2))
+    is_over = threading.Event()
+
+    def look() -> tuple[BoxFile, Manifest] | None:
+        manifests = box_manifests(Box(config, is_over))
+        return _newest_of(itertools.takewhile(lambda _: not is_over.is_set(), manifests), scope)
+
+    try:
+        found = in_time(look, LAST_IN_BOX_S)
+    except TimeoutError as error:
+        raise BackupError(f"it was not found in Box within {LAST_IN_BOX_S:.0f} s.") from error
+    finally:
+        is_over.set()
+    return found and (found[0].stem, found[1])
+
+
+def remove_superseded(result: BackupResult, max_shrink_percent: float, report: Report) -> None:
+    """Delete the older INCOMPLETE snapshots that newer ones make superfluous. What cannot be deleted is a warning.
+
+    The caller holds the directory's lock.
+    """
+    output_dir, newest = result.snapshot_dir.parent, result.snapshot_dir.name
+    try:
+        for name in list(superseded_names(output_dir, newest, Scope.of(result.manifest), max_shrink_percent)):
+            delete_local(output_dir, name)
+            log.info("Deleted %s: all that is good in it is good in a newer snapshot.", name)
+            result.deleted.setdefault("here", []).append(name)
+    except Exception as error:  # noqa: BLE001  (the new snapshot stands)
+        report.warn(f"Older INCOMPLETE snapshots could not be deleted: {describe_error(error)}")
+
+
+def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_percent: float) -> Iterator[str]:
+    """INCOMPLETE snapshots of a scope of which every good collection is good in a newer one, up to `newest`.
+
+    Neither one in which anything is not as it was written, nor one that a restore is at. A copy with far fewer
+    documents does not replace one, and a file's digest is looked at before another is deleted on its strength.
+    """
+    names = sorted(path.name for path in output_dir.iterdir() if parse_snapshot_name(path.name))
+    names = names[: names.index(newest) + 1]
+    oldest = next((number for number, name in enumerate(names) if name.endswith(INCOMPLETE_SUFFIX)), len(names))
+    newer: dict[str, list[tuple[Path, CollectionRecord]]] = {}
+    for name in reversed(names[oldest:]):
+        directory = output_dir / name
+        manifest = _own_manifest(directory, scope)
+        good = [record for record in manifest.collections if record.is_ok] if manifest else []
+        may_go = manifest and name != newest and name.endswith(INCOMPLETE_SUFFIX) and _is_at_rest(directory, good)
+        if may_go and all(_is_held(record, newer, max_shrink_percent, newest) for record in good):
+            yield name
+            continue
+        for record in good:
+            newer.setdefault(record.name, []).append((directory, record))
+
+
+def _own_manifest(directory: Path, scope: Scope) -> Manifest | None:
+    """The manifest of a snapshot of that very scope, None for any other and for one that cannot be read."""
+    with contextlib.suppress(FormatError, OSError):
+        manifest = read_manifest(directory)
+        return manifest if Scope.of(manifest) == scope and not directory.is_symlink() else None
+    return None
+
+
+def _is_at_rest(directory: Path, good: list[CollectionRecord]) -> bool:
+    """Whether a snapshot holds what it was written with, all of it readable, and no restore of it has begun."""
+    expected = {MANIFEST_NAME, CHECKSUMS_NAME, *(record.data_file for record in good)}
+    with contextlib.suppress(OSError):
+        is_whole = {path.name for path in directory.iterdir() if os.access(path, os.R_OK)} == expected
+        return is_whole and not any(directory.parent.glob(f".restore-{directory.name[:15]}*.journal"))
+    return False
+
+
+def _is_held(
+    record: CollectionRecord,
+    newer: dict[str, list[tuple[Path, CollectionRecord]]],
+    max_shrink_percent: float,
+    newest: str,
+) -> bool:
+    """Whether a newer snapshot holds a collection too, no less of it, in a file that is as it was written."""
+    for directory, other in newer.get(record.name, []):
+        if max_shrink_percent < 100 and _losses(record, other, max_shrink_percent):
+            continue
+        with contextlib.suppress(OSError):
+            if directory.name == newest or file_sha256(directory / str(other.data_file)) == other.data_sha256:
+                return True
+    return False
+
+
 # ------------------------------------------------------------------------------------------------- pings
 
 
@@ -3819,13 +4107,10 @@ def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
             return type(error).__name__, isinstance(error, httpx.TransportError)
         return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
 
-    pool = ThreadPoolExecutor(1)  # a reply that trickles must not hold the run: httpx's limit is for each piece
     try:
-        return pool.submit(post).result(timeout_s)
+        return in_time(post, timeout_s)  # a reply that trickles must not hold the run: httpx's limit is for each piece
     except TimeoutError:
         return f"no reply in {timeout_s:.0f} s", True
-    finally:
-        pool.shutdown(wait=False)
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -3919,13 +4204,14 @@ class OutputDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_locked = False  # where the file system has no locks
         self._lock_fd = -1
 
     def __enter__(self) -> Self:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.is_locked = _is_supported(lambda: fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise LockedError(
                 f"Another run holds {self.path}.", "Wait for it, or give this run another --output-dir."
@@ -3938,11 +4224,12 @@ class OutputDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock_fd)
+        with contextlib.suppress(OSError):
+            os.close(self._lock_fd)
 
     def sweep(self) -> None:
-        """Remove what dead runs left. Only we hold the lock, so no run is alive in there."""
-        for path in self.path.iterdir():
+        """Remove what dead runs left. Only we hold the lock, so no run is alive in there; without one, nobody knows."""
+        for path in self.path.iterdir() if self.is_locked else []:
             if _LEFTOVER_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 log.info("Removing %s, left by a run that died.", path)
                 shutil.rmtree(path, ignore_errors=True)
@@ -3964,6 +4251,49 @@ class OutputDir:
         """Complete snapshots whose names are later than `moment`: the clock was, or is, wrong."""
         names = sorted(path.name for path in self.path.iterdir() if _is_complete_name(path.name))
         return [name for name in names if name > snapshot_name(moment)]
+
+
+def probe_file_system(directory: Path, prefix: str) -> list[str]:
+    """Do once, with a small file, what making a snapshot does; return what cannot be promised there.
+
+    Leaves nothing behind. Raises BackupError that names what failed.
+    """
+    begun = directory / f".{prefix}-{os.urandom(4).hex()}"
+    ended = begun.with_name(f"{begun.name}.renamed")
+    step, weaknesses = "make a directory", []
+    try:
+        begun.mkdir(mode=0o700)
+        step = "write and flush a file"
+        _write_file(begun / "probe", b"probe\n")
+        step = "lock a file"
+        with (begun / "probe").open("rb") as file:
+            if not _is_supported(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+                weaknesses.append(
+                    "this file system has no locks: never start two runs at once; what a killed run left is not removed"
+                )
+        step = "flush a directory"
+        if not _fsync_directory(begun):
+            weaknesses.append("this file system cannot flush directories: a power failure may cost the newest snapshot")
+        step = "rename a directory"
+        begun.replace(ended)
+        step = "remove a file"
+        (ended / "probe").unlink()
+        ended.rmdir()
+    except OSError as error:
+        raise BackupError(
+            f"{directory} cannot be used for snapshots: could not {step}: {error.strerror or error}.", disk_hint(error)
+        ) from error
+    finally:
+        for path in (begun, ended):
+            shutil.rmtree(path, ignore_errors=True)
+    return [f"{directory}: {weakness}." for weakness in weaknesses]
+
+
+def disk_hint(error: OSError) -> str:
+    """What to do about an error of the file system."""
+    if error.errno in NO_SPACE_ERRNOS:
+        return "Free some space, or choose another --output-dir (BACKUP_OUTPUT_DIR)."
+    return "Check the disk, or choose another --output-dir (BACKUP_OUTPUT_DIR)."
 
 
 class EncodedLines(NamedTuple):
@@ -4139,11 +4469,11 @@ class BackupRun:
 class CollectionBackup:
     """Backs up one collection: reads it, writes it, proves the file."""
 
-    def __init__(self, run: BackupRun, info: CollectionInfo, directory: Path) -> None:
+    def __init__(self, run: BackupRun, info: CollectionInfo, path: Path) -> None:
         self._about = about(info.name)
         self._requests, self._report = run.requests, run.report
         self._compressed = run.plan.compressed
-        self._path = directory / data_file_name(info.name, compressed=self._compressed)
+        self._path = path
         self.record = CollectionRecord(
             name=info.name, definition=info.options, compressed=self._compressed, started_at_utc=utc_text(utc_now())
         )
@@ -4244,35 +4574,65 @@ class CollectionBackup:
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
-    return bool(one == other or json.loads(bytes(one)) == json.loads(bytes(other)))
+    def read(text: msgspec.Raw) -> Any:  # numbers stay text: no float holds all of them
+        return json.loads(bytes(text), parse_float=lambda number: (number,), parse_int=lambda number: (number,))
+
+    return bool(one == other or read(one) == read(other))
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
-    """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written."""
+    """Back up a keyspace into a new snapshot. Raises BackupError where nothing useful can be written.
+
+    All that could fail beside the backup itself comes before the first page, or when the snapshot has its name.
+    """
     run = BackupRun(plan, Requests(DataApi(plan.target, READ_COMMANDS, stop), plan.workers), report)
     with OutputDir(plan.output_dir) as output:
+        directory: Path | None = None
         try:
             output.sweep()
-            selected = select_collections(list_collections(run.requests.api), plan, report)
+            for weakness in probe_file_system(plan.output_dir, "probe"):
+                report.warn(weakness)
+            found, tables = list_collections(run.requests.api), list_tables(run.requests.api, report)
+            selected = select_collections(found, tables, plan, report)
+            last = _find_last_of(plan, report)
             begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
-            for name in output.names_after(started):
-                report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
-            log.info(
-                "Backing up %s of keyspace %s at %s.",
-                plural(len(selected), "collection"),
-                plan.target.keyspace,
-                plan.target.api_endpoint,
-            )
+            _tell_beginning(plan, len(selected), output.names_after(started), report)
             records = _run_collections(run, selected, directory)
             manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
-            _compare_with_last(plan, manifest, report, stop)
-            return _finish_snapshot(directory, manifest, report)
+            _add_warnings(manifest, plan, tables, last, report)
+            result = _finish_snapshot(directory, manifest, report)
         except OSError as error:
-            raise BackupError(
-                f"Cannot write the snapshot: {describe_error(error)}.",
-                "Free some space, or choose another --output-dir.",
-            ) from error
+            raise _cannot_write(error, directory) from error
+        remove_superseded(result, plan.max_shrink_percent, report)
+        return result
+
+
+def _find_last_of(plan: BackupPlan, report: Report) -> tuple[str, Manifest] | None:
+    """What the new snapshot will be compared with."""
+    if plan.max_shrink_percent >= 100:
+        return None
+    return find_last(plan.output_dir, plan.scope, plan.box_config, report)
+
+
+def _tell_beginning(plan: BackupPlan, count: int, future_names: list[str], report: Report) -> None:
+    for name in future_names:
+        report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
+    log.info(
+        "Backing up %s of keyspace %s at %s.",
+        plural(count, "collection"),
+        plan.target.keyspace,
+        plan.target.api_endpoint,
+    )
+
+
+def _cannot_write(error: OSError, directory: Path | None) -> BackupError:
+    """The error of a run that ends without a snapshot. On a full disk, what it had written is removed."""
+    message, hint = f"Cannot write the snapshot: {describe_error(error)}.", disk_hint(error)
+    if directory and error.errno in NO_SPACE_ERRNOS:
+        shutil.rmtree(directory, ignore_errors=True)
+        message += " What was written is of no use and has been removed."
+    return BackupError(message, hint)
 
 
 def list_collections(api: DataApi) -> list[CollectionInfo]:
@@ -4282,22 +4642,54 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
     except RequestError as error:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
-                names = ", ".join(name for name in sorted(api.list_keyspaces()) if not name.startswith("system"))
+                names = ", ".join(user_keyspaces(api))
                 wanted = api.target.keyspace
                 error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE). There is: {names}."
         raise
 
 
-def select_collections(found: list[CollectionInfo], plan: BackupPlan, report: Report) -> list[CollectionInfo]:
+def user_keyspaces(api: DataApi) -> list[str]:
+    """The database's keyspaces but the system's own. Raises BackupError where they are not to be told."""
+    return [name for name in sorted(api.list_keyspaces()) if not SYSTEM_KEYSPACES.fullmatch(name)]
+
+
+def list_tables(api: DataApi, report: Report) -> list[str]:
+    """The keyspace's tables. That they cannot be listed is a warning: collections are backed up without them."""
+    try:
+        return api.list_tables(patience=Patience(SIDE_QUESTION_BUDGET_S))
+    except RequestError as error:
+        report.warn(f"Could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}")
+        return []
+
+
+def tables_left_out(tables: list[str], plan: BackupPlan) -> str:
+    """A sentence about the tables that a backup of everything lacks; "" if there are none, or nobody wants them."""
+    names = [name for name in tables if name not in plan.exclude]
+    if not names or plan.collections:
+        return ""
+    verb = "is" if len(names) == 1 else "are"
+    return (
+        f"{plural(len(names), 'table')} of the keyspace {plan.target.keyspace} {verb} not backed up: {', '.join(names)}"
+    )
+
+
+def select_collections(
+    found: list[CollectionInfo], tables: list[str], plan: BackupPlan, report: Report
+) -> list[CollectionInfo]:
     """The collections to back up. Raises BackupError for a name that is not there."""
     names = {info.name for info in found}
+    if asked := [name for name in plan.collections if name in tables and name not in names]:
+        raise BackupError(
+            f"Not a collection but a table: {', '.join(asked)}.",
+            "This version backs up collections only; leave it out.",
+        )
     if missing := [name for name in plan.collections if name not in names]:
         raise BackupError(
             f"No such collection: {', '.join(missing)}.",
             f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}.",
         )
     for name in plan.exclude:
-        if name not in names:
+        if name not in names and name not in tables:
             report.warn(f"--exclude {name}: there is no such collection.")
     selected = [
         info
@@ -4314,12 +4706,11 @@ def select_collections(found: list[CollectionInfo], plan: BackupPlan, report: Re
 def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
     """Back up several collections at once, large ones first; the records come in the server's order."""
     run.report.stage(len(selected))
-    jobs = [CollectionBackup(run, info, directory) for info in selected]
+    files = data_file_names((info.name for info in selected), compressed=run.plan.compressed)
+    jobs = [CollectionBackup(run, info, directory / file) for info, file in zip(selected, files, strict=True)]
     run.requests.map(CollectionBackup.estimate, jobs)
     by_size = sorted(jobs, key=lambda job: -(job.record.estimated_document_count or 0))
-    pool = ThreadPoolExecutor(
-        max(1, min(run.plan.workers, len(jobs)))
-    )  # they wait: the requests have threads of their own
+    pool = ThreadPoolExecutor(max(1, min(run.plan.workers, len(jobs))))  # they wait for the threads of the requests
     try:
         await_all([pool.submit(job.run) for job in by_size])
         return [job.record for job in jobs]
@@ -4350,26 +4741,35 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
     )
 
 
-def _compare_with_last(plan: BackupPlan, manifest: Manifest, report: Report, stop: threading.Event) -> None:
-    """Write into the manifest what shrank since the last complete snapshot here, or in Box if there is none here."""
-    if plan.max_shrink_percent >= 100:
-        return
-    last = _newest_of(local_manifests(plan.output_dir), plan.scope)
-    if last is None and plan.box_config:
-        try:
-            in_box = _newest_of(box_manifests(Box(plan.box_config, stop)), plan.scope)
-            last = in_box and (in_box[0].stem, in_box[1])
-        except BoxError as error:
-            report.warn(f"It is not known whether anything shrank since the last snapshot: {error.message}")
-    if last is None:
-        return
-    name, old = last
-    sentences = find_shrinkage(old, manifest, plan.max_shrink_percent)
-    for sentence in sentences:
-        report.warn(f"Shrunk since {name}: {sentence}.")
-    if sentences:
-        manifest.warnings = [f"shrunk since {name}: {sentence}" for sentence in sentences]
-        manifest.shrunk_from = name
+def _add_warnings(
+    manifest: Manifest, plan: BackupPlan, tables: list[str], last: tuple[str, Manifest] | None, report: Report
+) -> None:
+    """Write into the manifest which tables are left out, and what shrank since the last snapshot."""
+    warnings = []
+    if left_out := tables_left_out(tables, plan):
+        report.warn(f"{left_out}.")
+        warnings.append(left_out)
+    if last:
+        name, old = last
+        sentences = _shrinkage_since(name, old, manifest, plan.max_shrink_percent, report)
+        for sentence in sentences:
+            report.warn(f"Shrunk since {name}: {sentence}.")
+        if sentences:
+            manifest.shrunk_from = name
+        warnings += [f"shrunk since {name}: {sentence}" for sentence in sentences]
+    if warnings:
+        manifest.warnings = warnings
+
+
+def _shrinkage_since(name: str, old: Manifest, new: Manifest, max_percent: float, report: Report) -> list[str]:
+    """What `find_shrinkage` finds, of which a manifest can hold so much; an error in it is a warning."""
+    try:
+        sentences = find_shrinkage(old, new, max_percent)
+    except Exception as error:  # noqa: BLE001  (a bug in here must not cost a whole snapshot)
+        report.warn(f"Could not compare with {name}: {describe_error(error)}")
+        return []
+    more = len(sentences) - MAX_SENTENCES
+    return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"{more:,} more"]
 
 
 def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope | None) -> tuple[_T, Manifest] | None:
@@ -4397,7 +4797,10 @@ def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> Bac
     name = directory.name.removeprefix(".").removesuffix(".inprogress")
     final = directory.with_name(name if manifest.is_complete else name + INCOMPLETE_SUFFIX)
     directory.replace(final)
-    _fsync_directory(final.parent)
+    try:
+        _fsync_directory(final.parent)
+    except OSError as error:  # it is whole and has its name: that nothing was written would be untrue
+        report.warn(f"{final} is there, but a power failure could undo its name: {describe_error(error)}")
     code = Exit.INCOMPLETE if not manifest.is_complete else Exit.SHRUNK if manifest.shrunk_from else Exit.OK
     return BackupResult(code, final, manifest, report.warnings)
 
@@ -4659,7 +5062,7 @@ def operations_options(function: _F) -> _F:
 @click.option(
     "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
 )
-@click.option("--check", is_flag=True, help="Test credentials, rights and free space; write nothing.")
+@click.option("--check", is_flag=True, help="Test credentials, rights, the disk and its free space.")
 @operations_options
 @click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
 def main(
@@ -4680,7 +5083,7 @@ def main(
     \b
     Examples:
       python astra_backup.py --no-box                    every collection, kept on this machine
-      python astra_backup.py --check                     test everything, write nothing
+      python astra_backup.py --check                     test everything, leave nothing behind
       python astra_backup.py --no-box --collection docs  one collection
       python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
       python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
@@ -4718,9 +5121,23 @@ def deliver(
         result = upload_snapshot(result, box_config, report)
         record.step("upload", result)
     if result.exit_code is Exit.OK:
-        result = prune(result, options, box_config, report)
+        result = _prune_safely(result, options, box_config, report)
         record.step("prune", result)
     return result
+
+
+def _prune_safely(
+    result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, report: Report
+) -> BackupResult:
+    """What `prune` does; an error in it is a warning. What was deleted before stays named."""
+    try:
+        pruned = prune(result, options, box_config, report)
+    except Exception as error:  # noqa: BLE001  (the new snapshot stands)
+        report.warn(f"Old snapshots could not be deleted: {describe_error(error)}")
+        return result
+    places = {**result.deleted, **pruned.deleted}
+    names = {place: [*result.deleted.get(place, []), *pruned.deleted.get(place, [])] for place in places}
+    return dataclasses.replace(pruned, deleted=names)
 
 
 class RunRecord:
@@ -4748,7 +5165,7 @@ class RunRecord:
         if self.metrics_file:
             try:
                 write_metrics(self.metrics_file, self._samples(code))
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  (the ping comes after it)
                 log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, describe_error(error))
         text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
         self.pinger.finish(code, "\n".join(text))
@@ -4991,8 +5408,9 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     try:
         log.info("Uploading %s.zip, %s, to Box.", directory.name, size_text(content.size_bytes))
         file, is_new = Box(config, stop_event).upload(content, report)
-    except (BackupError, FormatError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  (whatever it is, the local snapshot stands: exit 3)
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
+        log.debug("%s", traceback.format_exc())
         where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
         log.error("%s stays. To upload it: astra_backup.py --upload-only %s%s", directory, directory.name, where)  # noqa: TRY400
         failure = {"error": redactor.redact(describe_error(error))}
@@ -5010,6 +5428,7 @@ class Check:
     ok: bool
     detail: str
     hint: str = ""
+    is_warning: bool = False  # nothing that stops a backup, but a person should know it
 
     def text(self) -> str:
         """Both in one line."""
@@ -5024,14 +5443,17 @@ class Check:
 def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
     rows = _check_database(options, collections, exclude)
-    rows.append(_check_directory("output directory", options["output_dir"], "--output-dir (BACKUP_OUTPUT_DIR)"))
+    rows += _check_output_dir(options, collections, exclude, to_box=to_box)
     if options["metrics_file"]:
         rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
     if to_box:
         rows += _check_box(options)
     is_ok = all(row.ok for row in rows)
     if options["as_json"]:
-        checks = [{"name": row.name, "ok": row.ok, "detail": redactor.redact(row.text())} for row in rows]
+        checks = [
+            {"name": row.name, "ok": row.ok, "warning": row.is_warning, "detail": redactor.redact(row.text())}
+            for row in rows
+        ]
         print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
     else:
         print_result(check_table(rows), is_styled=True)
@@ -5039,7 +5461,7 @@ def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tu
 
 
 def check_table(rows: list[Check]) -> str:
-    """A table of ✓ and ✗, with what to do below each ✗; as wide as the terminal, or as it needs to be without one."""
+    """A table of ✓, ! and ✗, with what to do below each ✗; as wide as the terminal, or as needed without one."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -5048,11 +5470,11 @@ def check_table(rows: list[Check]) -> str:
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=None if is_terminal else 1000)
     table = Table.grid(padding=(0, 1))
     for row in rows:
-        style = "green" if row.ok else "red"
+        mark, style = ("!", "yellow") if row.is_warning else ("✓", "green") if row.ok else ("✗", "red")
         detail = Text(safe_text(redactor.redact(row.detail)))
         if row.hint and not row.ok:
             detail.append(f"\n→ {safe_text(redactor.redact(row.hint))}", "bold")
-        table.add_row(Text("✓" if row.ok else "✗", style), Text(safe_text(row.name)), detail)
+        table.add_row(Text(mark, style), Text(safe_text(row.name)), detail)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -5067,7 +5489,7 @@ def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclu
     except BackupError as error:
         return [Check.failed("database", error)]
     row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
-    return [row, *_check_collections(api, found, plan)]
+    return [row, *_check_collections(api, found, plan), *_check_keyspaces(api)]
 
 
 def _check_box(options: dict[str, Any]) -> list[Check]:
@@ -5089,21 +5511,76 @@ def _check_box(options: dict[str, Any]) -> list[Check]:
 
 def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[Check]:
     rows = []
+    report = Report(quiet=True)
+    tables = list_tables(api, report)
     try:
-        for info in select_collections(found, plan, Report(quiet=True)):
+        for info in select_collections(found, tables, plan, report):
             count = api.estimated_count(info.name)
-            detail = "count unknown" if count is None else f"about {count:,} documents"
+            # A server says 0 as long as it has not flushed anything, however many documents there are.
+            detail = f"about {plural(count, 'document')}" if count else "count unknown"
             rows.append(Check(f"collection {info.name}", True, detail))
     except BackupError as error:
         rows.append(Check.failed("collections", error))
+    if left_out := tables_left_out(tables, plan):
+        rows.append(Check("tables", True, left_out, is_warning=True))
     return rows
+
+
+def _check_keyspaces(api: DataApi) -> list[Check]:
+    """Other keyspaces, which nobody may know of. A token that must not list them is no mistake."""
+    with contextlib.suppress(BackupError):
+        if others := [name for name in user_keyspaces(api) if name != api.target.keyspace]:
+            return [Check("other keyspaces", True, f"not backed up: {', '.join(others)}", is_warning=True)]
+    return []
+
+
+def _check_output_dir(
+    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
+) -> list[Check]:
+    """What the file system can do, and whether there is room for a snapshot as large as the last one."""
+    path: Path = options["output_dir"]
+    row = _check_directory("output directory", path, "--output-dir (BACKUP_OUTPUT_DIR)")
+    if not row.ok:
+        return [row]
+    existing = _existing_parent(path)
+    try:
+        weaknesses = probe_file_system(existing, "check")  # which no run sweeps
+    except BackupError as error:
+        return [Check.failed(row.name, error)]
+    free_bytes = shutil.disk_usage(existing).free
+    if (last := _last_size(options, collections, exclude, to_box=to_box)) and last[1] > free_bytes:
+        detail = f"{path}: {size_text(free_bytes)} free, the last snapshot ({last[0]}) took {size_text(last[1])}"
+        row = Check(row.name, False, detail, "Free some space, or choose another --output-dir (BACKUP_OUTPUT_DIR).")
+    return [row, *(Check("file system", True, weakness, is_warning=True) for weakness in weaknesses)]
+
+
+def _last_size(
+    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
+) -> tuple[str, int] | None:
+    """Name of the last snapshot, and the bytes that what is asked for had in it; None if there is none."""
+    try:
+        scope = read_scope(options, collections, exclude)
+        box_config = read_box_config(options) if to_box else None
+    except BackupError:  # another row says so
+        return None
+    if (last := find_last(options["output_dir"], scope, box_config, Report(quiet=True))) is None:
+        return None
+    name, manifest = last
+    records = [each for each in manifest.collections if each.name not in exclude]
+    return name, sum(each.data_size_bytes or 0 for each in records if not collections or each.name in collections)
+
+
+def _existing_parent(path: Path) -> Path:
+    """The directory itself, or the nearest one in which it would be made."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing
 
 
 def _check_directory(name: str, path: Path, option: str) -> Check:
     """Whether a directory, or the one in which it would be made, can be written, and its free space."""
-    existing = path.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = _existing_parent(path)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check(name, False, f"{existing} cannot be written", f"Give it to this user, or choose another {option}.")
     return Check(name, True, f"{path}, {size_text(shutil.disk_usage(existing).free)} free")
@@ -5153,7 +5630,8 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
 
 def _record_row(record: CollectionRecord) -> dict[str, Any]:
     """A collection in the JSON result: the manifest's record without its definition."""
-    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
+    plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
+    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
     del row["definition"]
     return row
 

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import secrets
 import stat
@@ -46,8 +47,9 @@ from astra_backup import (
     MAX_MANIFEST_BYTES,
     READ_BYTES,
     READ_COMMANDS,
-    RETRYABLE_CODES,
     TOOL_VERSION,
+    UNEXPECTED_ATTEMPTS,
+    ApiError,
     BackupError,
     Box,
     BoxFile,
@@ -67,6 +69,7 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    Target,
     about,
     await_all,
     await_some,
@@ -77,7 +80,6 @@ from astra_backup import (
     describe_error,
     digest_text,
     document_key,
-    error_in_reply,
     escape_controls,
     in_groups,
     iter_decoded,
@@ -95,6 +97,7 @@ from astra_backup import (
     read_manifest_text,
     read_page,
     redactor,
+    retrying_requests,
     run_command,
     scan_collection,
     size_text,
@@ -119,6 +122,9 @@ READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 COMPARE_PARTITIONS = 64
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
+MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
+DROP_BUDGET_S = 30.0
+CLEANING_S = 5.0  # what dropping scratch collections may take once a signal wants the end
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the zip says
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
@@ -164,8 +170,9 @@ class RestoreBrokeOff(BackupError):
 
     exit_code = RestoreExit.INCOMPLETE
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "When the target answers again: the same command with --resume.")
+    def __init__(self, message: str, hint: str = "", reason: BackupError | None = None) -> None:
+        self.reason = reason  # what would be said if nothing stayed behind
+        super().__init__(message, f"{hint} Then continue with the same command and --resume.".strip())
 
 
 class OnExisting(Enum):
@@ -646,13 +653,19 @@ def make_plan(
     existing = {info.name: info for info in list_collections(api)}
     if left := [name for name in existing if _SCRATCH_NAME.fullmatch(name)]:
         log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
+    tables = set(api.list_tables())
     plan, refusals = [], []
     for record in select_records(verified, choices):
         planned = _plan_collection(record, verified.stats[record.name], choices)
         planned.is_resumed = planned.target_name in (resumed or {})
         planned.had_documents = (resumed or {}).get(planned.target_name, False)
         plan.append(planned)
-        refusals += _check_target(planned, existing.get(planned.target_name), api, choices)
+        if planned.target_name in tables:
+            refusals.append(
+                f"{planned.target_name}: there is a table of that name: choose --rename or another keyspace."
+            )
+        else:
+            refusals += _check_target(planned, existing.get(planned.target_name), api, choices)
     if refusals:
         raise TargetRefused("The target cannot take this snapshot:\n  " + "\n  ".join(refusals), "Nothing was written.")
     return plan
@@ -801,7 +814,8 @@ class Outcome:
     already_there: int = 0
     replaced: int = 0
     rejected: int = 0
-    rejects_file: Path | None = None
+    rejects_files: list[Path] = field(default_factory=list)
+    lost_rejects: int = 0
     error: str | None = None
     comparison: Comparison | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -811,6 +825,24 @@ class Outcome:
         with self.lock:
             for name, change in changes.items():
                 setattr(self, name, getattr(self, name) + change)
+
+    def reject(self, file: Path | None) -> None:
+        """Count a document that the server refused, and where it is; thread-safe."""
+        self.count(rejected=1)
+        with self.lock:
+            if file is None:
+                self.lost_rejects += 1
+            elif file not in self.rejects_files:
+                self.rejects_files.append(file)
+
+    def describe_rejects(self) -> str:
+        """The documents that the server refused, in words."""
+        text = f"{plural(self.rejected, 'document')} refused by the server"
+        if self.rejects_files:
+            text += f", in {', '.join(map(str, self.rejects_files))}"
+        if self.lost_rejects:
+            text += f"; no place took {self.lost_rejects:,} of them, the log names them"
+        return f"{text}."
 
     def describe(self) -> str:
         """What was done, in words."""
@@ -834,58 +866,114 @@ FEATURE_HINTS = {
 }
 
 
-def create_collections(api: DataApi, plan: list[PlannedCollection], journal: Journal) -> None:
+class Step(Enum):
+    """How far this run has got with a collection of the target; the value says so, behind its name."""
+
+    DROPPING = "may be dropped: the server did not confirm it"
+    DROPPED = "is dropped, and not created again"
+    CREATING = "may be there, without all of its indexes: its creation was not confirmed"
+    CREATED = "stays: this run created it, and it is empty"
+    FOUND = "stays: whether this run created it is not certain"
+    COMPLETING = "may still lack indexes, as before: completing it was not confirmed"
+
+
+@dataclass
+class Changes:
+    """What creating collections has done to the target so far, as far as the server has said it."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    scratch: set[str] = field(default_factory=set)  # names that this run made up: nobody else has them
+    is_over: bool = False  # all are created, documents are being written
+
+    @property
+    def droppable(self) -> list[str]:
+        """Only what the server confirmed as created by this very run."""
+        return [name for name, step in self.steps.items() if step is Step.CREATED or name in self.scratch]
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether something that was there before is gone, or may be."""
+        return bool(self.dropped) or Step.DROPPING in self.steps.values()
+
+    def refused(self, name: str) -> None:
+        """The server did not do what it was asked: what has that name is not of this run."""
+        if self.steps.get(name) in (Step.CREATING, Step.DROPPING):
+            del self.steps[name]
+            if name in self.dropped:
+                self.steps[name] = Step.DROPPED
+
+    def look(self, there: set[str] | None) -> None:
+        """Settle what is settled by the names of the collections that are there; None: nobody knows them."""
+        for name, step in list(self.steps.items()):
+            if step is Step.COMPLETING or (there and name in there and step is Step.DROPPING):
+                del self.steps[name]
+            elif there is None or name in there:
+                continue
+            elif name in self.dropped or step is Step.DROPPING:
+                self.dropped.add(name)
+                self.steps[name] = Step.DROPPED
+            else:
+                del self.steps[name]
+
+    def describe(self) -> str:
+        """What is to be known of each collection, in words."""
+        return "; ".join(f"{name} {step.value}" for name, step in self.steps.items())
+
+
+def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
     """Make what is missing, and what is to be dropped anew, and read it back, before any document is written.
 
-    If one cannot be had as it was, those just created are dropped again and TargetRefused is raised. A collection that
-    is to be dropped goes only when the target has proved, under another name, that it can make the new one. If it
-    fails nevertheless once one is gone, RestoreBrokeOff is raised.
+    What exists is created once more, which makes the indexes that a cut-off creation has left out. If one cannot be had
+    as it was, those just created are dropped again and TargetRefused is raised. A collection that is to be dropped goes
+    only when the target has proved, under another name, that it can make the new one. If something stays behind
+    nevertheless, or one is gone, RestoreBrokeOff says so.
     """
-    made: list[str] = []
-    dropped: list[str] = []
+    changes = run.changes
     name = ""
     try:
         for planned in plan:
             name = planned.target_name
             if planned.is_dropped:
-                _prove_definition(api, planned, made)
+                _prove_definition(run.api, planned, changes)
         for planned in sorted(plan, key=lambda planned: planned.is_dropped):  # what may be refused comes before a drop
             name = planned.target_name
             if planned.is_dropped:
                 log.info("%s: dropping.", name)
-                dropped.append(name)
-                _drop(api, name)
-            _make(api, planned, made, journal)
-    except (RequestError, TargetRefused) as error:
-        _unmake(api, made)
-        for unmade in set(made) - set(dropped):
-            journal.forget(unmade)
-        if dropped:
-            raise RestoreBrokeOff(f"{', '.join(dropped)} dropped, and not made anew: {error.message}") from error
-        if isinstance(error, TargetRefused) or error.code is None or error.retryable:
-            raise
-        raise _refusal(name, error) from error
+                changes.steps[name] = Step.DROPPING
+                _drop(run.api, name)
+                changes.dropped.add(name)
+                changes.steps[name] = Step.DROPPED
+            _make(run, planned)
+    except Exception as error:  # whatever it is: what was made must not stay without a word
+        raise _given_up(run, name, error) from error
+    changes.is_over = True
 
 
-def _make(api: DataApi, planned: PlannedCollection, made: list[str], journal: Journal) -> None:
-    """Create one collection if it is not there, and note in `made` that it is ours."""
-    name = planned.target_name
+def _make(run: RestoreRun, planned: PlannedCollection) -> None:
+    """Create one collection if it is not there, or what it lacks."""
+    name, journal, steps = planned.target_name, run.journal, run.changes.steps
     if not planned.exists:
-        _look_again(api, planned, is_ours=name in journal.begun)
+        _look_again(run.api, planned, is_ours=name in journal.begun)
     is_new = planned.is_dropped or not planned.exists
     if is_new:
         journal.forget(name)
     journal.begin(name, had_documents=planned.keeps_documents)
-    if not is_new:
-        return
-    log.info("%s: creating.", name)
-    made.append(name)
-    try:
-        _create(api, name, planned.options)
-    except RequestError as error:
-        if error.code == "EXISTING_COLLECTION_DIFFERENT_SETTINGS":  # somebody else's, of that very moment
-            made.remove(name)
-        raise
+    log.info("%s: %s.", name, "creating" if is_new else "making sure that it has all of its indexes")
+    steps[name] = Step.CREATING if is_new else Step.COMPLETING
+    is_confirmed = _send_creation(run.api, name, planned.options)
+    if is_new:
+        steps[name] = Step.CREATED if is_confirmed else Step.FOUND
+    else:
+        del steps[name]
+    _check_created(run.api, name, planned.options)
+
+
+def _names(api: DataApi) -> set[str] | None:
+    """The target's collections; None if it does not say."""
+    with contextlib.suppress(BackupError):
+        return {info.name for info in api.list_collections()}
+    return None
 
 
 def _find(api: DataApi, name: str) -> CollectionInfo | None:
@@ -894,7 +982,7 @@ def _find(api: DataApi, name: str) -> CollectionInfo | None:
 
 
 def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
-    """One that appeared since the plan was made is somebody else's. Raises TargetRefused unless it may be filled."""
+    """One that appeared since the plan is somebody else's. Raises TargetRefused unless it may be filled."""
     name = planned.target_name
     info = _find(api, name)
     if info is None:
@@ -904,18 +992,46 @@ def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> N
         raise TargetRefused(
             f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
         )
-    planned.exists, planned.had_documents = True, has_documents(api, name)
+    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, name)
 
 
-def _unmake(api: DataApi, made: list[str]) -> None:
-    """Drop what was just made, as far as it can be done, unless somebody writes to it already."""
-    for name in made:
-        with contextlib.suppress(BackupError):
-            if has_documents(api, name):
-                log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
-            else:
-                _drop(api, name)
-                log.info("%s: dropped again.", name)
+def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
+    """Drop what this run created, and nothing else; the error that is true afterwards."""
+    changes, reason = run.changes, _reason(name, error)
+    is_theirs = isinstance(error, RequestError) and (error.code or "EXISTING").startswith("EXISTING")
+    if isinstance(error, TargetRefused) or (is_theirs and not error.retryable):  # type: ignore[attr-defined]
+        changes.refused(name)
+    before = set(changes.steps)
+    changes.look(_names(run.api))
+    if not changes.has_dropped:
+        for unmade in changes.droppable:
+            _unmake(run.api, unmade, changes)
+        changes.look(_names(run.api) if changes.steps else set())
+    for unmade in before - set(changes.steps):
+        run.journal.forget(unmade)
+    if changes.steps:
+        return RestoreBrokeOff(f"{reason.message} {changes.describe()}.", reason.hint, reason)
+    if isinstance(reason, TargetRefused):
+        reason.hint += " What had just been created was dropped again; no document was written."
+    return reason
+
+
+def _reason(name: str, error: Exception) -> BackupError:
+    """Why a collection was not created, as a person should read it."""
+    if isinstance(error, RequestError) and error.code is not None and not error.retryable:
+        return _refusal(name, error)
+    return error if isinstance(error, BackupError) else BackupError(f"{describe_error(error)}.")
+
+
+def _unmake(api: DataApi, name: str, changes: Changes) -> None:
+    """Drop what was just made, if it can be done, unless somebody writes to it already."""
+    with contextlib.suppress(BackupError):
+        if has_documents(api, name):
+            log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
+        else:
+            _drop(api, name)
+            log.info("%s: dropped again.", name)
+        del changes.steps[name]
 
 
 def _refusal(name: str, error: RequestError) -> TargetRefused:
@@ -923,26 +1039,40 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
     hint = FEATURE_HINTS.get(error.code or "", "The target cannot give what the collection had.")
     if "mbedding" in error.message or "rovider" in error.message:
         hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
-    return TargetRefused(
-        f"{name} cannot be created: {error.message}",
-        f"{hint} What had just been made was dropped again; no document was written.",
-    )
+    return TargetRefused(f"{name} cannot be created: {error.message}", hint)
 
 
-def _prove_definition(api: DataApi, planned: PlannedCollection, made: list[str]) -> None:
+def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
     there = _find(api, planned.target_name)
     if there and not definition_differences(planned.options, server_options(there)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
-    made.append(name)
-    _create(api, name, planned.options)
-    _drop(api, made.pop())
+    changes.scratch.add(name)
+    changes.steps[name] = Step.CREATING
+    _send_creation(api, name, planned.options)
+    changes.steps[name] = Step.CREATED
+    _check_created(api, name, planned.options)
+    _drop(api, name)
+    del changes.steps[name]
 
 
-def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
-    body = _definition_encoder.encode({"name": name, "options": options})
-    api.call("createCollection", body, read=_ignore_reply)
+def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
+    """Create a collection, or what it lacks. Whether the answer is to the only request: otherwise another may have."""
+    repeated = threading.Event()
+    api.call(
+        "createCollection",
+        _definition_encoder.encode({"name": name, "options": options}),
+        timeout_s=max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s),
+        read=_ignore_reply,
+        on_retry=repeated.set,
+    )
+    api.created[name] = time.monotonic()
+    return not repeated.is_set()
+
+
+def _check_created(api: DataApi, name: str, options: dict[str, Any]) -> None:
+    """Wait until a collection is listed. Raises TargetRefused if it is another than was wanted."""
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while (found := _find(api, name)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
@@ -950,7 +1080,7 @@ def _create(api: DataApi, name: str, options: dict[str, Any]) -> None:
     if differences := definition_differences(options, there):
         raise TargetRefused(
             f"{name}: the server made it with another definition: {'; '.join(differences)}.",
-            "The target cannot give what the collection had. It was dropped again; no document was written.",
+            "The target cannot give what the collection had.",
         )
 
 
@@ -959,7 +1089,14 @@ def _ignore_reply(_reply: Reply) -> None:
 
 
 def _drop(api: DataApi, name: str) -> None:
-    api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(30.0), read=_ignore_reply)
+    """Drop a collection. The command would drop a table too: raises TargetRefused if there is one of that name."""
+
+    def drop() -> None:
+        if name in api.list_tables(patience=Patience(0.0)):
+            raise TargetRefused(f"{name} is a table now: it is not dropped.", "Look at it first.")
+        api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
+
+    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop)
 
 
 class Journal:
@@ -971,7 +1108,7 @@ class Journal:
     def __init__(self, path: Path | None, key: dict[str, str], *, resume: bool) -> None:
         self.path = path
         self.begun: dict[str, bool] = {}  # collection of the target: whether it held documents before
-        self.rejected: dict[str, int] = {}
+        self.rejected: dict[str, set[Path]] = {}  # by an earlier run: where each collection's are
         self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
@@ -1004,6 +1141,11 @@ class Journal:
             self._is_open = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether a run can go on with it."""
+        return self._file is not None
+
     def begin(self, collection: str, *, had_documents: bool) -> None:
         """A collection of the target is about to be changed."""
         if collection not in self.begun:
@@ -1018,16 +1160,16 @@ class Journal:
             self.rejected.pop(collection, None)
             self._write({"forget": collection})
 
-    def reject(self, collection: str) -> None:
-        """The target refused a document, which is in the rejects file."""
-        self._write({"reject": collection})
+    def reject(self, collection: str, file: Path | None) -> None:
+        """The target refused a document, which is in a rejects file until a later run sends it again."""
+        self._write({"reject": collection, "file": file and str(file)})
 
     def has(self, collection: str, batch: int) -> bool:
         """Whether a batch was acknowledged by an earlier run."""
         return batch in self._done.get(collection, ())
 
     def done(self, collection: str, batch: int) -> None:
-        """Each document of a batch is in the target, or rejected."""
+        """Each document of a batch is in the target."""
         self._write({"collection": collection, "batch": batch})
 
     def remove(self) -> None:
@@ -1058,7 +1200,8 @@ class Journal:
             elif "forget" in row:
                 self.forget(row["forget"])
             elif "reject" in row:
-                self.rejected[row["reject"]] = self.rejected.get(row["reject"], 0) + 1
+                files = self.rejected.setdefault(row["reject"], set())
+                files |= {Path(row["file"])} if row.get("file") else set()
             elif "batch" in row:
                 self._done.setdefault(row["collection"], set()).add(row["batch"])
 
@@ -1109,25 +1252,71 @@ class Throttle:
 
 
 class Rejects:
-    """Documents that the server refused, in a file that is made with the first of them. Thread-safe."""
+    """Documents that the server refused, in files that are made with the first of them. Thread-safe.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    They go to the chosen file, or into one of the collection's own in the first of `directories` that takes it, or,
+    where none does, to TMPDIR. A file of an earlier run is overwritten: --resume sends its documents again.
+    """
+
+    def __init__(self, chosen: Path | None, directories: list[Path]) -> None:
+        self._chosen = chosen
+        self._directories = directories
+        self._begun: set[Path] = set()
+        self._told: set[Path] = set()
         self._lock = threading.Lock()
 
-    def add(self, outcome: Outcome, text: bytes, code: str, message: str) -> None:
-        """Write a document with the server's reason."""
-        row = b'{"code":%b,"message":%b,"document":%b}\n' % (
+    def add(self, collection: str, text: bytes, code: str, message: str) -> Path | None:
+        """Write a document with the server's reason; the file it is in, None if no place takes it."""
+        row = b'{"collection":%b,"code":%b,"message":%b,"document":%b}\n' % (
+            msgspec.json.encode(collection),
             msgspec.json.encode(code),
             msgspec.json.encode(redactor.redact(message)),
             text,
         )
         with self._lock:
-            mode = os.O_APPEND if outcome.rejects_file else os.O_TRUNC
-            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab") as file:
-                file.write(row)
-            outcome.rejects_file = self.path
-        outcome.count(rejected=1)
+            for path in self._paths(f"rejects-{urllib.parse.quote(collection, safe='')}.jsonl"):
+                try:
+                    append_row(path, row, is_new=path not in self._begun)
+                except OSError as error:
+                    if path not in self._told:
+                        log.warning("Refused documents cannot be written to %s: %s.", path, error.strerror)
+                    self._told.add(path)
+                else:
+                    self._begun.add(path)
+                    return path
+        return None
+
+    def forget(self, files: Iterable[Path]) -> None:
+        """Remove an earlier run's files: the server takes their documents now."""
+        for path in set(files) - self._begun:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _paths(self, name: str) -> Iterator[Path]:
+        if self._chosen:
+            yield self._chosen
+        yield from (directory / name for directory in self._directories)
+        with contextlib.suppress(OSError):
+            yield self._private_directory / name
+
+    @functools.cached_property
+    def _private_directory(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="restore-rejects-"))  # others may write to TMPDIR, and must not read this
+
+
+def append_row(path: Path, row: bytes, *, is_new: bool) -> None:
+    """Write a line to the end of a file, or nothing of it. Raises OSError."""
+    mode = os.O_TRUNC if is_new else os.O_APPEND
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(row)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 class Inserted(NamedTuple):
@@ -1148,11 +1337,7 @@ class CollectionWriter:
         self._view = run.view
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
-        directory = run.verified.snapshot.path.parent
-        outcome.rejected = run.journal.rejected.get(self._name, 0)
-        self._rejects = Rejects(directory / f"rejects-{urllib.parse.quote(self._name, safe='')}.jsonl")
-        if outcome.rejected:
-            outcome.rejects_file = self._rejects.path
+        self._refused = threading.local()  # a batch is sent by one thread: `here` counts its refused documents
 
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
@@ -1165,6 +1350,9 @@ class CollectionWriter:
         except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
+        else:
+            if not self._outcome.rejected:
+                self._run.rejects.forget(self._run.journal.rejected.get(self._name, ()))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
 
@@ -1181,41 +1369,48 @@ class CollectionWriter:
         await_all(pending)
 
     def _send(self, number: int, batch: list[bytes]) -> None:
-        """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch."""
-        todo, rounds_in_vain = batch, 0
+        """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch.
+
+        One with a rejected document is not done: --resume sends it again, since the server may take it then.
+        """
+        todo, rounds_in_vain, puzzles = batch, 0, 0
+        self._refused.here = 0
         with self._throttle.slot():
             while todo and rounds_in_vain < MAX_ROUNDS:  # where all of them fail, `_insert` waits
-                again, existing, error = self._insert(todo)
+                again, existing, error = self._insert(todo, is_last=puzzles >= UNEXPECTED_ATTEMPTS - 1)
                 left = again + self._settle_existing(existing)
                 rounds_in_vain = rounds_in_vain + 1 if len(left) == len(todo) else 0
                 todo = left
                 if error:
+                    puzzles += error.unexpected
                     self._throttle.back_off()
+                    stop_event.wait(random.uniform(0.1, 0.6))  # noqa: S311  (no secret)
             if todo and error:
                 raise error
             for text in todo:
                 self._reject(text, "UNSETTLED", "the server says now that it is there and now that it is not")
-        self._run.journal.done(self._name, number)
+        if not self._refused.here:
+            self._run.journal.done(self._name, number)
         self._run.report.advance(self._name, len(batch))
 
-    def _insert(self, batch: list[bytes]) -> Inserted:
-        """Insert once, patiently."""
+    def _insert(self, batch: list[bytes], *, is_last: bool) -> Inserted:
+        """Insert once, patiently. `is_last`: documents with an unexpected error are rejected, not sent again."""
         body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
         try:
             errors = self._api.call(
                 "insertMany",
                 body,
                 self._name,
-                read=lambda reply: reply_errors(reply, len(batch)),
+                read=lambda reply: reply_errors(self._api, self._name, reply, len(batch)),
                 on_retry=self._throttle.back_off,
             )
         except RequestError as error:
             if error.retryable or error.status not in (200, 413):
                 raise
-            return self._divide(batch, error)
-        return self._sort_out(batch, errors)
+            return self._divide(batch, error, is_last=is_last)
+        return self._sort_out(batch, errors, is_last=is_last)
 
-    def _divide(self, batch: list[bytes], error: RequestError) -> Inserted:
+    def _divide(self, batch: list[bytes], error: RequestError, *, is_last: bool) -> Inserted:
         """The server refused a request as a whole: halve it until the bad document is alone."""
         if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
             raise error
@@ -1223,22 +1418,24 @@ class CollectionWriter:
             self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
             return Inserted([], [], None)
         middle = len(batch) // 2
-        first, second = self._insert(batch[:middle]), self._insert(batch[middle:])
+        first, second = (self._insert(half, is_last=is_last) for half in (batch[:middle], batch[middle:]))
         return Inserted(first.again + second.again, first.existing + second.existing, first.error or second.error)
 
-    def _sort_out(self, batch: list[bytes], errors: list[dict[str, Any] | None]) -> Inserted:
+    def _sort_out(self, batch: list[bytes], errors: list[RequestError | None], *, is_last: bool) -> Inserted:
         again, existing = [], []
         passing: RequestError | None = None
         for text, error in zip(batch, errors, strict=True):
             if error is None:
                 continue
-            if error.get("errorCode") == "DOCUMENT_ALREADY_EXISTS":
+            if error.code == "DOCUMENT_ALREADY_EXISTS":
                 existing.append(text)
-            elif str(error.get("errorCode")) in RETRYABLE_CODES:
+            elif error.code == "UNKNOWN_COLLECTION_OR_TABLE" and not error.retryable:
+                raise error
+            elif not is_last if error.unexpected else error.retryable:
                 again.append(text)
-                passing = error_in_reply(error, "insertMany", self._name)
+                passing = error if passing is None or error.unexpected else passing
             else:
-                self._reject(text, str(error.get("errorCode")), str(error.get("message")))
+                self._reject(text, str(error.code), error.detail)
         self._outcome.count(inserted=errors.count(None))
         return Inserted(again, existing, passing)
 
@@ -1262,8 +1459,13 @@ class CollectionWriter:
         return same_document(wanted.text(), there.text())
 
     def _reject(self, text: bytes, code: str, message: str) -> None:
-        self._rejects.add(self._outcome, text, code, message)
-        self._run.journal.reject(self._name)
+        file = self._run.rejects.add(self._name, text, code, message)
+        if file is None:
+            shown = Document.parse(text).id.decode()
+            log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
+        self._run.journal.reject(self._name, file)
+        self._outcome.reject(file)
+        self._refused.here += 1
 
     def _replace(self, text: bytes) -> None:
         """The snapshot's version takes the place of the target's."""
@@ -1274,7 +1476,7 @@ class CollectionWriter:
         try:
             self._api.call("findOneAndReplace", body, self._name, read=_ignore_reply, on_retry=self._throttle.back_off)
         except RequestError as error:
-            if error.retryable or error.status != 200:
+            if error.retryable or error.status != 200 or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
             self._reject(text, str(error.code), error.message)
         else:
@@ -1314,39 +1516,48 @@ def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
     )  # the last has no comma
 
 
+class DocumentResponse(msgspec.Struct):
+    """What an insertMany did with one document; its `_id` is not decoded: it may be a number that no float holds."""
+
+    status: str | None = None
+    errorsIdx: int | None = None  # noqa: N815  (the server's name)
+
+
 class InsertStatus(msgspec.Struct):
-    """The `status` of an insertMany reply."""
+    """The `status` of an insertMany reply; None: the request was refused as a whole."""
 
-    documentResponses: list[dict[str, Any]]  # noqa: N815  (the server's name)
+    documentResponses: list[DocumentResponse] | None = None  # noqa: N815  (the server's name)
 
 
-def reply_errors(reply: Reply, count: int) -> list[dict[str, Any] | None]:
+_insert_decoder = msgspec.json.Decoder(InsertStatus)  # made before there are threads
+
+
+def reply_errors(api: DataApi, collection: str, reply: Reply, count: int) -> list[RequestError | None]:
     """For each document of an insertMany None or its error. Raises RequestError where all of them may pass later."""
     try:
-        responses = msgspec.json.decode(reply.status, type=InsertStatus).documentResponses
+        responses = _insert_decoder.decode(reply.status).documentResponses
     except msgspec.DecodeError as error:
         raise _unclear(str(error)) from error
-    if len(responses) != count:
-        raise _unclear(f"{len(responses)} results for {count} documents")
-    errors = [None if row.get("status") == "OK" else _response_error(row, reply.errors) for row in responses]
-    codes = [str(error.get("errorCode")) if error else "" for error in errors]
-    if all(code in RETRYABLE_CODES for code in codes):
-        raise RequestError(f"insertMany failed with {codes[0]} for each document.", retryable=True, status=200)
-    return errors
+    if responses is None and reply.errors:
+        raise api.request_error(reply.errors[0], "insertMany", collection)
+    if responses is None or len(responses) != count:
+        raise _unclear(f"{len(responses or ())} results for {count} documents")
+    errors = [None if row.status == "OK" else _response_error(row, reply.errors) for row in responses]
+    found = [api.request_error(error, "insertMany", collection) if error else None for error in errors]
+    if (first := found[0]) and all(error and error.retryable and not error.unexpected for error in found):
+        raise RequestError(f"{first.message} So it was for each document.", retryable=True, status=200)
+    return found
 
 
 def _unclear(reason: str) -> RequestError:
     return RequestError(f"The reply to insertMany is not clear: {reason}.", retryable=True, unexpected=True, status=200)
 
 
-def _response_error(response: dict[str, Any], errors: list[dict[str, Any]]) -> dict[str, Any]:
-    index = response.get("errorsIdx")
-    if isinstance(index, int) and 0 <= index < len(errors):
+def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiError:
+    index = response.errorsIdx
+    if index is not None and 0 <= index < len(errors):
         return errors[index]
-    return {
-        "errorCode": "FAILED_WRITE_REQUEST",
-        "message": "skipped by the server",
-    }  # retryable: it was not tried
+    return ApiError(msgspec.Raw(b'"FAILED_WRITE_REQUEST"'), message=msgspec.Raw(b'"skipped by the server"'))  # to retry
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
@@ -1565,6 +1776,15 @@ class RestoreRun:
     choices: Choices
     report: Report
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
+    changes: Changes = field(default_factory=Changes)
+    rejects_file: Path | None = None
+    output_dir: Path = Path()
+
+    @functools.cached_property
+    def rejects(self) -> Rejects:
+        """Where refused documents go."""
+        directories = [self.verified.snapshot.path.absolute().parent, self.output_dir.absolute()]
+        return Rejects(self.rejects_file, directories)
 
     @functools.cached_property
     def view(self) -> View:
@@ -1591,7 +1811,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
-    create_collections(run.api, plan, run.journal)
+    create_collections(run, plan)
     run.report.stage(len(plan))
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
@@ -1649,7 +1869,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
     target = run.api.target
-    taken = {info.name for info in list_collections(run.api)}
+    taken = {info.name for info in list_collections(run.api)} | set(run.api.list_tables())
     prefix = next(
         p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
     )
@@ -1667,23 +1887,59 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
             compare_outcomes(run, outcomes)
         with timed(steps, "neighbours"):
             recalls = {p.record.name: found for p in plan if (found := measure_recall(run, p)) is not None}
+    except RestoreBrokeOff as error:
+        raise error.reason or error from error  # what it says that stays may be gone in a moment
     finally:
-        # In a thread, which no signal ends: what was made is taken away within the grace that is left.
-        with timed(steps, "drop"), ThreadPoolExecutor(1) as pool:
-            cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
-            pool.submit(_drop_scratch, cleaner, frozenset(renames.values())).result()
+        with timed(steps, "drop"):
+            _clean_up(target, sorted(renames.values()))
     return Drill(outcomes, recalls)
 
 
-def _drop_scratch(api: DataApi, names: frozenset[str]) -> None:
-    """Drop the scratch collections; raises BackupError that names those that stay."""
-    for name in [info.name for info in api.list_collections() if info.name in names]:
+class ScratchStays(BackupError):
+    """A drill could not take away what it made."""
+
+    exit_code = RestoreExit.INCOMPLETE
+
+    def __init__(self, names: Iterable[str], *, is_sure: bool) -> None:
+        stay = "stay" if is_sure else "may be there"
+        super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
+
+
+def _clean_up(target: Target, names: list[str]) -> None:
+    """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
+    cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
+    cleaning: Future[None] = Future()
+    threading.Thread(target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names)), daemon=True).start()
+    stopped: SystemExit | None = None
+    while True:
+        try:
+            cleaning.result(CLEANING_S if stop_event.is_set() else None)
+            break
+        except TimeoutError as error:
+            raise ScratchStays(names, is_sure=False) from error
+        except SystemExit as error:  # the signal came just now
+            stopped = error
+    if stopped:
+        raise stopped
+
+
+def _resolve(future: Future[None], function: Callable[[], None]) -> None:
+    try:
+        function()
+        future.set_result(None)
+    except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
+        future.set_exception(error)
+
+
+def _drop_scratch(api: DataApi, names: list[str]) -> None:
+    """Drop the scratch collections that are there. Raises ScratchStays."""
+    there = _names(api)
+    for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
             _drop(api, name)
-    if left := sorted(info.name for info in api.list_collections() if info.name in names):
-        error = BackupError(f"The drill's scratch collections stay: {', '.join(left)}.", "Drop them by hand.")
-        error.exit_code = RestoreExit.INCOMPLETE  # type: ignore[misc]
-        raise error
+    there = _names(api)
+    if left := names if there is None else sorted(there.intersection(names)):
+        raise ScratchStays(left, is_sure=there is not None)
 
 
 @dataclass
@@ -1829,6 +2085,7 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
 @click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
 @click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
+@click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connection_options
 @click.version_option(TOOL_VERSION, prog_name="restore.py")
@@ -1857,6 +2114,8 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     with Report(quiet=options["quiet"]) as report:
         # What is wrong with the endpoint is told before a download and a verification that may take hours.
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
+        if options["rejects"]:
+            check_rejects_file(options["rejects"])
         steps: dict[str, float] = {}
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
@@ -1870,7 +2129,8 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            run = RestoreRun(verified, api, choices, report)
+            places = options["rejects"] and options["rejects"].absolute(), options["output_dir"]
+            run = RestoreRun(verified, api, choices, report, rejects_file=places[0], output_dir=places[1])
             if options["drill"]:
                 return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
             return (run_compare if options["compare_only"] else run_restore)(run, options)
@@ -1898,6 +2158,7 @@ def read_choices(options: dict[str, Any]) -> Choices:
         "--compare and --drill leave what exists alone: no --on-existing": (options["compare_only"] or options["drill"])
         and options["on_existing"] != "fail",
         "--differences goes with --compare, or with a restore": options["differences"] and set(modes) - {"--compare"},
+        "--rejects goes with a restore, or with --drill": options["rejects"] and set(modes) - {"--drill"},
         "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
         "--drill chooses its own names: no --rename": options["drill"] and options["renames"],
         "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
@@ -1948,6 +2209,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if options["resume"] and not journal.begun:
         log.warning("%s is not there or empty: nothing to go on with. Had the restore ended?", journal.path)
         if ended := find_ended(run):
+            complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
             return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
         log.warning("It had not: it begins anew. If it is refused, --on-existing skip completes what is there.")
     plan = make_plan(run.verified, run.api, run.choices, journal.begun)
@@ -1966,7 +2228,10 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if code is RestoreExit.OK:
         journal.remove()
     elif code is RestoreExit.INCOMPLETE:
-        log.warning("What failed can go on: the same command with --resume, or with --on-existing skip.")
+        if journal.is_kept:
+            log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
+        else:
+            log.warning("Continue with the same command and --on-existing skip.")
     return _print_outcomes(run, outcomes, code, time.monotonic() - started, as_json=as_json)
 
 
@@ -1974,13 +2239,49 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
     """Restore what was planned, with a journal. From here on the target is written to."""
     with differences_file(options["differences"]) as differences:
         open_for_writing(run.journal, is_chosen=options["journal"] is not None)
-        writing = dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
         try:
-            return restore(writing, plan, differences)
-        except TargetRefused:
-            if not options["resume"]:  # what an earlier run has done stays known
+            return restore(with_writing(run), plan, differences)
+        except SystemExit:
+            log.warning("%s", describe_stop(run))
+            raise
+        except Exception as error:
+            if run.changes.is_over:
+                names = ", ".join(planned.target_name for planned in plan)
+                raise RestoreBrokeOff(f"{describe_error(error)}. Written to, and not finished: {names}.") from error
+            if not isinstance(error, RestoreBrokeOff) and not options["resume"]:  # nothing was written
                 run.journal.remove()
             raise
+
+
+def with_writing(run: RestoreRun) -> RestoreRun:
+    """The run with a way to the target that may write."""
+    return dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
+
+
+def describe_stop(run: RestoreRun) -> str:
+    """What a signal has left, and how to go on."""
+    how = "--resume" if run.journal.is_kept else "--on-existing skip"
+    left = "" if run.changes.is_over else run.changes.describe()
+    return f"Interrupted.{f' {left}.' if left else ''} Continue with the same command and {how}."
+
+
+def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
+    """Make the indexes that collections may lack, however equal their documents are."""
+    for planned in plan:
+        planned.is_resumed = True
+    ask_first(run, plan, yes=yes)
+    create_collections(with_writing(run), plan)
+
+
+def check_rejects_file(path: Path) -> None:
+    """Raise BackupError if a file cannot be written; one that is not there yet is not left behind."""
+    is_new = not os.path.lexists(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --rejects.") from error
 
 
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
@@ -2286,8 +2587,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     found = outcome.comparison or Comparison()
     problem = outcome.error or ""
     if outcome.rejected:
-        count = plural(outcome.rejected, "document")
-        problem = f"{count} refused by the server, in {outcome.rejects_file}. {problem}".strip()
+        problem = f"{outcome.describe_rejects()} {problem}".strip()
     if found.definition or any(found.counts.values()):
         problem = f"{problem} {found.describe()}".strip()
     return {

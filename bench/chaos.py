@@ -156,7 +156,7 @@ def back_up(cli: Cli, chance: random.Random, source: DataApiEmulator, names: lis
 
 def restore(cli: Cli, chance: random.Random, source: DataApiEmulator, names: list[str]) -> str:
     """A restore that is disturbed, and one that goes on; return how the first ended."""
-    with DataApiEmulator(token=TOKEN, latency_s=chance.choice((0, 0.01))) as target:
+    with DataApiEmulator(token=TOKEN, latency_s=chance.choice((0, 0.01)), create_s=0.1) as target:
         target.faults = random_faults(chance, WRITES, names)
         policy = ["--on-existing", chance.choice(("fail", "skip", "overwrite", "drop")), "--yes"]
         command = ["restore.py", "--api-endpoint", target.url, *policy]
@@ -168,6 +168,7 @@ def restore(cli: Cli, chance: random.Random, source: DataApiEmulator, names: lis
             again = cli.run(*command, *(["--resume"] if result.code not in (1, 4) else []))
             assert again.code == 0, (result, again)
         assert held(target) == held(source), result
+        assert target.missing_indexes(KEYSPACE) == {}, result
         assert not list(cli.backups.glob(".restore-*")), result
     return f"restore {result.code}"
 

@@ -20,13 +20,14 @@ from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.test_policies import DENY, fill
 from tests.test_restore import snapshot_of
-from tests.test_resume import SIZES, Deadly, documents, every_tenth_fails, run_until_killed
+from tests.test_resume import SIZES, Deadly, documents, every_tenth_fails, random_moment, run_until_killed
 
 
 def is_equal(source: DataApiEmulator, target: DataApiEmulator) -> bool:
-    """Whether two servers hold the same collections with the same texts, each once."""
+    """Whether two servers hold the same collections with the same texts, each once, and the target every index."""
     names = source.collections(KEYSPACE)
-    return names == target.collections(KEYSPACE) and all(
+    is_whole = names == target.collections(KEYSPACE) and not target.missing_indexes(KEYSPACE)
+    return is_whole and all(
         sorted(source.documents(KEYSPACE, name)) == sorted(target.documents(KEYSPACE, name)) for name in names
     )
 
@@ -41,11 +42,14 @@ def kill_and_resume(kills: int, seed: int) -> bool:
         cli = Cli(Path(name))
         snapshot_of(source, cli)
         while moments.total() < kills:
-            at, is_after = chance.randint(1, 30), chance.random() < 0.5
+            moment = random_moment(chance)
             target.requests.clear()
-            if run_until_killed(cli, target, at, "--resume", is_after=is_after):
+            if run_until_killed(cli, target, moment, "--resume"):
                 last = next((record.command for record in reversed(target.requests) if record.command), "nothing")
-                moments[f"{'after' if is_after else 'before the request after'} {last}"] += 1
+                when = (
+                    "in the middle of" if moment.index else "after" if moment.is_after else "before the request after"
+                )
+                moments[f"{when} {last}"] += 1
                 continue
             ended += 1
             if not is_equal(source, target):
@@ -53,8 +57,8 @@ def kill_and_resume(kills: int, seed: int) -> bool:
             target.database.keyspaces[KEYSPACE].clear()
         code = cli.restore(target, "--resume").code
         print(f"killed {kills} times, {ended + 1} restores came to their end, exit code {code}")
-        for moment, count in moments.most_common():
-            print(f"  {count:3} {moment}")
+        for text, count in moments.most_common():
+            print(f"  {count:3} {text}")
         return code == 0 and is_equal(source, target)
 
 

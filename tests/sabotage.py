@@ -10,10 +10,13 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -155,6 +158,11 @@ def speed_up(factor: float) -> None:
     threading.Event.wait = wait  # type: ignore[method-assign]
 
 
+def draw_always(value: float) -> None:
+    """Chance always draws the same wait: one that is as long as any can be, or longer."""
+    random.uniform = lambda _low, _high: value  # type: ignore[assignment]
+
+
 def turn_back_clock(after: int, seconds: float) -> None:
     """The wall clock jumps back by so many seconds when it has been read so many times."""
     import astra_backup
@@ -179,6 +187,44 @@ def close_descriptors(numbers: list[int]) -> None:
             setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
 
+def refuse(**errors: str) -> None:
+    """A file system that cannot do something: the error, by its name in errno, of each of these calls.
+
+    `flock`, `fsync`, `rename` (of whatever), and `fsync_directory`.
+    """
+
+    def refusing(error: str, plain: Callable[..., Any], is_meant: Callable[[Any], bool]) -> Callable[..., Any]:
+        def call(subject: Any, *rest: Any, **named: Any) -> Any:
+            if is_meant(subject):
+                raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))
+            return plain(subject, *rest, **named)
+
+        return call
+
+    def is_directory(descriptor: int) -> bool:
+        return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+    for name, error in errors.items():
+        if name == "flock":
+            fcntl.flock = refusing(error, fcntl.flock, lambda _: True)
+        elif name == "rename":
+            os.rename = os.replace = refusing(error, os.rename, lambda _: True)
+        else:
+            os.fsync = refusing(error, os.fsync, is_directory if name == "fsync_directory" else lambda _: True)
+
+
+def leave_free(free_bytes: int) -> None:
+    """Every file system says that it has so much room left."""
+    plain = os.statvfs
+
+    def statvfs(path: Any) -> Any:
+        found = plain(path)
+        blocks = free_bytes // found.f_frsize
+        return os.statvfs_result((*found[:3], blocks, blocks, *found[5:]))
+
+    os.statvfs = statvfs
+
+
 def break_function(module: str, name: str, message: str) -> None:
     """A bug: a function of the scripts raises what nobody foresaw."""
 
@@ -194,9 +240,12 @@ SABOTAGES: dict[str, Callable[..., None]] = {
     "limits": set_limits,
     "uid": set_user,
     "speed": speed_up,
+    "draw": draw_always,
     "clock": turn_back_clock,
     "closed": close_descriptors,
     "bug": break_function,
+    "refuses": refuse,
+    "free": leave_free,
 }
 
 

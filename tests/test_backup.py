@@ -20,7 +20,7 @@ from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
 
 VECTOR3 = {"vector": {"dimension": 3, "metric": "cosine"}}
-READ_ONLY = {"findCollections", "find", "estimatedDocumentCount", "findKeyspaces"}
+READ_ONLY = {"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"}
 
 
 def fill(emulator: DataApiEmulator, name: str, count: int) -> None:

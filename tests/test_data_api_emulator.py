@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,13 @@ class Api:
             pages.append(documents)
             if state is None:
                 return pages
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def codes(answer: Json) -> list[str]:
@@ -584,6 +591,56 @@ def test_a_failed_request_stores_nothing(api: Api) -> None:
 # ------------------------------------------------------------------------------- definitions and environments
 
 
+def test_a_table_is_in_the_way_of_a_collection(api: Api) -> None:
+    """A table is listed, refuses a collection of its name as recorded, and deleteCollection drops it."""
+    api.emulator.tables.create(KEYSPACE, "c_onlypk", {"id": "text"}, ["id"])
+    assert api({"listTables": {}}) == {"status": {"tables": ["c_onlypk"]}}
+    assert [row["name"] for row in api({"listTables": {"options": {"explain": True}}})["status"]["tables"]] == [
+        "c_onlypk"
+    ]
+    assert api({"findCollections": {}}) == {"status": {"collections": []}}
+    (error,) = api({"createCollection": {"name": "c_onlypk"}})["errors"]
+    assert {**error, "id": ""} == {
+        "id": "",
+        "family": "REQUEST",
+        "scope": "SCHEMA",
+        "errorCode": "EXISTING_TABLE_NOT_DATA_API_COLLECTION",
+        "title": "Existing table not a valid Data API collection",
+        "message": "Attempt to create new collection failed: table 'c_onlypk' already exists and it is not a valid "
+        "Data API collection.\n\nRecommend deleting the table and resending the command.",
+    }
+    assert api({"deleteCollection": {"name": "c_onlypk"}}) == {"status": {"ok": 1}}
+    assert api({"listTables": {}}) == {"status": {"tables": []}}
+
+
+def test_a_client_that_leaves_leaves_indexes_out(api: Api) -> None:
+    """A createCollection is cancelled with its client: the definition is whole, some indexes are not there."""
+    api.emulator.create_s = 1.0
+    command = {"createCollection": {"name": "c", "options": {"vector": {"dimension": 2}}}}
+    with pytest.raises(httpx.ReadTimeout):
+        api.post(command, timeout=0.4)
+    wait_until(lambda: api.emulator.requests)
+    missing = api.emulator.missing_indexes(KEYSPACE)["c"]
+    assert "query_vector_value" in missing
+    (found,) = api({"findCollections": {"options": {"explain": True}}})["status"]["collections"]
+    assert found["options"]["vector"]["dimension"] == 2
+    api.insert("c", {"_id": "a", "n": 1, "$vector": [1, 2]}, {"_id": "b", "n": 7, "$vector": [2, 1]})
+    nearest: Json = {"find": {"sort": {"$vector": [1, 2]}, "options": {"limit": 1}}}
+    assert codes(api(nearest, "c")) == ["CORRUPTED_COLLECTION_SCHEMA"]
+    api.emulator.create_s = 0.0
+    assert api(command) == {"status": {"ok": 1}}
+    assert api.emulator.missing_indexes(KEYSPACE) == {}
+    assert [document["_id"] for document in api(nearest, "c")["data"]["documents"]] == ["a"]
+
+
+def test_ranges_of_numbers_need_their_index(filled: Api) -> None:
+    """A range of a field with numbers finds them; without the index of numbers it is an invalid query."""
+    search: Json = {"find": {"filter": {"n": {"$gte": 117, "$lt": 119}}}}
+    assert sorted(document["n"] for document in filled(search, "c")["data"]["documents"]) == [117, 118]
+    filled.emulator.database.collection(KEYSPACE, "c").indexes.discard("query_dbl_values")
+    assert codes(filled(search, "c")) == ["INVALID_DATABASE_QUERY"]
+
+
 def test_astra_turns_lexical_and_rerank_on(api: Api) -> None:
     """With `astra` on, lexical and rerank are enabled unless the definition says no."""
     api.emulator.astra = True
@@ -951,6 +1008,31 @@ def test_others_create_and_lead_back(filled: Api) -> None:
     assert filled.page("c")
     assert "new" in filled.emulator.collections(KEYSPACE)
     assert filled.page("c")
+
+
+def test_documents_fail_one_by_one(filled: Api) -> None:
+    """`document_errors` refuses some documents of an insertMany, each with its error, and stores the others."""
+    filled.emulator.faults = [
+        {"action": "document_errors", "ids": ["x2"], "errorCode": "NEW", "family": "REQUEST"},
+        {"action": "document_errors", "errorCode": "NEW", "family": None, "skip": 1},
+    ]
+    body = {"documents": [{"_id": "x1"}, {"_id": "x2"}], "options": {"returnDocumentResponses": True}}
+    reply = filled({"insertMany": body}, "c")
+    assert [row["status"] for row in reply["status"]["documentResponses"]] == ["OK", "ERROR"]
+    (error,) = reply["errors"]
+    assert (error["errorCode"], error["family"], error["documentIds"]) == ("NEW", "REQUEST", ["x2"])
+    assert '{"_id":"x1"}' in filled.emulator.documents(KEYSPACE, "c")
+    reply = filled({"insertMany": body}, "c")
+    assert [row["errorsIdx"] for row in reply["status"]["documentResponses"]] == [0, 1]
+    assert "family" not in reply["errors"][0]
+
+
+def test_a_reply_with_fields_that_nobody_knows(filled: Api) -> None:
+    """`add_fields` adds to each part of a reply, and does what was asked."""
+    filled.emulator.faults = [{"action": "add_fields", "fields": '{"x":5}', "times": None}]
+    reply = filled({"find": {}}, "c")
+    assert (reply["x"], reply["status"]["x"], reply["data"]["x"]) == (5, 5, 5)
+    assert reply["data"]["documents"]
 
 
 def test_every_fault_is_tested() -> None:

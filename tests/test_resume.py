@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in
-from tests.emulators.data_api import DataApiEmulator, Reply, Request
+from tests.emulators.data_api import INDEXES, Collection, DataApiEmulator, Reply, Request
 from tests.test_policies import CHANGED, DENY, EXTRA, WarmCli, assert_untouched, fill, held, inserted, journals, writes
 from tests.test_restore import same_documents, snapshot_of
 
@@ -62,7 +63,10 @@ def kept(cli: Cli, _made: Path) -> Path:
 
 
 class Deadly(DataApiEmulator):
-    """A server that kills its client at the request whose turn has come, before or after it has done what was asked."""
+    """A server that kills its client at the request whose turn has come, before or after it has done what was asked.
+
+    Or in the middle of it: when it has made the index whose turn has come.
+    """
 
     def __init__(self) -> None:
         super().__init__(token=TOKEN, page_size=500)
@@ -70,15 +74,16 @@ class Deadly(DataApiEmulator):
         self.at = 0
         self.is_after = False
         self.seen = 0
+        self.index = 0
         self.lock = threading.Lock()
 
     def await_victim(self, process: subprocess.Popen[str]) -> None:
         """From now on requests are this process's."""
         self.victim = process
 
-    def arm(self, at: int, *, is_after: bool) -> None:
-        """Kill at that request, counted from now."""
-        self.victim, self.at, self.is_after, self.seen = None, at, is_after, 0
+    def arm(self, at: int, *, is_after: bool, index: int = 0) -> None:
+        """Kill at that request, or at that index that is made, counted from now."""
+        self.victim, self.at, self.is_after, self.seen, self.index = None, at, is_after, 0, index
 
     def reply_to(self, request: Request) -> Reply:
         """Count, kill, or answer."""
@@ -92,6 +97,15 @@ class Deadly(DataApiEmulator):
         if is_due:
             self.kill()
         return reply
+
+    def make_index(self, collection: Collection, name: str) -> None:
+        """Make it, and wait for the end of the client if it was the one."""
+        super().make_index(collection, name)
+        self.index -= 1
+        if self.index == 0:
+            self.kill()
+            while self.victim and self.victim.poll() is None:
+                time.sleep(0.001)
 
     def settle(self) -> None:
         """Wait until what the client had sent before it died has been done."""
@@ -114,9 +128,25 @@ def deadly() -> Iterator[Deadly]:
         yield emulator
 
 
-def run_until_killed(cli: Cli, target: Deadly, at: int, *arguments: object, is_after: bool = False) -> int:
-    """Run a restore that is killed at a request, if it lives that long; return its code."""
-    target.arm(at, is_after=is_after)
+class Moment(NamedTuple):
+    """When to kill: before or after a request, or, if `index` is not 0, in the middle of a creation."""
+
+    at: int
+    is_after: bool = False
+    index: int = 0
+
+
+def random_moment(chance: random.Random) -> Moment:
+    """Every third time in the middle of a creation."""
+    if chance.random() < 1 / 3:
+        return Moment(0, index=chance.randint(1, len(SIZES) * len(INDEXES)))
+    return Moment(chance.randint(1, 30), is_after=chance.random() < 0.5)
+
+
+def run_until_killed(cli: Cli, target: Deadly, at: int | Moment, *arguments: object, is_after: bool = False) -> int:
+    """Run a restore that is killed at a request, or at that moment, if it lives that long; return its code."""
+    moment = at if isinstance(at, Moment) else Moment(at, is_after)
+    target.arm(moment.at, is_after=moment.is_after, index=moment.index)
     process = cli.start("restore.py", "--api-endpoint", target.url, *arguments)
     target.await_victim(process)
     _, err = process.communicate(timeout=60)
@@ -132,12 +162,11 @@ def run_until_killed(cli: Cli, target: Deadly, at: int, *arguments: object, is_a
 def test_a_restore_that_is_killed_again_and_again_ends_equal(
     kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli
 ) -> None:
-    """Killed with SIGKILL at random requests and resumed each time, nothing is missing, extra, different or double."""
+    """Killed with SIGKILL at random moments and resumed each time, nothing is missing, extra, different or double."""
     chance = random.Random(5)
     kills = 0
     while kills < KILLS:
-        at, is_after = chance.randint(1, 24), chance.random() < 0.5
-        if run_until_killed(cli, deadly, at, "--resume", is_after=is_after) == 0:
+        if run_until_killed(cli, deadly, random_moment(chance), "--resume") == 0:
             same_documents(origin, deadly)
             deadly.database.keyspaces[KEYSPACE].clear()
         else:
@@ -175,7 +204,7 @@ def test_each_step_can_be_the_last(kept: Path, origin: DataApiEmulator, deadly: 
 
 def test_without_a_journal_skip_completes_it_too(kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli) -> None:
     """Lost journal: --resume refuses a target that holds documents and names --on-existing skip, which completes."""
-    assert run_until_killed(cli, deadly, 14, is_after=True) == -signal.SIGKILL
+    assert run_until_killed(cli, deadly, 16, is_after=True) == -signal.SIGKILL
     (journal,) = journals(cli)
     journal.unlink()
     deadly.requests.clear()
@@ -244,12 +273,15 @@ def test_each_policy_can_be_resumed(
 
 
 def test_a_restore_that_was_killed_when_all_was_done(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
-    """The journal was gone already: --resume finds the target equal, writes nothing, 0; one that differs is refused."""
+    """The journal was gone already: --resume finds the target equal and inserts nothing: 0; one that differs: 4."""
     assert cli.restore(target).code == 0
     target.requests.clear()
     before = held(target)
     result = cli.restore(target, "--resume")
-    assert_untouched(target, before, result, 0)
+    assert result.code == RestoreExit.OK, result.err
+    assert set(writes(target)) == {"createCollection"}  # which makes the indexes that are missing
+    assert held(target) == before
+    target.requests.clear()
     assert "equal" in result.out
     target.put(KEYSPACE, "few", EXTRA)
     before = held(target)
@@ -421,6 +453,35 @@ def test_rejects_survive_a_resumption(deadly: Deadly, cli: Cli) -> None:
     found = [json.loads(line)["document"]["_id"] for line in rejects.read_text().splitlines()]
     assert sorted(set(found)) == ["long 1", "long 2"]
     assert len(deadly.documents(KEYSPACE, "docs")) == 598
+
+
+def test_refused_documents_are_sent_again(target: DataApiEmulator, cli: Cli) -> None:
+    """--resume sends what was refused once more; counts and the rejects file are those of the documents, each once."""
+    texts = documents(250)
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "docs", texts, DENY)
+        snapshot_of(source, cli)
+        refusal = {"command": "insertMany", "action": "error", "errorCode": "SHRED_DOC_LIMIT_VIOLATION", "times": None}
+        rules = [refusal | {"contains": f'"{name}"'} for name in ("d00005", "d00205")]
+        rejects = cli.backups / "rejects-docs.jsonl"
+        for refused, inserted_now, arguments in (
+            (2, 248, []),
+            (2, 0, ["--resume"]),
+            (1, 1, ["--resume"]),
+            (0, 1, ["--resume"]),
+        ):
+            target.faults = rules[:refused]
+            result = cli.restore(target, "--json", *arguments)
+            assert result.code == (RestoreExit.INCOMPLETE if refused else RestoreExit.OK), result.err
+            (row,) = result.json["collections"]
+            assert (row["rejected"], row["inserted"]) == (refused, inserted_now)
+            assert row["already_there"] == 250 - refused - inserted_now
+            found = (
+                [json.loads(line)["document"]["_id"] for line in rejects.read_text().splitlines()] if refused else []
+            )
+            assert sorted(found) == ["d00005", "d00205"][:refused]
+        assert not rejects.exists()
+        same_documents(source, target)
 
 
 def test_a_stopped_restore_is_resumed(kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:

@@ -9,26 +9,26 @@ Cassandra's Murmur3 tokens, so pages and page states are those of the real serve
 `tests/data/transcripts.json` was recorded from the real server (commit ada41bd81, over Cassandra 5.0) and
 is replayed against this program by `tests/test_data_api_emulator.py`; so are the scans and the guessed page
 states in `tests/data/page_states.json.gz`, by `tests/test_page_states.py`. Servers whose page states are
-otherwise can be had too (see PAGE_STATES).
+otherwise can be had too (see PAGE_STATES). `createCollection` makes its indexes one by one, in `create_s`
+seconds, and stops when its client has gone; the same command again makes what is missing.
 
 What it does not do:
 
 * updateOne, updateMany, findOneAndUpdate, findOneAndDelete, findAndRerank on collections: a loud
-  EMULATOR_NOT_IMPLEMENTED error. The same for filters on anything but `_id`, for `$hybrid`, for sorting by
-  `$lexical` and for `skip`. Tables have a module of their own, `tables.py`.
+  EMULATOR_NOT_IMPLEMENTED error. The same for filters on anything but `_id` and ranges of numbers, for
+  `$hybrid`, for sorting by `$lexical` and for `skip`. Tables have a module of their own, `tables.py`.
 * Dotted paths in projections: only top-level names. Sorting by a field compares values in memory.
-* The size of `$lexical` content, the number of indexes, consistency, time to live, the time schema changes
-  take.
+* The size of `$lexical` content, the limit on indexes, consistency, time to live.
 * Cassandra's refusal of vectors it cannot index (zero vectors under cosine, NaN): they are stored.
 * Embedding: `--vectorize` computes a vector from a hash of the text. It resembles no model.
 
 What it guesses, because nobody recorded it: the wording of errors that are not in the transcripts, and some
 of their codes; 401 for a wrong token; 404, 405 and 415 (empty bodies); pages of `_id $in` (in token order,
 page size as in a scan); lone surrogates (stored as `?`); a service without a dimension (filled in for
-well-known models); what Astra reports for `lexical` and `rerank`; and `estimatedDocumentCount`, which
-counts what `load` brought (the server says 0 for fresh documents). Page states of a collection made anew
-are refused by means of a generation number that stands where Cassandra has a 0; the first collection of a
-name has generation 0.
+well-known models); what Astra reports for `lexical` and `rerank`; the names of indexes; and
+`estimatedDocumentCount`, which counts what `load` brought (the server says 0 for fresh documents). Page
+states of a collection made anew are refused by means of a generation number that stands where Cassandra has
+a 0; the first collection of a name has generation 0.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ import gzip
 import hashlib
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -238,6 +239,7 @@ ERRORS: dict[str, tuple[str, str, str]] = {  # code -> family, scope, title
     "COMMAND_FIELD_UNKNOWN": ("REQUEST", "", "Command field unknown"),
     "COMMAND_FIELD_VALUE_INVALID": ("REQUEST", "", "Command field value invalid"),
     "COMMAND_UNKNOWN": ("REQUEST", "", "Command is not recognized by Data API"),
+    "CORRUPTED_COLLECTION_SCHEMA": ("SERVER", "SCHEMA", "Collection schema is corrupted"),
     "DOCUMENT_ALREADY_EXISTS": ("REQUEST", "DOCUMENT", "Document the given _id already exists"),
     "DOCUMENT_REPLACE_DIFFERENT_DOCID": (
         "REQUEST",
@@ -257,6 +259,7 @@ ERRORS: dict[str, tuple[str, str, str]] = {  # code -> family, scope, title
     ),
     "FILTER_INVALID_EXPRESSION": ("REQUEST", "FILTER", "Filter expression not valid"),
     "INVALID_CREATE_COLLECTION_FIELD": ("REQUEST", "", "Invalid field(s) for createCollection"),
+    "INVALID_DATABASE_QUERY": ("SERVER", "DATABASE", "Invalid database query"),
     "INVALID_INDEXING_DEFINITION": ("REQUEST", "SCHEMA", "Indexing definition not valid"),
     "INVALID_USAGE_OF_VECTORIZE": ("REQUEST", "SCHEMA", "Invalid use of '$vector' and '$vectorize'"),
     "INVALID_VECTOR_LENGTH": ("REQUEST", "DOCUMENT", "Vector values in documents are not valid"),
@@ -319,7 +322,7 @@ class RequestRefusal(Refusal):
     fails_request = True
 
 
-def error_object(code: str, message: str, **overrides: str) -> dict[str, Json]:
+def error_object(code: str, message: str, **overrides: Json) -> dict[str, Json]:
     family, scope, title = ERRORS.get(code, ("SERVER", "DATABASE", code))
     made = {"id": str(uuid.uuid4()), "family": family, "scope": scope, "errorCode": code}
     return {**made, "title": title, "message": message, **overrides}
@@ -688,6 +691,19 @@ def is_within(path: str, outer: str) -> bool:
     return path == outer or path.startswith(outer + ".")
 
 
+INDEXES: Final = (
+    "exists_keys",
+    "array_size",
+    "array_contains",
+    "query_bool_values",
+    "query_dbl_values",
+    "query_text_values",
+    "query_timestamp_values",
+    "query_null_values",
+)
+VECTOR_INDEX, LEXICAL_INDEX, NUMBER_INDEX = "query_vector_value", "query_lexical_value", "query_dbl_values"
+
+
 class Collection:
     """The documents of one collection and its definition, `options`, as findCollections reports it."""
 
@@ -711,10 +727,21 @@ class Collection:
         self.vector: dict[str, Json] | None = options.get("vector")
         self.has_lexical = bool((options.get("lexical") or {}).get("enabled"))
         self.id_type: str = (options.get("defaultId") or {}).get("type", "")
+        self.indexes = set(self.all_indexes)
 
     @property
     def full_name(self) -> str:
         return f"{self.keyspace}.{self.name}"
+
+    @property
+    def all_indexes(self) -> list[str]:
+        """The indexes that its definition asks for, in the order in which they are made."""
+        names = [] if "*" in self.indexing.deny else list(INDEXES)
+        return names + [VECTOR_INDEX] * (self.vector is not None) + [LEXICAL_INDEX] * self.has_lexical
+
+    @property
+    def missing_indexes(self) -> list[str]:
+        return [name for name in self.all_indexes if name not in self.indexes]
 
     def put(self, key: bytes, text: bytes) -> None:
         self.rows.put(key, text)
@@ -1234,6 +1261,7 @@ class Call:
     keyspace: str
     collection_name: str
     arguments: dict[str, Json]
+    client_is_there: Callable[[float], bool] = lambda _seconds: True
     inserted: list[tuple[Any, Any]] = field(default_factory=list)  # collections and keys, or tables and rows
 
     @property
@@ -1299,7 +1327,7 @@ def create_collection(call: Call) -> Answer:
     table_api.refuse_name_of_table(call, name)
     if name not in collections:
         check_room(call.database)
-        call.database.add(call.keyspace, name, options)
+        call.database.add(call.keyspace, name, options).indexes.clear()  # `Exchange.make_indexes` makes them
     elif collections[name].options != options:
         raise RequestRefusal(
             "EXISTING_COLLECTION_DIFFERENT_SETTINGS",
@@ -1335,13 +1363,43 @@ def selected_keys(call: Call) -> list[bytes] | None:
     if not given:
         return None
     if list(given) != ["_id"]:
-        raise not_implemented(f"the filter {dump(given)}")
+        return keys_in_range(call, given)
     value = given["_id"]
     if type(value) is dict and "$in" in value:
         return keys_of_in(value)
     if type(value) is dict and list(value) == ["$eq"]:
         value = value["$eq"]
     return [filter_key(value)]
+
+
+RANGES: dict[str, Callable[[float, float], bool]] = {
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
+}
+
+
+def keys_in_range(call: Call, given: dict[str, Json]) -> list[bytes]:
+    """The keys of the documents whose top-level field is a number in a range, `{"n": {"$gt": 5}}`."""
+    if len(given) != 1 or type(next(iter(given.values()))) is not dict:
+        raise not_implemented(f"the filter {dump(given)}")
+    ((name, conditions),) = plain(given).items()
+    if not conditions.keys() <= RANGES.keys() or not all(type(limit) in (int, float) for limit in conditions.values()):
+        raise not_implemented(f"the filter {dump(given)}")
+    if NUMBER_INDEX in call.collection.missing_indexes:
+        raise RequestRefusal(
+            "INVALID_DATABASE_QUERY",
+            "The Data API command generated a database query that while syntactically correct, was rejected as invalid "
+            "by the database.  \n\nThe Data API should have generated a valid query, or returned an error before "
+            "sending the query to the database. \n\nThe command used the keyspace and table or collection: "
+            f"{call.collection.full_name}.\n\nRetrying the command will likely result in the same error.",
+        )
+
+    def matches(value: Json) -> bool:
+        return type(value) in (int, float) and all(RANGES[each](value, limit) for each, limit in conditions.items())
+
+    return [key for _, key, text in call.collection.rows if matches(json.loads(text).get(name))]
 
 
 def keys_of_in(value: dict[str, Json]) -> list[bytes]:
@@ -1488,6 +1546,9 @@ def find_nearest(call: Call, field_name: str, value: Json) -> Answer:
     if collection.vector is None:
         message = f"Vector search is not enabled for collection: {collection.full_name}."
         raise RequestRefusal("VECTOR_SEARCH_NOT_SUPPORTED", message)
+    if VECTOR_INDEX in collection.missing_indexes:
+        message = f"The collection {collection.full_name} lacks an index that its definition asks for."
+        raise RequestRefusal("CORRUPTED_COLLECTION_SCHEMA", message)
     vector = with_embedding(collection, {VECTORIZE: value})[VECTOR] if field_name == VECTORIZE else value
     check_vector(collection, vector)
     limit = min(int(call.options.get("limit") or MAX_NEAREST), MAX_NEAREST)
@@ -1877,7 +1938,10 @@ class Exchange:
         """Do what was asked and answer as the server would."""
         try:
             with self.emulator.database.lock:
-                return Reply(body=encode_answer(run(self.level, self.command, self.call)))
+                reply = Reply(body=encode_answer(run(self.level, self.command, self.call)))
+            if self.command == "createCollection":
+                self.make_indexes()
+            return reply
         except Refusal as refusal:
             return error_reply(refusal)
 
@@ -1889,6 +1953,14 @@ class Exchange:
         if table is not None and fault.action in table_api.TABLE_ACTIONS:
             return table_api.TABLE_ACTIONS[fault.action](self, table, fault.options)
         return ACTIONS[fault.action](self, fault.options)
+
+    def make_indexes(self) -> None:
+        """Make what is missing, one by one, as long as the client waits for it."""
+        collection = self.emulator.database.collection(self.call.keyspace, self.call.arguments["name"])
+        for name in collection.missing_indexes:
+            if not self.call.client_is_there(self.emulator.create_s / len(collection.all_indexes)):
+                return
+            self.emulator.make_index(collection, name)
 
     @property
     def asked_state(self) -> str:
@@ -1995,10 +2067,49 @@ def act_status(exchange: Exchange, options: Options) -> Reply:
 
 
 def act_error(exchange: Exchange, options: Options) -> Reply:
+    return Reply(options.get("status", 200), dump({"errors": [scripted_error(options)]}).encode())
+
+
+def scripted_error(options: Options) -> dict[str, Json]:
+    """The error object that a rule describes; what the rule sets to None is left out of it."""
     code = options.get("errorCode", "UNEXPECTED_SERVER_ERROR")
     overrides = {name: options[name] for name in ("family", "scope", "title") if name in options}
     made = error_object(code, options.get("message", f"A scripted fault: {code}."), **overrides)
-    return Reply(options.get("status", 200), dump({"errors": [made]}).encode())
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def act_document_errors(exchange: Exchange, options: Options) -> Reply:
+    """Documents of an insertMany fail with an error each, the others go in; `ids` says which fail (None: all)."""
+    ids = options.get("ids")
+    documents = exchange.call.arguments["documents"]
+    fails = [ids is None or document["_id"] in ids for document in documents]
+    exchange.call.arguments["documents"] = [each for each, is_bad in zip(documents, fails, strict=True) if not is_bad]
+    reply: dict[str, Json] = {"status": {"documentResponses": []}}
+    if not all(fails):
+        reply = parse(exchange.act().body)
+    errors = reply.setdefault("errors", [])
+    responses = iter(reply["status"]["documentResponses"])
+    merged = []
+    for document, is_bad in zip(documents, fails, strict=True):
+        if is_bad:
+            merged.append({"_id": document["_id"], "status": "ERROR", "errorsIdx": len(errors)})
+            errors.append({**scripted_error(options), "documentIds": [document["_id"]]})
+        else:
+            merged.append(next(responses))
+    answer = {"status": {"documentResponses": merged}} | ({"errors": errors} if errors else {})
+    return Reply(body=dump(answer).encode())
+
+
+def act_add_fields(exchange: Exchange, options: Options) -> Reply:
+    """The reply has fields that nobody has heard of, at its top, in its parts and in each of its errors."""
+    reply = exchange.act()
+    fields = parse(options.get("fields", '{"warnings":[{"limit":1E+400}],"elapsed":1E+400}').encode())
+    answer = parse(reply.body)
+    parts = [answer, *(answer[name] for name in ("status", "data") if name in answer), *answer.get("errors", [])]
+    for part in [*parts, *answer.get("status", {}).get("documentResponses", [])]:
+        part.update(fields)
+    answer.setdefault("status", fields)
+    return replace(reply, body=dump(answer).encode())
 
 
 def act_reset(exchange: Exchange, options: Options) -> Reply:
@@ -2169,6 +2280,8 @@ def act_bad_page_state(exchange: Exchange, options: Options) -> Reply:
 ACTIONS: dict[str, Action] = {
     "status": act_status,
     "error": act_error,
+    "document_errors": act_document_errors,
+    "add_fields": act_add_fields,
     "reset": act_reset,
     "reset_after": act_reset_after,
     "truncate": act_truncate,
@@ -2208,6 +2321,8 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     too_large: bool = False
+    client_is_there: Callable[[float], bool] = lambda _seconds: True
+    """Waits so many seconds; False as soon as the client has gone."""
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -2246,7 +2361,7 @@ class Connection(socketserver.StreamRequestHandler):
         if headers.get("expect", "").lower() == "100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body, too_large = self.read_body(headers)
-        return Request(method, path.partition("?")[0], headers, body, too_large)
+        return Request(method, path.partition("?")[0], headers, body, too_large, self.client_is_there)
 
     def read_body(self, headers: Mapping[str, str]) -> tuple[bytes, bool]:
         if headers.get("transfer-encoding", "").lower() == "chunked":
@@ -2279,13 +2394,20 @@ class Connection(socketserver.StreamRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
+    def has_input(self) -> bool:
+        """Whether there is something to read, and not the end."""
+        try:
+            return bool(self.connection.recv(1, socket.MSG_PEEK))
+        except OSError:  # a reset
+            return False
+
     def client_is_there(self, seconds: float) -> bool:
         """Wait that long at most; False once the client has closed or the server stops."""
         stopping = self.server.emulator.stopping
         end = time.monotonic() + seconds
         while not stopping.is_set():
             readable, _, _ = select.select([self.connection], [], [], max(0.0, min(0.1, end - time.monotonic())))
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+            if readable and not self.has_input():
                 return False
             if time.monotonic() >= end:
                 return True
@@ -2389,6 +2511,7 @@ KNOBS: Final = (
     "latency_s",
     "page_states",
     "estimate_factor",
+    "create_s",
     "astra",
     "vectorize",
     "max_collections",
@@ -2414,6 +2537,7 @@ class DataApiEmulator:
         latency_s: float = 0.0,
         page_states: str = "cassandra",
         estimate_factor: float | None = None,
+        create_s: float = 0.0,
         astra: bool = False,
         vectorize: bool = False,
         max_collections: int | None = None,
@@ -2427,6 +2551,7 @@ class DataApiEmulator:
         self.required_token = token
         self.token = token or "AstraCS:emulator:0123456789abcdef"
         self.latency_s = latency_s
+        self.create_s = create_s
         self.keep_bodies = keep_bodies
         self.on_request = on_request
         self.requests: list[Record] = []
@@ -2594,6 +2719,17 @@ class DataApiEmulator:
         with self.database.lock:
             self.database.keyspaces[keyspace].pop(collection, None)
 
+    def make_index(self, collection: Collection, name: str) -> None:
+        """One step of a createCollection."""
+        with self.database.lock:
+            collection.indexes.add(name)
+
+    def missing_indexes(self, keyspace: str) -> dict[str, list[str]]:
+        """The indexes that are missing, by collection, of those that lack any."""
+        with self.database.lock:
+            found = {name: each.missing_indexes for name, each in self.database.keyspaces[keyspace].items()}
+            return {name: missing for name, missing in found.items() if missing}
+
     def collections(self, keyspace: str) -> dict[str, Json]:
         """Each collection's definition by its name."""
         with self.database.lock:
@@ -2644,20 +2780,21 @@ class DataApiEmulator:
         token_ok = token == self.required_token if self.required_token else bool(token)
         command, reply = "", refuse_request(request, parts, token, token_ok)
         if reply is None:
-            command, reply = self.reply_to_command(parts or [], request.body)
+            command, reply = self.reply_to_command(parts or [], request)
         keyspace, collection = (*(parts or []), "", "")[:2]
         body = request.body if self.keep_bodies else b""
         self.record(Record(time.time(), command, keyspace, collection, reply.status, token_ok, body))
         return reply
 
-    def reply_to_command(self, parts: list[str], body: bytes) -> tuple[str, Reply]:
+    def reply_to_command(self, parts: list[str], request: Request) -> tuple[str, Reply]:
         level = (DATABASE_LEVEL, KEYSPACE_LEVEL, COLLECTION_LEVEL)[len(parts)]
         keyspace, collection = (*parts, "", "")[:2]
         try:
-            command, arguments = read_command(level, body)
+            command, arguments = read_command(level, request.body)
         except Refusal as refusal:
             return "", error_reply(refusal)
-        exchange = Exchange(self, level, command, Call(self.database, keyspace, collection, arguments), body)
+        call = Call(self.database, keyspace, collection, arguments, request.client_is_there)
+        exchange = Exchange(self, level, command, call, request.body)
         fault = self.next_fault(exchange) if self._faults else None
         try:
             return command, exchange.act() if fault is None else exchange.suffer(fault)
@@ -2782,6 +2919,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency-ms", type=float, default=0.0, help="added to each request")
     parser.add_argument("--page-states", choices=list(PAGE_STATES), default="cassandra")
     parser.add_argument("--estimate-factor", type=float, help="how wrong estimatedDocumentCount is; 0: does not know")
+    parser.add_argument("--create-s", type=float, default=0.0, help="what createCollection takes")
     parser.add_argument("--keyspace", default="default_keyspace")
     parser.add_argument("--token", help="the only one accepted; else any that is not empty")
     parser.add_argument("--astra", action="store_true", help="lexical and rerank are on unless a definition says no")
@@ -2819,6 +2957,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         latency_s=options.latency_ms / 1000,
         page_states=options.page_states,
         estimate_factor=options.estimate_factor,
+        create_s=options.create_s,
         astra=options.astra,
         vectorize=options.vectorize,
         max_collections=options.max_collections,
