@@ -3154,8 +3154,8 @@ class Box:
                 raise BoxError(f"Box: could not {what}: {error.message}", error.hint) from error
             except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
                 raise self._note(_box_error(what, error)) from error
-            except OSError as error:  # a CA file that is not there, as `requests` says it
-                hint = "Check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE."
+            except OSError as error:  # what the SDK and its libraries let through: a CA file that is gone
+                hint = "Check the network and the CA files that variables name."
                 raise BoxError(f"Box: could not {what}: {describe_error(error)}.", hint) from error
             except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
                 raise _box_error(what, error) from error  # for replies that it does not understand
