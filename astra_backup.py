@@ -1689,7 +1689,7 @@ class ApiError(msgspec.Struct):
 
 def _text_of(value: msgspec.Raw) -> str:
     """A string, or the JSON of what should be one; nothing for null."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(ValueError):  # no string, or not UTF-8
         return msgspec.json.decode(value, type=str | None) or ""
     return bytes(value).decode(errors="replace")
 
