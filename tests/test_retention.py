@@ -380,7 +380,7 @@ def test_no_night_deletes_the_last_good_copy_of_a_dropped_collection() -> None:
     replaced: until a person has settled the shrink, retention leaves in each place a good copy of what it had there.
     """
     for seed in range(HISTORIES):
-        history = Nights(Random(seed))  # noqa: S311
+        history = Nights(Random(seed))
         for day in range(25):
             history.run(f"seed {seed}, day {day}")
             history.happen()
