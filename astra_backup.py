@@ -968,6 +968,10 @@ class Manifest(msgspec.Struct):
         return self.status == "complete" and all(record.is_ok for record in self.collections)
 
 
+# Made here, as all decoders of a Struct: msgspec crashes where two threads are the first to decode a type.
+_manifest_decoder = msgspec.json.Decoder(Manifest)
+
+
 @dataclass
 class DataStats:
     """What a data file holds. Two are equal when the files and the documents are.
@@ -1049,7 +1053,7 @@ def decode_manifest(text: bytes) -> Manifest:
     """Read manifest.json. Raises FormatError for what is none, or has an unknown major version."""
     try:
         text.decode()
-        manifest = msgspec.json.decode(text, type=Manifest)
+        manifest = _manifest_decoder.decode(text)
         for record in manifest.collections:
             if record.is_ok:
                 record.options()
@@ -1457,6 +1461,10 @@ class Reply(Errors):
     status: msgspec.Raw = msgspec.Raw(b"")
 
 
+_errors_decoder = msgspec.json.Decoder(Errors)
+_reply_decoder = msgspec.json.Decoder(Reply)
+
+
 class CollectionInfo(msgspec.Struct):
     """What `findCollections` says of a collection."""
 
@@ -1763,7 +1771,7 @@ def decode_reply(text: bytes) -> Reply:
     try:
         if not text.isascii():
             text.decode()
-        return msgspec.json.decode(text, type=Reply)
+        return _reply_decoder.decode(text)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         if errors := _errors_in(text):  # whatever stands beside them
             return Reply(errors=errors)
@@ -1772,7 +1780,7 @@ def decode_reply(text: bytes) -> Reply:
 
 def _errors_in(text: bytes) -> list[dict[str, Any]]:
     with contextlib.suppress(UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return msgspec.json.decode(text, type=Errors).errors
+        return _errors_decoder.decode(text).errors
     return []
 
 

@@ -89,7 +89,6 @@ from astra_backup import (
     plural,
     print_result,
     read_box_config,
-    read_box_manifest,
     read_definition,
     read_manifest_text,
     read_page,
@@ -363,21 +362,21 @@ def local_candidates(output_dir: Path) -> Iterator[Candidate[Path]]:
 
 def box_candidates(box: Box, files: list[BoxFile]) -> Iterator[Candidate[BoxFile]]:
     """What could be the latest in Box, newest first, by the beginnings of the zips."""
-    for file, manifest in box_manifests(files, lambda file: read_box_manifest(box, file)):
+    for file, manifest in box_manifests(box, files):
         if isinstance(manifest, FormatError):
             yield Candidate(file.stem, file, None, f"{file.name} in Box: {manifest}.")
+        elif not manifest.is_complete:
+            yield Candidate(file.stem, file, None, f"{file.name} in Box: {MANIFEST_NAME} says that it is incomplete.")
         else:
             yield Candidate(file.stem, file, manifest)
 
 
-def box_manifests(
-    files: list[BoxFile], read: Callable[[BoxFile], Manifest]
-) -> Iterator[tuple[BoxFile, Manifest | FormatError]]:
+def box_manifests(box: Box, files: list[BoxFile]) -> Iterator[tuple[BoxFile, Manifest | FormatError]]:
     """Each file with its manifest, or why it has none; several are read at once. Raises BoxError."""
 
     def read_or_fail(file: BoxFile) -> Manifest | FormatError:
         try:
-            return read(file)
+            return decode_manifest(read_manifest_text(box, file))
         except FormatError as error:
             return error
 
@@ -1518,10 +1517,13 @@ class InsertStatus(msgspec.Struct):
     documentResponses: list[dict[str, Any]]  # noqa: N815  (the server's name)
 
 
+_insert_status_decoder = msgspec.json.Decoder(InsertStatus)
+
+
 def reply_errors(reply: Reply, count: int) -> list[dict[str, Any] | None]:
     """For each document of an insertMany None or its error. Raises RequestError where all of them may pass later."""
     try:
-        responses = msgspec.json.decode(reply.status, type=InsertStatus).documentResponses
+        responses = _insert_status_decoder.decode(reply.status).documentResponses
     except msgspec.DecodeError as error:
         raise _unclear(str(error)) from error
     if len(responses) != count:
@@ -2425,7 +2427,7 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each snapshot in Box, newest first; the beginning of each zip has its manifest."""
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     rows = []
-    for file, manifest in box_manifests(box.snapshots(), lambda file: decode_manifest(read_manifest_text(box, file))):
+    for file, manifest in box_manifests(box, box.snapshots()):
         row = _list_row(file.stem) | {"size_bytes": file.size_bytes}
         if isinstance(manifest, FormatError):
             rows.append(row)

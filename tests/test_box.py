@@ -441,11 +441,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         load_catalog(source)
         assert cli.backup(source).code == 0
         cli.snapshots()[-1].rename(found.path("small"))
+        for name in list(source.collections(KEYSPACE)):
+            source.drop(KEYSPACE, name)
         source.create(KEYSPACE, "noise", {"indexing": {"deny": ["*"]}})
         for number in range(6):
             noise = hashlib.shake_256(bytes([number])).hexdigest(1_665_000)
             source.put(KEYSPACE, "noise", f'{{"_id":{number},"s":"{noise}"}}')
-        assert cli.backup(source, "--no-compress", "--collection", "noise").code == 0
+        assert cli.backup(source, "--no-compress", "--max-shrink", "100").code == 0
         cli.snapshots()[-1].rename(found.path("chunked"))
         shutil.copytree(found.path("chunked"), found.path("below"))
         assert found.upload(cli, "below").code == 0
@@ -963,6 +965,59 @@ def test_the_latest_is_the_one_with_the_greatest_name(stocked: BoxEmulator, cli:
     assert result.code == 0, result.err
     assert Kept.NAMES["chunked"] in result.json["snapshot"]
     assert result.json["documents"] == 6
+
+
+def of_source(content: bytes, name: str, **source: str) -> bytes:
+    """The zip of a snapshot under another name, of another database; its files stay as they are."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            text = old.read(entry)
+            if entry.filename.endswith("/manifest.json"):
+                manifest = json.loads(text)
+                manifest["source"] |= source
+                text = json.dumps(manifest).encode()
+            with new.open(zipfile.ZipInfo(f"{name}/{entry.filename.split('/')[1]}"), "w", force_zip64=True) as file:
+                file.write(text)
+    return made.getvalue()
+
+
+def test_the_latest_of_two_databases_in_box_is_ambiguous(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """Two databases in one folder: `latest` is 1, names the newest of each and downloads nothing but beginnings; with
+    --source it is found, and where the source says all, no more beginnings are read than it takes.
+    """
+    for day in range(1, 26):
+        name = f"202701{day:02}_000000"
+        other = {"api_endpoint": "https://Other.example.com/"} if day % 2 else {}
+        box.add_file(f"{name}.zip", of_source(kept.zips["small"], name, **other))
+    before = len(box.calls("download"))
+    result = cli.with_box(box).run("restore.py", "--from-box", "--dry-run", "--api-endpoint", "http://127.0.0.1:9")
+    assert result.code == 1
+    assert "ambiguous" in result.err
+    assert "20270125_000000: keyspace default_keyspace at https://Other.example.com/" in result.err
+    assert "20270124_000000: keyspace default_keyspace at http://127.0.0.1" in result.err
+    assert "20270123_000000" not in result.err
+    assert len(box.calls("download")) == before + 25
+    assert not cli.backups.exists()
+    source = ("--source", "https://other.EXAMPLE.com", "--source", "default_keyspace")
+    listed = cli.run("restore.py", "--from-box", "--list", "--json", *source)
+    assert [row["name"][6:8] for row in listed.json] == [f"{day:02}" for day in range(25, 0, -2)]
+    assert {row["api_endpoint"] for row in listed.json} == {"https://Other.example.com/"}
+    before = len(box.calls("download"))
+    found = cli.run("restore.py", "--from-box", "--verify-only", *source)
+    assert "Downloading 20270125_000000.zip" in found.err
+    assert len(box.calls("download")) - before < 25
+
+
+def test_an_unreadable_zip_is_not_the_latest(stocked: BoxEmulator, kept: Kept, cli: Cli) -> None:
+    """Newer files whose manifest cannot be read are named in warnings, and the newest good one is taken."""
+    stocked.add_file("20270201_000000.zip", b"no zip")
+    stocked.add_file("20270202_000000.zip", kept.zips["small"][:1000])
+    result = cli.run("restore.py", "--from-box", "--verify-only", "--json")
+    assert result.code == 0, result.err
+    assert Kept.NAMES["chunked"] in result.json["snapshot"]
+    assert "20270201_000000.zip in Box" in result.err
+    assert "20270202_000000.zip in Box" in result.err
 
 
 @pytest.mark.parametrize("suffix", ["", ".zip"])
