@@ -523,7 +523,8 @@ def test_download(row: Row, kept: Kept, box: BoxEmulator, cli: Cli) -> None:
     box.add_file(kept.file_name(row.where), kept.zips[row.where])
     box.faults = [trouble.rule for trouble in row.troubles]
     cli.environ["BACKUP_RETRY_BUDGET"] = str(row.budget_s)
-    result = cli.with_box(box).run("restore.py", "--from-box", "--verify-only", "--json", *row.arguments)
+    command = ("restore.py", "--from-box", Kept.NAMES[row.where], "--verify-only", "--json")
+    result = cli.with_box(box).run(*command, *row.arguments)
     assert [str(trouble) for trouble in row.troubles if not trouble.has_hit(box)] == [], "it did not happen"
     assert result.code == row.code == result.json["exit_code"], result.err
     assert_stored(box, kept, row.where)
@@ -1111,7 +1112,7 @@ def test_a_download_goes_on_where_it_broke_off(kept: Kept, box: BoxEmulator, cli
     """After a break the rest is asked for, not the whole."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "truncate", "at": at}]
-    assert cli.with_box(box).run("restore.py", "--from-box", "--verify-only").code == 0
+    assert cli.with_box(box).run("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only").code == 0
     first, second = box.calls("download")
     assert first.headers["range"].startswith("bytes=0-")
     start = int(re.findall(r"bytes=(\d+)-", second.headers["range"])[0])
@@ -1122,7 +1123,8 @@ def test_breaks_that_make_progress_are_survived(kept: Kept, box: BoxEmulator, cl
     """A line that breaks again and again, but brings a piece each time, brings the whole: patience begins anew."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "truncate", "at": 2_000_000, "times": None}]
-    result = cli.with_box(box).run("restore.py", "--from-box", "--verify-only", BACKUP_RETRY_BUDGET="1.5")
+    command = ("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only")
+    result = cli.with_box(box).run(*command, BACKUP_RETRY_BUDGET="1.5")
     assert result.code == 0, result.err
 
 
@@ -1130,7 +1132,7 @@ def interrupted_download(kept: Kept, box: BoxEmulator, cli: Cli) -> Path:
     """Kill a restore in the middle of its download; return what it left."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "trickle", "chunk": 1_000_000, "pause_s": 0.1, "times": None}]
-    running = cli.with_box(box).start("restore.py", "--from-box", "--verify-only")
+    running = cli.with_box(box).start("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only")
     wait_for(
         lambda: sum(path.stat().st_size for path in cli.backups.glob(".*")) > 3_000_000 if cli.backups.exists() else 0
     )
