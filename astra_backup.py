@@ -916,6 +916,10 @@ class Manifest(msgspec.Struct):
         return self.status == "complete" and all(record.is_ok for record in self.collections)
 
 
+# Made here, as all decoders of a Struct: msgspec crashes where two threads are the first to decode a type.
+_manifest_decoder = msgspec.json.Decoder(Manifest)
+
+
 @dataclass
 class DataStats:
     """What a data file holds. Two are equal when the files and the documents are.
@@ -1009,7 +1013,7 @@ def decode_manifest(text: bytes) -> Manifest:
     """Read manifest.json. Raises FormatError for what is none, or has an unknown major version."""
     try:
         text.decode()
-        manifest = msgspec.json.decode(text, type=Manifest)
+        manifest = _manifest_decoder.decode(text)
         for record in manifest.collections:
             if record.is_ok:
                 record.options()
@@ -1524,7 +1528,7 @@ class ApiError(msgspec.Struct):
 
 def _text_of(value: msgspec.Raw) -> str:
     """A string, or the JSON of what should be one; nothing for null."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(ValueError):  # no string, or not UTF-8
         return msgspec.json.decode(value, type=str | None) or ""
     return bytes(value).decode(errors="replace")
 
@@ -1540,6 +1544,10 @@ class Reply(Errors):
 
     data: PageData | None = None  # only `find` has data
     status: msgspec.Raw = msgspec.Raw(b"")
+
+
+_errors_decoder = msgspec.json.Decoder(Errors)
+_reply_decoder = msgspec.json.Decoder(Reply)
 
 
 class CollectionInfo(msgspec.Struct):
@@ -3408,8 +3416,8 @@ class Box:
                 raise BoxError(f"Box: could not {what}: {error.message}", error.hint) from error
             except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
                 raise self._note(_box_error(what, error)) from error
-            except OSError as error:  # a CA file that is not there, as `requests` says it
-                hint = "Check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE."
+            except OSError as error:  # what the SDK and its libraries let through: a CA file that is gone
+                hint = "Check the network and the CA files that variables name."
                 raise BoxError(f"Box: could not {what}: {describe_error(error)}.", hint) from error
             except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
                 raise _box_error(what, error) from error  # for replies that it does not understand
@@ -3597,7 +3605,9 @@ class Found:
     """A name among the snapshots, and what was found out about it.
 
     `is_good`: proved to be whole. `obstacle`: why it is none of the retention's business ("": it is). `is_damaged`: it
-    should be whole, and is not. `shrunk_from`: the snapshot that held far more.
+    should be whole, and is not. `shrunk_from`: the snapshot that held far more; it counts whether or not this one is
+    good. `is_unread`: the manifest could not be read, so it may be one that shrank. `is_ours`: it is of the scope, as
+    far as anybody can tell.
     """
 
     name: str
@@ -3605,6 +3615,8 @@ class Found:
     obstacle: str = ""
     is_damaged: bool = False
     shrunk_from: str | None = None
+    is_unread: bool = False
+    is_ours: bool = True
 
 
 @dataclass(frozen=True)
@@ -3617,27 +3629,48 @@ class Decision:
 
 
 def plan_retention(
-    found: Iterable[Found], rules: KeepRules, *, incomplete_days: int, now: datetime, elsewhere: Iterable[Found] = ()
+    found: Iterable[Found],
+    rules: KeepRules,
+    *,
+    incomplete_days: int,
+    now: datetime,
+    elsewhere: Iterable[Found] | None = (),
 ) -> list[Decision]:
-    """Decide about every name, newest first. Pure: the same for a dry run and a real one.
+    """Decide about every name in one place, newest first. Pure: the same for a dry run and a real one.
 
     Only good snapshots take the places that the rules give; each rule takes the newest of its days, weeks or months.
     What goes is a good snapshot that no rule keeps, and an incomplete one that is too old. Everything else stays: the
-    newest good one, what is not proved good, what is dated in the future, other names, and a good one that shrank
-    together with the last one before it, until a person has looked at them and deleted one of the two: they may also
-    be `elsewhere`, one here and one in Box.
+    newest good one, what is not proved good, what is dated in the future, other names, and what an unresolved shrink
+    keeps. `elsewhere` is what the other place holds; None: nobody looked, so anything may be there.
     """
     named = sorted(found, key=lambda one: (parse_snapshot_name(one.name) is not None, one.name), reverse=True)
-    good = [one for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
-    names = [one.name for one in good]
+    names = [one.name for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
     reasons = _kept_by_rules(names, rules)
-    everywhere = [*good, *(one for one in elsewhere if one.is_good and not one.obstacle)]
-    known = {one.name for one in everywhere}
-    for one in everywhere:
-        if one.shrunk_from in known:
-            reasons.setdefault(one.shrunk_from or "", []).append(f"the last before the shrink in {one.name}")
-            reasons.setdefault(one.name, []).append(f"shrank since {one.shrunk_from}")
+    everywhere = [*named, *(elsewhere or ())]
+    for name, reason in _kept_by_shrinks(names, everywhere, is_all=elsewhere is not None):
+        if reason not in reasons.setdefault(name, []):
+            reasons[name].append(reason)
     return [_decide(one, rules, reasons, incomplete_days, now) for one in named]
+
+
+def _kept_by_shrinks(names: list[str], everywhere: list[Found], *, is_all: bool) -> Iterator[tuple[str, str]]:
+    """(name, why) of what stays of these good snapshots of one place, newest first, until a person has looked.
+
+    Every shrunk snapshot counts, wherever it is: the last one in this place from before it may be the only one here
+    that still holds what is gone, whether or not the one it was compared with ever came to this place. It is over when
+    a person has deleted the shrunk snapshot, or there is nothing left from before it in any place.
+    """
+    oldest = min(one.name for one in everywhere if one.is_ours and _is_complete_name(one.name)) if names else ""
+    for one in sorted(everywhere, key=lambda one: one.name):
+        older = [name for name in names if name < one.name]
+        if one.is_unread and older:
+            yield older[0], f"the last before {one.name}, which could not be read"
+        if not one.shrunk_from:
+            continue
+        for last in (*older[:1], *[name for name in older if name <= one.shrunk_from][:1]):
+            yield last, f"the last before the shrink in {one.name}"
+        if one.name in names and (oldest < one.name or not is_all):
+            yield one.name, f"shrank since {one.shrunk_from}"
 
 
 def _decide(
@@ -3811,11 +3844,16 @@ def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
     """
     text = read_manifest_text(box, file)
     manifest = decode_manifest(text)
+    check_box_manifest(file, text, manifest)
+    return manifest
+
+
+def check_box_manifest(file: BoxFile, text: bytes, manifest: Manifest) -> None:
+    """Raise FormatError if a zip in Box is not complete, or has not the size that its manifest adds up to."""
     if not manifest.is_complete:
         raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
     if zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
         raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
-    return manifest
 
 
 def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
@@ -3842,11 +3880,17 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
 
 def unchecked_local(output_dir: Path, scope: Scope) -> list[Found]:
     """The complete snapshots of the scope by their manifests alone: what one says of a shrink counts in Box, too."""
-    return [
-        Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
-        for name, manifest in local_manifests(output_dir)
-        if Scope.of(manifest) == scope
-    ]
+    names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    found = []
+    for name in filter(_is_complete_name, names):
+        try:
+            manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
+        except (FormatError, OSError):
+            found.append(Found(name, is_unread=True))
+            continue
+        if Scope.of(manifest) == scope:
+            found.append(Found(name, is_good=manifest.is_complete, shrunk_from=manifest.shrunk_from or None))
+    return found
 
 
 def survey_local(output_dir: Path, scope: Scope, report: Report) -> list[Found]:
@@ -3860,26 +3904,37 @@ def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
     if parsed is None:
         return Found(name)
     if path.is_symlink() or not path.is_dir():
-        return Found(name, obstacle="not a directory")
-    if any(path.parent.glob(f".restore-{name}-*.journal")):
-        return Found(name, obstacle="a restore of it has not ended")
+        return Found(name, obstacle="not a directory", is_unread=not parsed[1])
+    busy = "a restore of it has not ended" if any(path.parent.glob(f".restore-{name}-*.journal")) else ""
     try:
         manifest = decode_manifest((path / MANIFEST_NAME).read_bytes())
-        if obstacle := _foreign_scope(Scope.of(manifest), scope, is_incomplete=parsed[1]):
-            return Found(name, obstacle=obstacle)
-        if parsed[1]:
-            return Found(name)
+    except (FormatError, OSError) as error:
+        if parsed[1] and not isinstance(error, OSError):
+            return Found(name, obstacle=busy)  # no restore would take it
+        damage = f"damaged: {describe_error(error)}"
+        return Found(name, obstacle=busy or damage, is_damaged=not busy, is_unread=not parsed[1])
+    if obstacle := _foreign_scope(Scope.of(manifest), scope, is_incomplete=parsed[1]):
+        return Found(name, obstacle=obstacle, is_ours=False)
+    if parsed[1]:
+        return Found(name, obstacle=busy)
+    found = Found(name, obstacle=busy, shrunk_from=manifest.shrunk_from or None)
+    return found if busy else _prove_local(path, manifest, found, report)
+
+
+def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -> Found:
+    """The same with what reading every byte of it says."""
+    name = path.name
+    try:
         if not manifest.is_complete:
             raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
         if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
-            return Found(name, obstacle=f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole")
+            old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
+            return dataclasses.replace(found, obstacle=old)
         report.start(name, sum(file.stat().st_size for file in path.iterdir()) // 1_000_000, "checking", unit="MB")
         verify_files(path, manifest, lambda size: report.advance(name, size / 1e6))
-        return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+        return dataclasses.replace(found, is_good=True)
     except (FormatError, UnicodeDecodeError, OSError) as error:
-        if parsed[1] and not isinstance(error, OSError):
-            return Found(name)  # no restore would take it
-        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
+        return dataclasses.replace(found, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
     finally:
         report.finish(name)
 
@@ -3906,14 +3961,21 @@ def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
     if name == file.name or not _is_complete_name(name):
         return Found(file.name, obstacle="not the name of a snapshot")
     try:
-        manifest = read_box_manifest(box, file)
+        text = read_manifest_text(box, file)
+        manifest = decode_manifest(text)
     except FormatError as error:
-        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
+        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True, is_unread=True)
     except BoxError as error:
-        return Found(name, obstacle=f"could not be looked at: {error.message}")
+        return Found(name, obstacle=f"could not be looked at: {error.message}", is_unread=True)
     if obstacle := _foreign_scope(Scope.of(manifest), scope):
-        return Found(name, obstacle=obstacle)
-    return Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+        return Found(name, obstacle=obstacle, is_ours=False)
+    found = Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
+    try:
+        check_box_manifest(file, text, manifest)
+    except FormatError as error:
+        damage = f"damaged: {describe_error(error)}"
+        return dataclasses.replace(found, is_good=False, obstacle=damage, is_damaged=True)
+    return found
 
 
 def delete_local(output_dir: Path, name: str) -> None:
@@ -5213,15 +5275,17 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
     if box:
         try:
             files = survey_box(box, scope)
-        except BackupError as error:
-            report.warn(f"No old snapshots were deleted in Box: {describe_error(error)}")
+        except BackupError as error:  # what is in Box may be a reason to keep something here
+            report.warn(f"No old snapshots were deleted, here or in Box: {describe_error(error)}")
+            return result
     stored = [one for _, one in files.values()]
     if here.is_on:
         try:
             with OutputDir(options["output_dir"]) as output:
                 output.sweep()
                 found = survey_local(output.path, scope, report)
-                decisions = plan_retention(found, here, incomplete_days=days, now=now, elsewhere=stored)
+                elsewhere = stored if box or not box_config else None
+                decisions = plan_retention(found, here, incomplete_days=days, now=now, elsewhere=elsewhere)
                 deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
                 _warn_of_damage(found, str(output.path), report)
         except (BackupError, OSError) as error:
@@ -5272,7 +5336,7 @@ def run_prune_dry_run(
     with Report(quiet=options["quiet"]) as report:
         found = survey_local(options["output_dir"], scope, report)
         stored = [one for _, one in survey_box(box, scope).values()] if box else []
-    elsewhere = stored if in_box.is_on else []
+    elsewhere = stored if in_box.is_on or not box else None  # the real run looks into Box to prune there only
     plans = {"here": plan_retention(found, here, incomplete_days=days, now=now, elsewhere=elsewhere)}
     if box:
         local = unchecked_local(options["output_dir"], scope)

@@ -35,7 +35,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, Generic, NamedTuple, Self, TypeVar
 
 import click
 import msgspec
@@ -125,6 +125,7 @@ _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
 DROP_BUDGET_S = 30.0
 CLEANING_S = 5.0  # what dropping scratch collections may take once a signal wants the end
+MANIFESTS_AT_ONCE = 8  # beginnings of zips that are read from Box at once
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the zip says
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
@@ -320,16 +321,10 @@ def open_snapshot(path: Path) -> Snapshot:
     return Snapshot(path, path.resolve().name, sizes)
 
 
-def find_snapshot(wanted: str, output_dir: Path) -> Path:
+def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
-        complete = [path for path, (_, incomplete) in local_snapshots(output_dir) if not incomplete]
-        if complete:
-            return complete[0]
-        raise BackupError(
-            f"There is no complete snapshot in {output_dir}.",
-            "Check --output-dir; --list shows what is there.",
-        )
+        return choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
     choices = (
         Path(wanted),
         output_dir / wanted,
@@ -342,6 +337,174 @@ def find_snapshot(wanted: str, output_dir: Path) -> Path:
     raise BackupError(
         f"There is no snapshot {wanted!r}, here or in {output_dir}.", "restore.py --list shows what is there."
     )
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[_T]):
+    """What has a complete snapshot's name, and where it is: its manifest, or None and why it cannot be read."""
+
+    name: str
+    place: _T
+    manifest: Manifest | None
+    problem: str = ""
+
+    @property
+    def source(self) -> str:
+        """What it is of, in words."""
+        return source_text(self.manifest) if self.manifest else ""
+
+
+def local_candidates(output_dir: Path) -> Iterator[Candidate[Path]]:
+    """What could be the latest in a directory, newest first."""
+    for path, (name, is_incomplete) in local_snapshots(output_dir):
+        if is_incomplete:
+            continue
+        try:
+            manifest = read_manifest(open_snapshot(path))
+            problem = "" if manifest.is_complete else f"{path}: {MANIFEST_NAME} says that it is incomplete."
+            yield Candidate(name, path, None if problem else manifest, problem)
+        except SnapshotRefused as error:
+            yield Candidate(name, path, None, error.message)
+        except OSError as error:
+            yield Candidate(name, path, None, f"{path}: {describe_error(error)}.")
+
+
+def box_candidates(box: Box, files: list[BoxFile]) -> Iterator[Candidate[BoxFile]]:
+    """What could be the latest in Box, newest first, by the beginnings of the zips."""
+    for file, manifest in box_manifests(box, files):
+        if isinstance(manifest, FormatError):
+            yield Candidate(file.stem, file, None, f"{file.name} in Box: {manifest}.")
+        elif not manifest.is_complete:
+            yield Candidate(file.stem, file, None, f"{file.name} in Box: {MANIFEST_NAME} says that it is incomplete.")
+        else:
+            yield Candidate(file.stem, file, manifest)
+
+
+def box_manifests(box: Box, files: list[BoxFile]) -> Iterator[tuple[BoxFile, Manifest | FormatError]]:
+    """Each file with its manifest, or why it has none; several are read at once. Raises BoxError."""
+
+    def read_or_fail(file: BoxFile) -> Manifest | FormatError:
+        try:
+            return decode_manifest(read_manifest_text(box, file))
+        except FormatError as error:
+            return error
+
+    pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
+    try:
+        yield from zip(files, pool.map(read_or_fail, files), strict=True)
+    finally:  # who asked may have seen enough
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class Candidates(Generic[_T]):
+    """What could be the latest, sorted out: the newest of each source, those of some collections only, those that
+    cannot be read, and what the snapshots are of that were not asked for.
+    """
+
+    newest: dict[tuple[str, str], Candidate[_T]] = field(default_factory=dict)
+    partial: list[Candidate[_T]] = field(default_factory=list)
+    refused: list[Candidate[_T]] = field(default_factory=list)
+    others: dict[str, None] = field(default_factory=dict)
+
+    @classmethod
+    def sort(cls, candidates: Iterable[Candidate[_T]], sources: tuple[str, ...]) -> Candidates[_T]:
+        """Sort candidates, which come newest first; no more of them are looked at than it takes."""
+        found, wanted = cls(), {normal_source(source) for source in sources}
+        for candidate in candidates:
+            if candidate.manifest is None:
+                found.refused.append(candidate)
+            elif not is_of(candidate.manifest, sources):
+                found.others[candidate.source] = None
+            elif candidate.manifest.selection:
+                found.partial.append(candidate)
+            else:
+                key = source_key(candidate.manifest)
+                found.newest.setdefault(key, candidate)
+                if wanted.issuperset(key):  # nothing else can be meant
+                    break
+        return found
+
+    def none(self, place: str, sources: tuple[str, ...]) -> BackupError:
+        """Why nothing is the latest."""
+        if self.refused and not self.partial and not self.others:
+            return SnapshotRefused(self.refused[0].problem)
+        facts = [f"of {', '.join(self.others)}"] if self.others else []
+        facts += [f"of some collections only: {', '.join(each.name for each in self.partial)}"] if self.partial else []
+        facts += [f"refused: {' '.join(each.problem for each in self.refused)}"] if self.refused else []
+        wanted = f" of {' and '.join(sources)}" if sources else ""
+        text = f"There is no complete snapshot{wanted} in {place}"
+        if not facts:
+            return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
+        return BackupError(
+            f"{text}. What is there is {'; '.join(facts)}.", "Name the one that is meant; --list shows them all."
+        )
+
+
+def choose_latest(candidates: Iterable[Candidate[_T]], sources: tuple[str, ...], place: str, report: Report) -> _T:
+    """The place of the newest snapshot of a whole keyspace; `candidates` come newest first.
+
+    Raises BackupError if there is none, or if what is there is of more than one database or keyspace, and
+    SnapshotRefused if nothing there can be read. What does not tell its source (older scripts) makes nothing
+    ambiguous, unless it is the newest.
+    """
+    found = Candidates.sort(candidates, sources)
+    newest = found.newest
+    if newest and next(iter(newest)) != _UNKNOWN_SOURCE and (unknown := newest.pop(_UNKNOWN_SOURCE, None)):
+        report.warn(f"{unknown.name} does not say which database it is of, and is left out.")
+    if not newest:
+        raise found.none(place, sources)
+    if len(newest) > 1:
+        rows = "".join(f"\n  {each.name}: {each.source}" for each in newest.values())
+        raise BackupError(
+            f"`latest` is ambiguous: in {place} are snapshots of more than one database or keyspace. The newest:{rows}",
+            "Narrow it with --source KEYSPACE or --source ENDPOINT, or name a snapshot.",
+        )
+    (latest,) = newest.values()
+    for each in found.refused:
+        if each.name > latest.name:
+            report.warn(f"Newer than {latest.name}, but it cannot be used: {each.problem}")
+    if found.partial and found.partial[0].name > latest.name:
+        log.info("%s is newer, but holds only some collections.", found.partial[0].name)
+    log.info("The latest in %s is %s, of %s.", place, latest.name, latest.source)
+    return latest.place
+
+
+_UNKNOWN_SOURCE = ("", "")
+
+
+def normal_source(text: str) -> str:
+    """An endpoint or a keyspace, to be compared: one endpoint may be written in several ways."""
+    return text.rstrip("/").lower() if "://" in text else text
+
+
+def source_key(manifest: Manifest) -> tuple[str, str]:
+    """The endpoint and the keyspace of a snapshot, to be compared; older scripts did not always write them."""
+    source = manifest.source
+    if not source.api_endpoint or not source.keyspace:
+        return _UNKNOWN_SOURCE
+    return normal_source(source.api_endpoint), source.keyspace
+
+
+def is_of(manifest: Manifest, sources: Iterable[str]) -> bool:
+    """Whether a snapshot is of all these sources: keyspaces or endpoints."""
+    own = {normal_source(manifest.source.api_endpoint), manifest.source.keyspace}
+    return all(normal_source(source) in own for source in sources)
+
+
+def may_be_of(manifest: Manifest, sources: Iterable[str]) -> bool:
+    """The same, but a snapshot that does not say what it is of may be of anything."""
+    return source_key(manifest) == _UNKNOWN_SOURCE or is_of(manifest, sources)
+
+
+def source_text(manifest: Manifest) -> str:
+    """What a snapshot is of, in words."""
+    return place_text(manifest.source.keyspace, manifest.source.api_endpoint)
+
+
+def place_text(keyspace: str, api_endpoint: str) -> str:
+    """A keyspace of a database, in words."""
+    return f"keyspace {keyspace or '(unknown)'} at {api_endpoint or '(unknown)'}"
 
 
 def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
@@ -2054,6 +2217,13 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--from-box", is_flag=True, help="The snapshot is in the Box folder.")
 @click.option("--keep-download", is_flag=True, help="With --from-box: keep the zip in --output-dir.")
 @click.option("--list", "show_list", is_flag=True, help="Show the snapshots there are, newest first.")
+@click.option(
+    "--source",
+    "sources",
+    metavar="KEYSPACE|ENDPOINT",
+    multiple=True,
+    help="With `latest` or --list: snapshots of this keyspace or database only. Given twice, both must match.",
+)
 @click.option("--verify-only", is_flag=True, help="Check the snapshot and stop; needs no credentials.")
 @click.option("--show", metavar="ID", help="Print a document of the snapshot and stop; needs no credentials.")
 @click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
@@ -2104,6 +2274,8 @@ def main(snapshot: str, **options: Any) -> int:
       python restore.py --from-box --drill --keyspace scratch   prove that a restore works
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     choices = read_choices(options)
+    if options["sources"] and not options["show_list"] and snapshot != "latest":
+        raise BackupError("--source goes with `latest` or --list: a named snapshot needs none.", "Nothing was touched.")
     return list_snapshots(options) if options["show_list"] else run_on_snapshot(snapshot, choices, options)
 
 
@@ -2216,10 +2388,16 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
-    log.info("Plan for keyspace %s of %s:\n  %s", target.keyspace, target.api_endpoint, "\n  ".join(rows) or "nothing")
+    log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     if dry_run:
-        text = json.dumps({"status": "dry-run", "exit_code": 0, "plan": rows})
-        print_result(text if as_json else "\n".join(rows))
+        source = run.verified.manifest.source
+        fields = {
+            "snapshot": str(run.verified.snapshot.path),
+            "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
+            "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
+        }
+        text = json.dumps({"status": "dry-run", "exit_code": 0, **fields, "plan": rows})
+        print_result(text if as_json else "\n".join([f"{route_text(run)}:", *rows]))
         return RestoreExit.OK
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
@@ -2332,6 +2510,15 @@ def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
         log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
 
 
+def route_text(run: RestoreRun) -> str:
+    """Which snapshot of what goes where, in words."""
+    target, snapshot = run.api.target, run.verified.snapshot
+    return (
+        f"snapshot {snapshot.name} of {source_text(run.verified.manifest)}"
+        f" into {place_text(target.keyspace, target.api_endpoint)}"
+    )
+
+
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source, target = run.verified.manifest.source, run.api.target
@@ -2342,11 +2529,13 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
     if yes or not (is_origin or dropped):
         return
     what = f"This drops {', '.join(dropped)}." if dropped else "This writes to the database the snapshot came from."
+    what = f"Restore {route_text(run)}. {what}"
     if not sys.stdin.isatty():
         raise TargetRefused(f"{what} Nobody is there to ask.", "Give --yes if that is meant. Nothing was written.")
-    if is_origin and not click.confirm(
-        f"{what} Go on?" if not dropped else "It is where the snapshot came from. Go on?", err=True
-    ):
+    if dropped:
+        click.echo(what, err=True)
+        what = "It is where the snapshot came from."
+    if is_origin and not click.confirm(f"{what} Go on?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
     for name in dropped:
         if click.prompt(f"Type the name of the collection to drop ({name})", err=True) != name:
@@ -2446,10 +2635,10 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     """The path of a snapshot; for --from-box it is downloaded, and removed when it is not needed any more."""
     output_dir: Path = options["output_dir"]
     if not options["from_box"]:
-        yield find_snapshot(wanted, output_dir)
+        yield find_snapshot(wanted, output_dir, options["sources"], report)
         return
     box = Box(read_box_config(options, BOX_HINT), stop_event)
-    file = find_in_box(box, wanted)
+    file = find_in_box(box, wanted, options["sources"], report)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
@@ -2464,11 +2653,11 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
             path.unlink(missing_ok=True)
 
 
-def find_in_box(box: Box, wanted: str) -> BoxFile:
+def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report) -> BoxFile:
     """The file for a snapshot's name, or the latest. Raises BackupError when there is none."""
     found = box.snapshots()
     if wanted == "latest" and found:
-        return found[0]
+        return choose_latest(box_candidates(box, found), sources, "Box", report)
     for file in found:
         if file.name in (wanted, f"{wanted}.zip"):
             return file
@@ -2480,30 +2669,34 @@ def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each snapshot in Box, newest first; the beginning of each zip has its manifest."""
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     rows = []
-    for file in box.snapshots():
+    for file, manifest in box_manifests(box, box.snapshots()):
         row = _list_row(file.stem) | {"size_bytes": file.size_bytes}
-        with contextlib.suppress(FormatError):
-            row |= _manifest_row(decode_manifest(read_manifest_text(box, file)))
-        rows.append(row)
+        if isinstance(manifest, FormatError):
+            rows.append(row)
+        elif may_be_of(manifest, options["sources"]):
+            rows.append(row | _manifest_row(manifest))
     return rows
 
 
 def list_snapshots(options: dict[str, Any]) -> int:
     """Print the snapshots there are, newest first. Raises BackupError if the directory is not there."""
     place = "Box" if options["from_box"] else options["output_dir"]
-    rows = list_box(options) if options["from_box"] else list_local(options["output_dir"])
+    rows = list_box(options) if options["from_box"] else list_local(options["output_dir"], options["sources"])
     if options["as_json"]:
         print_result(json.dumps(rows))
     for row in [] if options["as_json"] else rows:
         size = size_text(row["size_bytes"])
-        mark = "  some collections only" if row["is_selection"] else ""
-        print_result(f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}{mark}")
+        source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
+        mark = ", some collections only" if row["is_selection"] else ""
+        print_result(
+            f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}{source}{mark}"
+        )
     if not rows:
         log.warning("There are no snapshots in %s.", place)
     return RestoreExit.OK
 
 
-def list_local(output_dir: Path) -> list[dict[str, Any]]:
+def list_local(output_dir: Path, sources: tuple[str, ...]) -> list[dict[str, Any]]:
     """A row for each snapshot in a directory, newest first."""
     if not output_dir.is_dir():
         raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
@@ -2512,7 +2705,10 @@ def list_local(output_dir: Path) -> list[dict[str, Any]]:
         row = _list_row(path.name)
         with contextlib.suppress(SnapshotRefused, OSError):
             snapshot = open_snapshot(path)
-            row |= _manifest_row(read_manifest(snapshot)) | {"size_bytes": sum(snapshot.sizes.values())}
+            manifest = read_manifest(snapshot)
+            if not may_be_of(manifest, sources):
+                continue
+            row |= _manifest_row(manifest) | {"size_bytes": sum(snapshot.sizes.values())}
         if incomplete and row["status"] == "complete":
             row["status"] = "incomplete"
         rows.append(row)
@@ -2522,7 +2718,7 @@ def list_local(output_dir: Path) -> list[dict[str, Any]]:
 def _list_row(name: str) -> dict[str, Any]:
     """A row of the list for a snapshot of which nothing is known yet."""
     row: dict[str, Any] = {"name": name, "created_at_utc": "", "documents": 0, "size_bytes": 0}
-    return row | {"status": "unreadable", "is_selection": False}
+    return row | {"status": "unreadable", "is_selection": False, "api_endpoint": "", "keyspace": ""}
 
 
 def _manifest_row(manifest: Manifest) -> dict[str, Any]:
@@ -2532,6 +2728,8 @@ def _manifest_row(manifest: Manifest) -> dict[str, Any]:
         "documents": sum(record.document_count for record in manifest.collections),
         "status": "complete" if manifest.is_complete else "incomplete",
         "is_selection": manifest.selection is not msgspec.UNSET,
+        "api_endpoint": manifest.source.api_endpoint,
+        "keyspace": manifest.source.keyspace,
     }
 
 

@@ -441,11 +441,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         load_catalog(source)
         assert cli.backup(source).code == 0
         cli.snapshots()[-1].rename(found.path("small"))
+        for name in list(source.collections(KEYSPACE)):
+            source.drop(KEYSPACE, name)
         source.create(KEYSPACE, "noise", {"indexing": {"deny": ["*"]}})
         for number in range(6):
             noise = hashlib.shake_256(bytes([number])).hexdigest(1_665_000)
             source.put(KEYSPACE, "noise", f'{{"_id":{number},"s":"{noise}"}}')
-        assert cli.backup(source, "--no-compress", "--collection", "noise").code == 0
+        assert cli.backup(source, "--no-compress", "--max-shrink", "100").code == 0
         cli.snapshots()[-1].rename(found.path("chunked"))
         shutil.copytree(found.path("chunked"), found.path("below"))
         assert found.upload(cli, "below").code == 0
@@ -521,7 +523,8 @@ def test_download(row: Row, kept: Kept, box: BoxEmulator, cli: Cli) -> None:
     box.add_file(kept.file_name(row.where), kept.zips[row.where])
     box.faults = [trouble.rule for trouble in row.troubles]
     cli.environ["BACKUP_RETRY_BUDGET"] = str(row.budget_s)
-    result = cli.with_box(box).run("restore.py", "--from-box", "--verify-only", "--json", *row.arguments)
+    command = ("restore.py", "--from-box", Kept.NAMES[row.where], "--verify-only", "--json")
+    result = cli.with_box(box).run(*command, *row.arguments)
     assert [str(trouble) for trouble in row.troubles if not trouble.has_hit(box)] == [], "it did not happen"
     assert result.code == row.code == result.json["exit_code"], result.err
     assert_stored(box, kept, row.where)
@@ -965,6 +968,59 @@ def test_the_latest_is_the_one_with_the_greatest_name(stocked: BoxEmulator, cli:
     assert result.json["documents"] == 6
 
 
+def of_source(content: bytes, name: str, **source: str) -> bytes:
+    """The zip of a snapshot under another name, of another database; its files stay as they are."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            text = old.read(entry)
+            if entry.filename.endswith("/manifest.json"):
+                manifest = json.loads(text)
+                manifest["source"] |= source
+                text = json.dumps(manifest).encode()
+            with new.open(zipfile.ZipInfo(f"{name}/{entry.filename.split('/')[1]}"), "w", force_zip64=True) as file:
+                file.write(text)
+    return made.getvalue()
+
+
+def test_the_latest_of_two_databases_in_box_is_ambiguous(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """Two databases in one folder: `latest` is 1, names the newest of each and downloads nothing but beginnings; with
+    --source it is found, and where the source says all, no more beginnings are read than it takes.
+    """
+    for day in range(1, 26):
+        name = f"202701{day:02}_000000"
+        other = {"api_endpoint": "https://Other.example.com/"} if day % 2 else {}
+        box.add_file(f"{name}.zip", of_source(kept.zips["small"], name, **other))
+    before = len(box.calls("download"))
+    result = cli.with_box(box).run("restore.py", "--from-box", "--dry-run", "--api-endpoint", "http://127.0.0.1:9")
+    assert result.code == 1
+    assert "ambiguous" in result.err
+    assert "20270125_000000: keyspace default_keyspace at https://Other.example.com/" in result.err
+    assert "20270124_000000: keyspace default_keyspace at http://127.0.0.1" in result.err
+    assert "20270123_000000" not in result.err
+    assert len(box.calls("download")) == before + 25
+    assert not cli.backups.exists()
+    source = ("--source", "https://other.EXAMPLE.com", "--source", "default_keyspace")
+    listed = cli.run("restore.py", "--from-box", "--list", "--json", *source)
+    assert [row["name"][6:8] for row in listed.json] == [f"{day:02}" for day in range(25, 0, -2)]
+    assert {row["api_endpoint"] for row in listed.json} == {"https://Other.example.com/"}
+    before = len(box.calls("download"))
+    found = cli.run("restore.py", "--from-box", "--verify-only", *source)
+    assert "Downloading 20270125_000000.zip" in found.err
+    assert len(box.calls("download")) - before < 25
+
+
+def test_an_unreadable_zip_is_not_the_latest(stocked: BoxEmulator, kept: Kept, cli: Cli) -> None:
+    """Newer files whose manifest cannot be read are named in warnings, and the newest good one is taken."""
+    stocked.add_file("20270201_000000.zip", b"no zip")
+    stocked.add_file("20270202_000000.zip", kept.zips["small"][:1000])
+    result = cli.run("restore.py", "--from-box", "--verify-only", "--json")
+    assert result.code == 0, result.err
+    assert Kept.NAMES["chunked"] in result.json["snapshot"]
+    assert "20270201_000000.zip in Box" in result.err
+    assert "20270202_000000.zip in Box" in result.err
+
+
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 def test_a_named_snapshot_comes_back(
     stocked: BoxEmulator, source: DataApiEmulator, target: DataApiEmulator, cli: Cli, suffix: str
@@ -1056,7 +1112,7 @@ def test_a_download_goes_on_where_it_broke_off(kept: Kept, box: BoxEmulator, cli
     """After a break the rest is asked for, not the whole."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "truncate", "at": at}]
-    assert cli.with_box(box).run("restore.py", "--from-box", "--verify-only").code == 0
+    assert cli.with_box(box).run("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only").code == 0
     first, second = box.calls("download")
     assert first.headers["range"].startswith("bytes=0-")
     start = int(re.findall(r"bytes=(\d+)-", second.headers["range"])[0])
@@ -1067,7 +1123,8 @@ def test_breaks_that_make_progress_are_survived(kept: Kept, box: BoxEmulator, cl
     """A line that breaks again and again, but brings a piece each time, brings the whole: patience begins anew."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "truncate", "at": 2_000_000, "times": None}]
-    result = cli.with_box(box).run("restore.py", "--from-box", "--verify-only", BACKUP_RETRY_BUDGET="1.5")
+    command = ("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only")
+    result = cli.with_box(box).run(*command, BACKUP_RETRY_BUDGET="1.5")
     assert result.code == 0, result.err
 
 
@@ -1075,7 +1132,7 @@ def interrupted_download(kept: Kept, box: BoxEmulator, cli: Cli) -> Path:
     """Kill a restore in the middle of its download; return what it left."""
     box.add_file(kept.file_name("chunked"), kept.zips["chunked"])
     box.faults = [{"api": "download", "action": "trickle", "chunk": 1_000_000, "pause_s": 0.1, "times": None}]
-    running = cli.with_box(box).start("restore.py", "--from-box", "--verify-only")
+    running = cli.with_box(box).start("restore.py", "--from-box", Kept.NAMES["chunked"], "--verify-only")
     wait_for(
         lambda: sum(path.stat().st_size for path in cli.backups.glob(".*")) > 3_000_000 if cli.backups.exists() else 0
     )

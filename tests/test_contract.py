@@ -12,6 +12,8 @@ import json
 import random
 import re
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -1373,3 +1375,37 @@ def test_white_space_hides_no_wrapped_value(spaces: int) -> None:
     unknown = f'{{"_id":1,"a":{{{gap}"$backupType":"new","value":[1]}}}}'.encode()
     with pytest.raises(FormatError):
         decode_document(unknown)
+
+
+FIRST_DECODERS = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+import astra_backup, restore
+sys.setswitchinterval(1e-6)
+
+def decode():
+    gate.wait()
+    astra_backup.decode_manifest(b'{"backup_format_version":"1.0","collections":[{"name":"a"}]}')
+    astra_backup.decode_reply(b'{"status":{"documentResponses":[]}}')
+    restore.reply_errors(astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
+
+for _ in range(40):
+    if not (child := os.fork()):
+        gate = threading.Barrier(8)
+        threads = [threading.Thread(target=decode) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "the process died"
+"""
+
+
+def test_threads_may_be_the_first_to_decode() -> None:
+    """Several threads that are the first ones of a process to read a manifest or a reply do not crash it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_DECODERS, str(Path(__file__).parent.parent)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -427,6 +427,142 @@ def test_a_shrink_whose_upload_failed_protects_the_last_good_one_in_box(
     shutil.rmtree(cli.backups / "20260602_000000")
     assert run_at(cli, datetime(2026, 6, 4, tzinfo=UTC)).code == 0
     assert good not in box.files(), "once a person has deleted the shrunk one, the rules decide again"
+
+
+def night(cli: Cli, day: int, code: int, *arguments: object) -> Result:
+    """The run of a night in June, and what it must end with."""
+    result = run_at(cli, datetime(2026, 6, day, tzinfo=UTC), *arguments)
+    assert result.code == code, result.err
+    return result
+
+
+def days(snapshots: Iterable[str]) -> list[str]:
+    """The days in June of some names."""
+    return sorted(name[6:8] for name in snapshots)
+
+
+def prune_predicted(cli: Cli, box: BoxEmulator, day: int, *keep: object) -> tuple[list[str], list[str]]:
+    """Prune once more, with the newest snapshot, after a dry run that must predict it: the days left here, in Box."""
+    moment = datetime(2026, 6, day, tzinfo=UTC)
+    rows = run_at(cli, moment, "--prune-dry-run", "--json", *keep).json["snapshots"]
+    result = run_at(cli, moment, "--upload-only", names(cli)[-1], "--json", *keep)
+    assert result.code == 0, result.err
+    gone = {(place, name) for place, some in result.json["deleted"].items() for name in some}
+    assert gone == {(row["place"], row["name"]) for row in rows if not row["stays"]}
+    assert set(names(cli)) == {row["name"] for row in rows if row["stays"] and row["place"] == "here"}
+    assert {name[:-4] for name in box.files()} == {
+        row["name"] for row in rows if row["stays"] and row["place"] != "here"
+    }
+    for row in rows:
+        reasons = row["reason"].split("; ")
+        assert len(set(reasons)) == len(reasons), f"a reason is given twice: {row}"
+    return days(names(cli)), days(box.files())
+
+
+KEEP_TWO = ("--keep-last", "2", "--box-keep-last", "2")
+
+
+def test_a_shrink_since_a_snapshot_that_never_came_to_box(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """The snapshot before the shrink is only here: in Box, too, the last one that holds the dropped collection stays,
+    until a person has deleted the shrunk one; once the one before has come to Box, that one stays instead.
+    """
+    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
+    fill(source, "docs", 3)
+    fill(source, "gone", 3)
+    night(cli, 1, 0, *KEEP_TWO)
+    night(cli, 2, 0, *KEEP_TWO)
+    box.can_upload = False
+    night(cli, 3, 3, *KEEP_TWO)
+    box.can_upload = True
+    source.drop(KEYSPACE, "gone")
+    night(cli, 4, 5, *KEEP_TWO)
+    for day in (5, 6, 7):
+        night(cli, day, 0, *KEEP_TWO)
+        assert "02" in days(box.files()), "the only snapshot in Box with the dropped collection was deleted"
+    assert days(names(cli)) == ["03", "04", "06", "07"]
+    assert days(box.files()) == ["02", "04", "06", "07"]
+    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["03", "04", "06", "07"], ["02", "04", "06", "07"])
+    run_at(cli, datetime(2026, 6, 8, tzinfo=UTC), "--upload-only", "20260603_000000")
+    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["03", "04", "06", "07"], ["03", "04", "06", "07"])
+    shutil.rmtree(cli.backups / "20260604_000000")
+    assert prune_predicted(cli, box, 8, *KEEP_TWO)[1] == ["03", "04", "06", "07"], "Box still has the shrunk one"
+    box.purge(box.files()["20260604_000000.zip"])
+    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["06", "07"], ["06", "07"])
+
+
+def test_two_shrinks_of_which_one_is_settled(source: DataApiEmulator, cli: Cli) -> None:
+    """Two collections vanish night after night; deleting the first shrunk snapshot settles the first shrink only, and
+    what both had before stays for the second.
+    """
+    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
+    for name in ("docs", "first", "second"):
+        fill(source, name, 3)
+    night(cli, 1, 0, "--no-box")
+    source.drop(KEYSPACE, "first")
+    night(cli, 2, 5, "--no-box")
+    source.drop(KEYSPACE, "second")
+    night(cli, 3, 5, "--no-box")
+    night(cli, 4, 0, "--no-box")
+    assert days(names(cli)) == ["01", "02", "03", "04"]
+    shutil.rmtree(cli.backups / "20260602_000000")
+    night(cli, 5, 0, "--no-box")
+    assert days(names(cli)) == ["01", "03", "05"]
+    shutil.rmtree(cli.backups / "20260603_000000")
+    night(cli, 6, 0, "--no-box")
+    assert days(names(cli)) == ["06"]
+
+
+def test_a_shrink_is_not_forgotten_while_the_snapshot_before_is_restored(source: DataApiEmulator, cli: Cli) -> None:
+    """A restore's journal beside the snapshot before the shrink, or beside the shrunk one, lets neither go."""
+    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
+    fill(source, "docs", 3)
+    night(cli, 1, 0, "--no-box")
+    source.delete_all(KEYSPACE, "docs")
+    night(cli, 2, 5, "--no-box")
+    for day, restored in ((3, "20260601_000000"), (4, "20260602_000000")):
+        journal = cli.backups / f".restore-{restored}-0123abcd.journal"
+        journal.touch()
+        night(cli, day, 0, "--no-box")
+        assert days(names(cli)) == ["01", "02", f"{day:02}"]
+        journal.unlink()
+    night(cli, 5, 0, "--no-box")
+    assert days(names(cli)) == ["01", "02", "05"]
+
+
+@pytest.mark.parametrize(("rotten", "file"), [(2, "docs.jsonl.gz"), (3, "docs.jsonl.gz"), (3, "manifest.json")])
+def test_a_disk_that_rots_settles_no_shrink(source: DataApiEmulator, cli: Cli, rotten: int, file: str) -> None:
+    """The snapshot before the shrink rots: the one before that stays. The shrunk one rots: what was before it stays,
+    even if nobody can read any more that it shrank.
+    """
+    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
+    fill(source, "docs", 3)
+    night(cli, 1, 0, "--no-box")
+    night(cli, 2, 0, "--no-box")
+    source.delete_all(KEYSPACE, "docs")
+    night(cli, 3, 5, "--no-box")
+    night(cli, 4, 0, "--no-box")
+    path = cli.backups / f"2026060{rotten}_000000" / file
+    path.write_bytes(path.read_bytes()[:-20])
+    for day in (5, 6):
+        night(cli, day, 0, "--no-box", "--keep-last", "1")
+        left = ["01", "02", "03"] if rotten == 2 else ["02", "03"]
+        assert days(names(cli)) == [*left, f"{day:02}"]
+
+
+def test_what_box_does_not_show_is_a_reason_to_keep(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """In a container whose disk is empty each time the shrunk snapshot is in Box alone: a night on which Box does not
+    give its beginning deletes nothing from before it.
+    """
+    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
+    fill(source, "docs", 3)
+    for day, code in ((1, 0), (2, 5), (3, 0)):
+        night(cli, day, code)
+        source.delete_all(KEYSPACE, "docs")
+        shutil.rmtree(cli.snapshots()[0])
+    hidden = f"/files/{box.files()['20260602_000000.zip'].id}/"
+    box.faults.append({"api": "content", "contains": hidden, "action": "status", "status": 403, "times": None})
+    result = night(cli, 4, 0, "--box-keep-last", "1")
+    assert days(box.files()) == ["01", "02", "04"], result.err
 
 
 # ------------------------------------------------------------------------------------------------ --status

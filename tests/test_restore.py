@@ -224,6 +224,157 @@ def test_the_list_is_newest_first(source: DataApiEmulator, cli: Cli) -> None:
     assert snapshot.name in cli.run("restore.py", "--list").out
 
 
+# ------------------------------------------------------------------------------------------------ several databases
+
+
+def dated(cli: Cli, emulator: DataApiEmulator, name: str, *arguments: object) -> Path:
+    """A snapshot made now, under a name of another time."""
+    before = set(cli.backups.iterdir()) if cli.backups.exists() else set()
+    result = cli.backup(emulator, *arguments)
+    assert result.code == 0, result.err
+    (made,) = {path for path in cli.backups.iterdir() if not path.name.startswith(".")} - before
+    return made.rename(cli.backups / name)
+
+
+def latest(cli: Cli, *arguments: object) -> str:
+    """The name of what `latest` takes."""
+    result = cli.run("restore.py", "--verify-only", "--json", *arguments)
+    assert result.code == 0, result.err
+    return Path(result.json["snapshot"]).name
+
+
+def test_the_latest_of_two_databases_is_ambiguous(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Two databases, and two keyspaces of one, in one directory: `latest` is 1 and names the newest of each; --source
+    narrows it, whatever the case of an endpoint and the slash behind it; nothing was asked of the target.
+    """
+    for emulator, keyspace in ((source, "default_keyspace"), (source, "other"), (target, "default_keyspace")):
+        emulator.create(keyspace, "docs")
+    old = dated(cli, source, "20260101_000000")
+    ours = dated(cli, source, "20260102_000000")
+    other = dated(cli, source, "20260103_000000", "--keyspace", "other")
+    theirs = dated(cli, target, "20260104_000000")
+    for command in (["--dry-run"], ["--verify-only"], ["--compare"], []):
+        before = len(target.requests)
+        result = cli.restore(target, *command)
+        assert (result.code, len(target.requests)) == (1, before)
+        assert "ambiguous" in result.err
+        for snapshot, emulator, keyspace in (
+            (ours, source, "default_keyspace"),
+            (other, source, "other"),
+            (theirs, target, "default_keyspace"),
+        ):
+            assert f"{snapshot.name}: keyspace {keyspace} at {emulator.url}" in result.err
+        assert old.name not in result.err
+    assert latest(cli, "--source", "other") == other.name
+    assert latest(cli, "--source", target.url.upper() + "/") == theirs.name
+    still = cli.run("restore.py", "--verify-only", "--source", source.url)
+    assert (still.code, ours.name in still.err, other.name in still.err, theirs.name in still.err) == (
+        1,
+        True,
+        True,
+        False,
+    )
+    assert latest(cli, "--source", source.url, "--source", "default_keyspace") == ours.name
+    none = cli.run("restore.py", "--verify-only", "--source", "nobody")
+    assert none.code == 1
+    assert "no complete snapshot of nobody" in none.err
+    assert f"keyspace other at {source.url}" in none.err
+
+
+def test_the_list_and_the_plan_name_the_source(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """--list and --dry-run say of which keyspace of which database a snapshot is; --source narrows the list."""
+    for emulator in (source, target):
+        emulator.create(KEYSPACE, "docs")
+    ours = dated(cli, source, "20260102_000000")
+    theirs = dated(cli, target, "20260103_000000")
+    rows = cli.run("restore.py", "--list", "--json").json
+    assert [(row["name"], row["api_endpoint"], row["keyspace"]) for row in rows] == [
+        (theirs.name, target.url, KEYSPACE),
+        (ours.name, source.url, KEYSPACE),
+    ]
+    (line,) = cli.run("restore.py", "--list", "--source", source.url + "/").out.splitlines()
+    assert line.startswith(ours.name)
+    assert line.endswith(f"keyspace {KEYSPACE} at {source.url}")
+    planned = cli.restore(target, ours.name, "--dry-run")
+    route = f"snapshot {ours.name} of keyspace {KEYSPACE} at {source.url} into keyspace {KEYSPACE} at {target.url}"
+    assert planned.out.splitlines()[0] == f"{route}:"
+    fields = cli.restore(target, ours.name, "--dry-run", "--json").json
+    assert fields["source"] == {"api_endpoint": source.url, "keyspace": KEYSPACE}
+    assert fields["target"] == {"api_endpoint": target.url, "keyspace": KEYSPACE}
+    asked = cli.restore(source, ours.name)
+    assert asked.code == 4
+    assert f"of keyspace {KEYSPACE} at {source.url} into keyspace {KEYSPACE} at {source.url}" in asked.err
+    named = cli.restore(target, ours.name, "--source", KEYSPACE)
+    assert (named.code, "--source" in named.err) == (1, True)
+
+
+def test_the_latest_is_of_a_whole_keyspace(source: DataApiEmulator, cli: Cli) -> None:
+    """A newer snapshot of some collections is not the latest, and the log says so; if there is no other, it is 1."""
+    for name in ("a", "b"):
+        source.create(KEYSPACE, name)
+    some = dated(cli, source, "20260103_000000", "--collection", "a")
+    alone = cli.run("restore.py", "--verify-only")
+    assert alone.code == 1
+    assert some.name in alone.err
+    whole = dated(cli, source, "20260102_000000")
+    dated(cli, source, "20260101_000000", "--exclude", "a")
+    result = cli.run("restore.py", "--verify-only")
+    assert (result.code, f"{whole.name}: whole" in result.out) == (0, True)
+    assert some.name in result.err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "manifest.json").unlink(),
+        lambda path: (path / "manifest.json").write_bytes((path / "manifest.json").read_bytes()[:-9]),
+        lambda path: edit_manifest(path, lambda manifest: manifest.update(status="incomplete")),
+        lambda path: edit_manifest(path, lambda manifest: manifest.update(backup_format_version="2.0")),
+    ],
+    ids=["no manifest", "half a manifest", "incomplete", "of a later version"],
+)
+def test_what_cannot_be_read_is_not_the_latest(
+    source: DataApiEmulator, cli: Cli, damage: Callable[[Path], object]
+) -> None:
+    """A newer snapshot that cannot be read does not stand in the way of the newest good one, and is named in a
+    warning; an older one is not mentioned. Where nothing else is there it is refused.
+    """
+    source.create(KEYSPACE, "docs")
+    good = dated(cli, source, "20260102_000000")
+    for name in ("20260101_000000", "20260103_000000"):
+        damage(dated(cli, source, name))
+    result = cli.run("restore.py", "--verify-only")
+    assert (result.code, f"{good.name}: whole" in result.out) == (0, True), result.err
+    assert "WARNING" in result.err
+    assert "20260103_000000" in result.err
+    assert "20260101_000000" not in result.err
+    shutil.rmtree(good)
+    refused = cli.run("restore.py", "--verify-only")
+    assert (refused.code, "20260103_000000" in refused.err) == (3, True)
+
+
+def test_an_older_script_that_named_no_source(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Without a source a snapshot is the latest where nothing else is there; an older one is left out with a warning;
+    a newer one makes `latest` ambiguous.
+    """
+
+    def strip(path: Path) -> None:
+        edit_manifest(path, lambda manifest: manifest.pop("source"), reseal=True)
+
+    source.create(KEYSPACE, "docs")
+    old = dated(cli, source, "20260101_000000")
+    strip(old)
+    assert latest(cli) == old.name
+    new = dated(cli, source, "20260102_000000")
+    assert latest(cli) == new.name
+    assert old.name in cli.run("restore.py", "--verify-only").err
+    strip(dated(cli, source, "20260103_000000"))
+    result = cli.run("restore.py", "--verify-only")
+    assert (result.code, "20260103_000000" in result.err, new.name in result.err) == (1, True, True)
+    assert latest(cli, "--source", KEYSPACE) == new.name
+    assert len(cli.run("restore.py", "--list", "--source", KEYSPACE).out.splitlines()) == 3
+
+
 # ------------------------------------------------------------------------------------------------ damage: 3
 
 

@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -37,6 +38,8 @@ FOREIGN = (
     "20260616_085246.deleting",
 )
 
+HISTORIES = 200  # of 25 nights each
+
 ages = st.one_of(
     st.integers(0, 3 * 24 * 3600),
     st.integers(0, 500).map(lambda days: days * 24 * 3600),  # exactly the same time of day: where periods begin
@@ -48,48 +51,99 @@ rules = st.builds(KeepRules, last=counts, daily=counts, weekly=counts, monthly=c
 
 @dataclass(frozen=True)
 class Made:
-    """A thing in the output directory: its name, what it is, and the snapshot that held far more."""
+    """A snapshot, or a thing that looks like one: its name, what it is here and in Box ("": it is not there), and the
+    snapshot that held far more.
+    """
 
     name: str
     kind: str
     shrunk_from: str | None = None
+    in_box: str = ""
+
+
+HERE_KINDS = (
+    "good",
+    "good",
+    "good",
+    "",
+    "incomplete",
+    "damaged",
+    "unreadable",
+    "busy",
+    "other source",
+    "other selection",
+)
+BOX_KINDS = ("good", "good", "good", "", "", "damaged", "unreadable", "other source", "other selection")
+READABLE = ("good", "damaged", "busy")
+"""What it may be while its manifest still tells that it is of the scope, and that it shrank."""
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Made]:
-    """Complete, incomplete, damaged and foreign names in any order; each time is there once."""
-    kinds = st.sampled_from(["good", "good", "good", "incomplete", "damaged", "other source", "other selection"])
+    """Complete, incomplete, damaged and foreign names in any order, each once, here, in Box, or in both."""
+    kinds = st.tuples(st.sampled_from(HERE_KINDS), st.sampled_from(BOX_KINDS))
     things: dict[str, Made] = {}
-    for age, kind in draw(st.lists(st.tuples(ages, kinds), max_size=14)):
-        name = snapshot_name(NOW - timedelta(seconds=age)) + (".INCOMPLETE" if kind == "incomplete" else "")
-        things.setdefault(name[:15], Made(name, kind))
+    for age, (here, in_box) in draw(st.lists(st.tuples(ages, kinds), max_size=14)):
+        is_incomplete = here == "incomplete"
+        name = snapshot_name(NOW - timedelta(seconds=age)) + (".INCOMPLETE" if is_incomplete else "")
+        things.setdefault(name[:15], Made(name, here, in_box="" if is_incomplete else in_box))
     names = draw(st.lists(st.sampled_from(FOREIGN), unique=True, max_size=4))
-    history = [*things.values(), *(Made(name, "foreign") for name in names)]
-    if things and draw(st.integers(0, 2)) == 0:
-        shrunk, before = (draw(st.sampled_from(sorted(things))) for _ in range(2))
-        if before < shrunk:
-            history = [replace(made, shrunk_from=before) if made.name == shrunk else made for made in history]
-    return history
+    for shrunk in draw(st.lists(st.sampled_from(sorted(things)), max_size=3)) if things else []:
+        before = draw(st.sampled_from(sorted(things)))
+        if before < shrunk and things[shrunk].name == shrunk:
+            things[shrunk] = replace(things[shrunk], shrunk_from=before)
+    return [*things.values(), *(Made(name, "foreign") for name in names)]
 
 
-def found_of(made: Made) -> Found:
+def found_of(name: str, kind: str, shrunk_from: str | None) -> Found:
     """What a survey says of a thing."""
-    obstacles = {"damaged": "damaged: a bit", "other source": "of another database", "other selection": "of others"}
-    is_good = made.kind == "good"
-    return Found(made.name, is_good, obstacles.get(made.kind, ""), made.kind == "damaged", made.shrunk_from)
+    obstacles = {
+        "damaged": "damaged: a bit",
+        "unreadable": "damaged: no manifest",
+        "busy": "a restore of it has not ended",
+        "other source": "of another database",
+        "other selection": "of others",
+    }
+    return Found(
+        name,
+        is_good=kind == "good",
+        obstacle=obstacles.get(kind, ""),
+        is_damaged=kind in ("damaged", "unreadable"),
+        shrunk_from=shrunk_from if kind in READABLE else None,
+        is_unread=kind == "unreadable",
+        is_ours=not kind.startswith("other"),
+    )
 
 
-def decide(history: list[Found], given_rules: KeepRules, days: int = 7) -> dict[str, Decision]:
+def found_here(history: list[Made]) -> list[Found]:
+    """What a survey of the directory says."""
+    return [found_of(made.name, made.kind, made.shrunk_from) for made in history if made.kind]
+
+
+def found_in_box(history: list[Made]) -> list[Found]:
+    """What a survey of the folder says."""
+    return [found_of(made.name, made.in_box, made.shrunk_from) for made in history if made.in_box]
+
+
+def decide(
+    history: list[Found], given_rules: KeepRules, days: int = 7, elsewhere: Iterable[Found] | None = ()
+) -> dict[str, Decision]:
     """The decisions by name."""
-    return {one.name: one for one in plan_retention(history, given_rules, incomplete_days=days, now=NOW)}
+    plan = plan_retention(history, given_rules, incomplete_days=days, now=NOW, elsewhere=elsewhere)
+    return {one.name: one for one in plan}
 
 
-def expected_kept(history: list[Made], given_rules: KeepRules) -> set[str]:
-    """The good names that stay, worked out another way: the newest of each of the newest N periods, and shrinks."""
-    good = {made.name: made for made in history if made.kind == "good" and made.name <= snapshot_name(NOW)}
-    names = sorted(good, reverse=True)
-    shrunk = [made for made in good.values() if made.shrunk_from in good]
-    kept = {*names[:1], *(made.name for made in shrunk), *(str(made.shrunk_from) for made in shrunk)}
+def decide_both(
+    history: list[Made], given_rules: KeepRules, days: int = 7
+) -> tuple[dict[str, Decision], dict[str, Decision]]:
+    """The decisions here and in Box, both places having been looked at."""
+    here, in_box = found_here(history), found_in_box(history)
+    return decide(here, given_rules, days, in_box), decide(in_box, given_rules, days, here)
+
+
+def expected_kept(history: list[Made], good: list[str], given_rules: KeepRules) -> set[str]:
+    """Which of the good names of one place, newest first, stay: worked out another way."""
+    kept = {*good[:1]}
     for count, form in (
         (given_rules.last, "%Y%m%d%H%M%S"),
         (given_rules.daily, "%Y%m%d"),
@@ -97,10 +151,28 @@ def expected_kept(history: list[Made], given_rules: KeepRules) -> set[str]:
         (given_rules.monthly, "%Y%m"),
     ):
         newest: dict[str, str] = {}
-        for name in sorted(names):
+        for name in sorted(good):
             newest[datetime.strptime(name, "%Y%m%d_%H%M%S").replace(tzinfo=UTC).strftime(form)] = name
         kept |= {newest[period] for period in sorted(newest)[-count:]} if count else set()
-    return kept
+    return kept | kept_by_shrinks(history, set(good))
+
+
+def kept_by_shrinks(history: list[Made], good: set[str]) -> set[str]:
+    """Of a place's good names: the last one before each shrink that is known in any place, and the shrunk one, if
+    something from before is left in any place; the last one before each snapshot that nobody can read.
+    """
+    kept: set[str] = set()
+    ours = {*READABLE, "unreadable"}
+    there = {made.name for made in history if ours & {made.kind, made.in_box}}
+    for made in history:
+        before = {name for name in good if name < made.name}
+        if "unreadable" in (made.kind, made.in_box):
+            kept |= {max(before, default="")}
+        if made.shrunk_from and (made.kind in READABLE or made.in_box in READABLE):
+            kept |= {max(before, default=""), max((n for n in before if n <= made.shrunk_from), default="")}
+            if min(there) < made.name:
+                kept |= {made.name} & good
+    return kept - {""}
 
 
 # ------------------------------------------------------------------------------------------------ pure decisions
@@ -109,33 +181,53 @@ def expected_kept(history: list[Made], given_rules: KeepRules) -> set[str]:
 @given(history=histories(), given_rules=rules, days=st.integers(0, 30))
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_must_survive_survives(history: list[Made], given_rules: KeepRules, days: int) -> None:
-    """In 3,000 random histories the newest good snapshot, foreign, damaged and other databases' names stay; no more
-    and no less goes than the rules say; the order of the listing changes nothing.
+    """In 3,000 random histories of two places the newest good snapshot of each, what shrinks keep, foreign, damaged
+    and other databases' names stay; no more and no less goes than the rules say; the order of the listing changes
+    nothing, and no reason is given twice.
     """
-    found = [found_of(made) for made in history]
-    decisions = decide(found, given_rules, days)
-    assert decisions == decide(found[::-1], given_rules, days)
-    assert {made.name for made in history} == set(decisions)
-    gone = {name for name, decision in decisions.items() if not decision.stays}
-    good = sorted((m.name for m in history if m.kind == "good" and m.name <= snapshot_name(NOW)), reverse=True)
-    if not given_rules.is_on:
-        assert gone == set()
-        return
+    decisions = decide_both(history, given_rules, days)
+    assert decisions == decide_both(history[::-1], given_rules, days)
+    kinds = {made.name: made.kind for made in history if made.kind}, {m.name: m.in_box for m in history if m.in_box}
     oldest_incomplete = snapshot_name(NOW - timedelta(days=days))
-    old = {m.name for m in history if m.kind == "incomplete" and m.name[:15] < oldest_incomplete}
-    assert gone == (set(good) - expected_kept(history, given_rules)) | old
-    assert not gone & set(good[:1])
-    assert all(decision.reason for decision in decisions.values())
+    for decided, there in zip(decisions, kinds, strict=True):
+        assert set(there) == set(decided)
+        gone = {name for name, decision in decided.items() if not decision.stays}
+        good = sorted((n for n in there if there[n] == "good" and n <= snapshot_name(NOW)), reverse=True)
+        if not given_rules.is_on:
+            assert gone == set()
+            continue
+        old = {name for name in there if there[name] == "incomplete" and name[:15] < oldest_incomplete}
+        assert gone == (set(good) - expected_kept(history, good, given_rules)) | old
+        assert not gone & set(good[:1])
+        reasons = [decision.reason.split("; ") for decision in decided.values()]
+        assert all(all(texts) and len(texts) == len(set(texts)) for texts in reasons)
 
 
 @given(history=histories(), given_rules=rules)
 @settings(max_examples=300, deadline=None)
 def test_pruning_twice_deletes_nothing_more(history: list[Made], given_rules: KeepRules) -> None:
-    """What stays once stays again: a second run over what is left deletes nothing."""
-    decisions = decide([found_of(made) for made in history], given_rules)
-    left = [made for made in history if decisions[made.name].stays]
-    again = decide([found_of(made) for made in left], given_rules)
-    assert all(decision.stays for decision in again.values())
+    """What stays once stays again: a second run over what is left in both places deletes nothing."""
+    here, in_box = decide_both(history, given_rules)
+    left = [
+        replace(
+            made,
+            kind=made.kind if made.kind and here[made.name].stays else "",
+            in_box=made.in_box if made.in_box and in_box[made.name].stays else "",
+        )
+        for made in history
+    ]
+    assert all(decision.stays for again in decide_both(left, given_rules) for decision in again.values())
+
+
+@given(history=histories(), given_rules=rules)
+@settings(max_examples=300, deadline=None)
+def test_where_nobody_looked_there_may_be_anything(history: list[Made], given_rules: KeepRules) -> None:
+    """Without a look into Box, each shrunk snapshot stays here; otherwise it is as with an empty Box."""
+    here = found_here(history)
+    blind, alone = decide(here, given_rules, 7, None), decide(here, given_rules, 7, [])
+    shrunk = {one.name for one in here if one.shrunk_from}
+    for name, decision in blind.items():
+        assert decision.stays if name in shrunk else decision == alone[name]
 
 
 def nights(count: int) -> list[str]:
@@ -186,6 +278,114 @@ def test_what_was_there_before_a_shrink_stays_until_a_person_deletes_it() -> Non
     assert not decide(one_deleted, KeepRules(last=3))[names[51]].stays
 
 
+# ------------------------------------------------------------------------------------------------ many nights
+
+
+@dataclass
+class Copy:
+    """A snapshot in one place: the collections in it, the snapshot that held far more, and what it is now."""
+
+    held: frozenset[str]
+    shrunk_from: str | None
+    kind: str = "good"
+
+
+class Nights:
+    """A backup each night to a directory and to Box, while collections come and go and everything else goes wrong.
+
+    `settled` are collections whose loss a person has settled, by deleting every copy of the snapshot that shrank.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.live = {"a", "b", "c"}
+        self.here: dict[str, Copy] = {}
+        self.box: dict[str, Copy] = {}
+        self.settled: set[str] = set()
+        self.now = NOW - timedelta(days=30)
+        self.keep_here, self.keep_in_box = KeepRules(last=random.randint(1, 3)), KeepRules(last=random.randint(1, 3))
+
+    def chance(self, one_in: int) -> bool:
+        """Whether something happens."""
+        return self.random.randrange(one_in) == 0
+
+    def run(self, label: str) -> None:
+        """One night. Only after a success something is deleted."""
+        self.now += timedelta(days=1)
+        name = snapshot_name(self.now)
+        here, in_box = ([i for i in place.items() if i[1].kind != "unreadable"] for place in (self.here, self.box))
+        last, before = max(here or in_box, default=("", None), key=lambda item: item[0])
+        if before is None:  # nothing to compare with: no alarm, and none is promised
+            self.settled |= {"a", "b", "c", "d"} - self.live
+        is_shrunk = before is not None and not before.held <= self.live
+        copy = Copy(frozenset(self.live), last if is_shrunk else None)
+        self.here[name] = copy
+        is_uploaded = not self.chance(4)
+        if is_uploaded:
+            self.box[name] = replace(copy)
+        if is_uploaded and not is_shrunk:
+            self.prune(label)
+
+    def prune(self, label: str) -> None:
+        """Prune both places; no collection loses its last good copy in a place, but for those that were settled."""
+        here, in_box = self.survey(self.here), self.survey(self.box, fails=self.chance(8))
+        for place, found, given_rules, elsewhere in (
+            (self.here, here, self.keep_here, in_box),
+            (self.box, in_box, self.keep_in_box, here),
+        ):
+            before = self.held_in(place)
+            for one in plan_retention(found, given_rules, incomplete_days=7, now=self.now, elsewhere=elsewhere):
+                if not one.stays:
+                    del place[one.name]
+            assert before - self.held_in(place) <= self.settled, f"{label}: a last good copy was deleted"
+
+    def survey(self, place: dict[str, Copy], *, fails: bool = False) -> list[Found]:
+        """What can be seen of a place; sometimes a reading fails."""
+        return [
+            found_of(name, "unreadable" if fails and self.chance(2) else copy.kind, copy.shrunk_from)
+            for name, copy in place.items()
+        ]
+
+    @staticmethod
+    def held_in(place: dict[str, Copy]) -> set[str]:
+        """The collections that a good snapshot of a place holds."""
+        return {name for copy in place.values() if copy.kind == "good" for name in copy.held}
+
+    def happen(self) -> None:
+        """What a day brings."""
+        if self.chance(4) and len(self.live) > 1:
+            self.live.remove(self.random.choice(sorted(self.live)))
+        if self.chance(6):
+            self.live.add(self.random.choice("abcd"))
+        place = self.random.choice([self.here, self.box])
+        if self.chance(12) and place:
+            place[self.random.choice(sorted(place))].kind = self.random.choice(["damaged", "unreadable"])
+        if self.chance(10) and self.here:
+            name = self.random.choice(sorted(self.here))
+            self.box.setdefault(name, replace(self.here[name]))  # uploaded later
+        if self.chance(10) and place:
+            self.delete(self.random.choice(sorted(place)), self.random.choice([[place], [self.here, self.box]]))
+        if self.chance(20) and all(name in self.box for name, copy in self.here.items() if copy.shrunk_from):
+            self.here.clear()  # a new machine
+
+    def delete(self, name: str, places: list[dict[str, Copy]]) -> None:
+        """A person deletes copies of a snapshot."""
+        copies = [place.pop(name) for place in places if name in place]
+        if not (name in self.here or name in self.box) and any(copy.shrunk_from for copy in copies):
+            self.settled |= {"a", "b", "c", "d"} - copies[0].held
+
+
+def test_no_night_deletes_the_last_good_copy_of_a_dropped_collection() -> None:
+    """Collections are dropped and come back, uploads fail and are made up for, disks rot, people delete, machines are
+    replaced: until a person has settled the shrink, retention leaves in each place a good copy of what it had there.
+    """
+    for seed in range(HISTORIES):
+        history = Nights(Random(seed))
+        for day in range(25):
+            history.run(f"seed {seed}, day {day}")
+            history.happen()
+
+
 # ------------------------------------------------------------------------------------------------ real directories
 
 
@@ -225,7 +425,11 @@ def make_snapshot(directory: Path, made: Made) -> None:
     (path / "SHA256SUMS").write_text(
         "".join(f"{hashlib.sha256(content.encode()).hexdigest()}  {name}\n" for name, content in sums.items())
     )
-    if made.kind == "damaged":
+    if made.kind == "busy":
+        (directory / f".restore-{made.name}-0123abcd.journal").touch()
+    elif made.kind == "unreadable":
+        (path / "manifest.json").unlink()
+    elif made.kind == "damaged":
         DAMAGES[sorted(DAMAGES)[int(hashlib.sha256(made.name.encode()).hexdigest(), 16) % len(DAMAGES)]](path)
 
 
@@ -281,6 +485,7 @@ def test_a_dry_run_predicts_the_real_run(
     stays is untouched to the last byte, and no name is left behind that promises more than is there.
     """
     directory = tmp_path_factory.mktemp("backups")
+    history = [made for made in history if made.kind]
     for made in history:
         make_snapshot(directory, made)
     options = OPTIONS | {
@@ -305,14 +510,16 @@ def test_a_dry_run_predicts_the_real_run(
         result = astra_backup.BackupResult(astra_backup.Exit.OK, directory, manifest, [])
         deleted = astra_backup.prune(result, options, None, Quiet()).deleted.get("here", [])
     predicted = {row["name"]: row["stays"] for row in json.loads(printed[0])["snapshots"]}
-    left = {path.name for path in directory.iterdir()} - {".lock"}
+    left = {path.name for path in directory.iterdir() if parse_snapshot_name(path.name) or path.name in FOREIGN}
     assert left == {name for name, stays in predicted.items() if stays}
     assert sorted(deleted) == sorted(name for name, stays in predicted.items() if not stays)
-    assert {path.name for path in before} <= {"manifest.json", "docs.jsonl", "SHA256SUMS", "extra"}
+    files = {"manifest.json", "docs.jsonl", "SHA256SUMS", "extra"}
+    assert {path.name for path in before if path.parent != directory} <= files
     assert all(path.read_bytes() == content for path, content in before.items() if path.parent.name in left)
     good = sorted(m.name for m in history if m.kind == "good" and m.name <= snapshot_name(NOW))
     assert set(good[-1:]) <= left
-    assert {made.name for made in history if made.kind in ("foreign", "damaged", "other source")} <= left
+    kinds = ("foreign", "damaged", "unreadable", "busy", "other source")
+    assert {made.name for made in history if made.kind in kinds} <= left
     shutil.rmtree(directory)
 
 

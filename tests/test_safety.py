@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,8 +143,8 @@ def test_a_bug_in_telling_the_monitors_changes_nothing(source: DataApiEmulator, 
     cli.sabotage = {"bug": {"module": "astra_backup", "name": name, "message": "nobody foresaw this"}}
     result = cli.backup(source, "--metrics-file", "astra.prom", "--ping-url", "http://127.0.0.1:1/ping")
     assert result.code == 0, result.err
-    assert "nobody foresaw this" in result.err or "RuntimeError. The result stands." in result.err  # a URL is secret
-    assert result.err.count("The ping to 127.0.0.1 failed") == 2, "at both ends of the run"
+    assert "RuntimeError" in result.err or "nobody foresaw this" in result.err
+    assert len(re.findall("The ping to .* failed|No ping was sent", result.err)) == 2, "at both ends of the run"
     assert len(names(cli)) == 1
 
 
@@ -353,10 +354,16 @@ def test_a_full_disk_leaves_no_run_in_progress(source: DataApiEmulator, cli: Sab
 # ------------------------------------------------------------------------------------------------ tables
 
 
+def add_tables(source: DataApiEmulator, *tables: str) -> None:
+    """Tables without rows."""
+    for name in tables:
+        source.tables.create(KEYSPACE, name, {"id": "text"}, ["id"])
+
+
 def test_tables_are_named(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """Tables, which are not backed up, are named in the log, in the manifest and by --check; the backup is complete."""
     fill(source, "docs", 3)
-    source.database.tables[KEYSPACE] = ["events", "users"]
+    add_tables(source, "events", "users")
     said = f"2 tables of the keyspace {KEYSPACE} are not backed up: events, users"
     result = cli.backup(source)
     assert result.code == 0, result.err
@@ -379,7 +386,7 @@ def test_tables_are_named(source: DataApiEmulator, cli: SabotagedCli) -> None:
 def test_tables_and_a_shrink_are_both_told(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """One warning does not hide the other."""
     fill(source, "docs", 3)
-    source.database.tables[KEYSPACE] = ["users"]
+    add_tables(source, "users")
     assert cli.backup(source).code == 0
     source.delete_all(KEYSPACE, "docs")
     assert cli.backup(source).code == 5
@@ -394,7 +401,7 @@ def test_tables_and_a_shrink_are_both_told(source: DataApiEmulator, cli: Sabotag
 def test_a_table_that_is_asked_for_is_called_one(source: DataApiEmulator, cli: SabotagedCli, mode: list[str]) -> None:
     """--collection with a table's name is exit 1, and says that it is a table."""
     fill(source, "docs", 3)
-    source.database.tables[KEYSPACE] = ["users"]
+    add_tables(source, "users")
     result = cli.backup(source, "--collection", "users", *mode)
     assert result.code == 1
     assert "Not a collection but a table: users" in result.out + result.err
@@ -404,7 +411,7 @@ def test_a_table_that_is_asked_for_is_called_one(source: DataApiEmulator, cli: S
 def test_tables_that_nobody_wants_are_not_named(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """What --exclude leaves out, and what --collection does not ask for, is no warning."""
     fill(source, "docs", 3)
-    source.database.tables[KEYSPACE] = ["users"]
+    add_tables(source, "users")
     for choice in (["--exclude", "users"], ["--collection", "docs"]):
         result = cli.backup(source, "--json", *choice)
         assert (result.code, result.json["warnings"]) == (0, [])

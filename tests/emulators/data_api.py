@@ -299,6 +299,10 @@ ERRORS: dict[str, tuple[str, str, str]] = {  # code -> family, scope, title
 }
 
 
+SERVER_CODES: Final = ("TIMEOUT_", "FAILED_", "UNAVAILABLE_", "UNEXPECTED_", "INTERNAL_", "CORRUPTED_")
+"""How the codes begin for which the server takes the blame, where nothing else is known of them."""
+
+
 class Refusal(Exception):
     """An error the server answers with; `fails_request` if no document of the request is looked at."""
 
@@ -323,7 +327,8 @@ class RequestRefusal(Refusal):
 
 
 def error_object(code: str, message: str, **overrides: Json) -> dict[str, Json]:
-    family, scope, title = ERRORS.get(code, ("SERVER", "DATABASE", code))
+    at_fault = ("SERVER", "DATABASE", code) if code.startswith(SERVER_CODES) else ("REQUEST", "", code)
+    family, scope, title = ERRORS.get(code, at_fault)
     made = {"id": str(uuid.uuid4()), "family": family, "scope": scope, "errorCode": code}
     return {**made, "title": title, "message": message, **overrides}
 
