@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import dataclasses
 import errno
 import fcntl
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
     import httpx
     import requests
     import tenacity
+    from rich.live import Live
+    from rich.progress import ProgressColumn, Task
 
 # ======================================================================================================================
 # Names and limits
@@ -112,8 +115,9 @@ UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexp
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 HEARTBEAT_S = 30.0
 SIGNAL_POLL_S = 0.5
-NARROW_COLUMNS = 74  # below, there is room for a name and its figures only
+NARROW_COLUMNS = 76  # below, there is room for a name and its figures only
 REFRESH_S = 0.2  # how often bars are drawn
+BARS_MARGIN_LINES, BARS_MARGIN_COLUMNS = 3, 2  # a "^C" must not wrap: the bars above it could not be erased
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -170,11 +174,9 @@ def plural(count: int, noun: str) -> str:
 
 def size_text(size_bytes: float) -> str:
     """A size for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(int(size_bytes))
 
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -2575,41 +2577,23 @@ def about(collection: str | None) -> dict[str, Any]:
     return {"collection": collection}
 
 
-@dataclass
-class Tally:
-    """How far a collection, a transfer or a stage is. `expected` None: nobody knows."""
-
-    done: float = 0
-    expected: int | None = None
-    phase: str = "reading"
-    unit: str = "documents"
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def rate(self) -> float:
-        """Units a second."""
-        return self.done / max(1e-6, time.monotonic() - self.started)
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds to the end, None when nobody knows."""
-        if not self.expected or not self.done:
-            return None
-        return max(0.0, self.expected - self.done) / self.rate
-
-
 class Report:
     """Progress of a run: bars on a terminal, a heartbeat elsewhere. Thread-safe; a context manager."""
 
     current: ClassVar[Report | None] = None
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._tallies: dict[str, Tally] = {}
-        self._stage = Tally(unit="collections")
-        self._documents = 0.0  # of the stage's collections that are done
+        from rich.progress import Progress
+
+        self._progress = Progress(disable=True)  # counts and measures; `_draw` draws
+        self._tasks: dict[str, Task] = {}
+        self._total = self._add_task("")
+        self._collections = 0  # of the stage
+        self._unfinished: dict[str, int] = {}  # those of them at work or still to come, and the documents expected
+        self._documents: dict[str, int] = {}  # read or written so far, by collection of the stage
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._live: Any = None
+        self._live: Live | None = None
         is_dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
         self.is_live = sys.stderr.isatty() and not quiet and not redactor.as_json and not is_dumb
         self.warnings: list[str] = []
@@ -2624,64 +2608,42 @@ class Report:
         self._ended.set()
         self.end_bars()
 
-    def stage(self, count: int) -> None:
-        """A stage of so many collections begins."""
+    def stage(self, expected: dict[str, int | None]) -> None:
+        """A stage begins: its collections, and how many documents each should have. 0 and None: nobody knows."""
         with self._lock:
-            self._stage, self._documents = Tally(expected=count, unit="collections"), 0.0
+            self._collections = len(expected)
+            self._unfinished = {name: count or 0 for name, count in expected.items()}
+            self._documents = {}
+            self._progress.reset(self._total.id)
 
     def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
-        """A collection or a transfer begins, or begins anew, or comes to its next phase."""
+        """A collection or a transfer begins, or begins anew, or comes to its next phase. `unit`: documents or bytes."""
         with self._lock:
-            self._tallies[name] = Tally(expected=expected or None, phase=phase, unit=unit)
+            self._remove_task(name)
+            self._tasks[name] = self._add_task(safe_text(name), phase=phase, unit=unit, expected=expected or 0)
+            if unit == "documents":
+                self._documents[name] = 0
         if self.is_live:
-            self._show_bars()
+            self._draw(begin=True)
 
-    def advance(self, name: str, done: float) -> None:
-        """More documents of a collection are done, or more of a transfer."""
+    def advance(self, name: str, done: int) -> None:
+        """More documents of a collection are done, or more bytes; of one that is finished, nothing counts."""
         with self._lock:
-            self._tallies[name].done += done
+            if task := self._tasks.get(name):
+                self._progress.advance(task.id, done)
+                if task.fields["unit"] == "documents":
+                    self._documents[name] += done
 
     def finish(self, name: str) -> None:
-        """A collection is done, well or not."""
+        """A collection or a transfer is done, well or not."""
         with self._lock:
-            tally = self._tallies.pop(name, None)
-            if tally and tally.unit == "documents":
-                self._stage.done += 1
-                self._documents += tally.done
+            self._remove_task(name)
+            self._unfinished.pop(name, None)
 
     def warn(self, message: str) -> None:
         """Something a person should know, though nothing failed."""
         self.warnings.append(redactor.redact(message))
         log.warning("%s", message)
-
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            with self._lock:
-                parts = [
-                    f"{name} {tally.phase} {tally.done:,.0f} {tally.unit}, {tally.rate:,.0f}/s"
-                    for name, tally in self._tallies.items()
-                ]
-                if (self._stage.expected or 0) > 1:
-                    parts.append(f"{self._stage.done:,.0f} of {plural(self._stage.expected or 0, 'collection')} done")
-            log.info("At work: %s.", "; ".join(parts) or "waiting")
-
-    def _show_bars(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        with self._drawing():
-            if self._ended.is_set():
-                return
-            if self._live:
-                self._live.refresh()
-                return
-            console = Console(stderr=True)
-            draw: Callable[[], Any] = lambda: self.draw(console.width, console.height)  # noqa: E731
-            # stdout is left alone: it may lead elsewhere. Ours is the one thread that refreshes, under the one lock.
-            self._live = Live(
-                console=console, get_renderable=draw, auto_refresh=False, transient=True, redirect_stdout=False
-            )
-            self._live.start(refresh=True)
 
     def end_bars(self) -> None:
         """Leave the terminal to a question or a result; bars come back with the next `start`."""
@@ -2690,11 +2652,77 @@ class Report:
             if live:
                 live.stop()
 
+    def _add_task(self, name: str, *, phase: str = "", unit: str = "documents", expected: int = 0) -> Task:
+        number = self._progress.add_task(name, total=None, phase=phase, unit=unit, expected=expected)
+        self._progress.advance(number, 0)  # the rate counts from here
+        return self._progress.tasks[-1]
+
+    def _remove_task(self, name: str) -> None:
+        if task := self._tasks.pop(name, None):
+            self._progress.remove_task(task.id)
+
+    def _at_work(self) -> list[Task]:
+        """What is at work, to be shown; in front the total, where there is more than one collection."""
+        with self._lock:
+            rows = [self._row(task, task.fields["expected"]) for task in self._tasks.values()]
+            if self._collections > 1 and self._unfinished:
+                rows.insert(0, self._total_row())
+        return rows
+
+    def _total_row(self) -> Task:
+        """The stage's row, in documents. Nobody knows its end once what was not expected outweighs what is left."""
+        done = sum(self._documents.values())
+        self._progress.update(self._total.id, completed=done)
+        differences = [count - self._documents.get(name, 0) for name, count in self._unfinished.items()]
+        left, unexpected = sum(max(0, each) for each in differences), sum(max(0, -each) for each in differences)
+        row = self._row(self._total, done + left if left >= unexpected else 0)
+        row.description = f"{self._collections - len(self._unfinished):,} of {plural(self._collections, 'collection')}"
+        return row
+
+    def _row(self, task: Task, expected: float) -> Task:
+        """A copy to be shown: with texts, and with a total where one is known and was not passed."""
+        self._progress.advance(task.id, 0)  # so that the rate falls while nothing comes
+        row, speed = copy.copy(task), task.speed or 0
+        row.total = expected if expected and expected >= task.completed else None
+        if task.fields["unit"] == "bytes":
+            texts = {"count": size_text(task.completed), "rate": f"{size_text(speed)}/s"}
+        else:
+            texts = {"count": f"{task.completed:,.0f} docs", "rate": f"{speed:,.0f}/s"}
+        row.fields = task.fields | texts
+        return row
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            parts = [
+                "{0} {phase} {count}, {rate}".format(row.description, **row.fields)
+                if row.id != self._total.id
+                else f"{row.description} done"
+                for row in self._at_work()
+            ]
+            log.info("At work: %s.", "; ".join(parts) or "waiting")
+
     def _refresh(self) -> None:
         while not self._ended.wait(REFRESH_S):
-            with self._drawing():
-                if self._live:
-                    self._live.refresh()
+            self._draw()
+
+    def _draw(self, *, begin: bool = False) -> None:
+        """Draw the bars anew, if there are any. `begin`: if there are none yet, they begin."""
+        with self._drawing():
+            if self._live:
+                self._live.refresh()
+            elif begin and not self._ended.is_set():
+                self._live = self._start_bars()
+
+    def _start_bars(self) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True)
+        bars: Callable[[], Any] = lambda: self._bars(console.width, console.height)  # noqa: E731
+        # stdout is left alone: it may lead elsewhere. Only we refresh, under the one lock.
+        live = Live(console=console, get_renderable=bars, auto_refresh=False, transient=True, redirect_stdout=False)
+        live.start(refresh=True)
+        return live
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -2705,49 +2733,38 @@ class Report:
             except OSError:
                 self._live, self.is_live = None, False
 
-    def draw(self, width: int, height: int) -> Any:
-        """A bar for each collection at work, and one for the stage: never more than fit the terminal."""
-        from rich.table import Table
-        from rich.text import Text
+    def _bars(self, width: int, height: int) -> Any:
+        """A bar for what is at work: never more than fit the terminal."""
+        from rich.console import Group
 
-        with self._lock:
-            rows = [(name, dataclasses.replace(tally)) for name, tally in self._tallies.items()]
-            stage, documents = dataclasses.replace(self._stage), self._documents
-        is_narrow = width < NARROW_COLUMNS
-        table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
-        for least in () if is_narrow else (len("reading back"), 6):
-            table.add_column(ratio=1 if least == 6 else None, no_wrap=True, min_width=least)
-        for text in ("100%", "12,345 docs") if is_narrow else ("100%", "12,345 docs", "1,234/s", "0:00:00"):
-            table.add_column(no_wrap=True, justify="right", min_width=len(text))
-        room = max(1, height - 4)
+        rows = self._at_work()
+        room = max(1, height - BARS_MARGIN_LINES)
         shown = rows if len(rows) <= room else rows[: room - 1]
-        for name, tally in shown:
-            bar, *figures = _bar_cells(tally)
-            table.add_row(Text(safe_text(name)), *(figures[:2] if is_narrow else (tally.phase, bar, *figures)))
-        if len(shown) < len(rows):
-            table.add_row(f"and {len(rows) - len(shown)} more")
-        if (stage.expected or 0) > 1:
-            bar, percent, *_ = _bar_cells(stage)
-            name = f"{stage.done:,.0f} of {plural(stage.expected or 0, 'collection')}"
-            figures = [percent, f"{documents:,.0f} docs"]
-            table.add_row(Text(name, "bold"), *(figures if is_narrow else ("", bar, *figures)))
-        return table
+        self._progress.columns = _bar_columns(is_narrow=width < NARROW_COLUMNS)
+        table = self._progress.make_tasks_table(shown)
+        table.width = max(1, width - BARS_MARGIN_COLUMNS)
+        return Group(table, f"and {len(rows) - len(shown)} more") if len(shown) < len(rows) else table
 
 
-def _bar_cells(tally: Tally) -> tuple[Any, ...]:
-    """The bar, per cent, count, rate and time left."""
-    from rich.progress_bar import ProgressBar
+def _bar_columns(*, is_narrow: bool) -> tuple[ProgressColumn, ...]:
+    """Name, phase, bar, per cent, count, rate, time left; on a narrow terminal name and figures only."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    left_s = tally.left_s
-    total = max(tally.expected, tally.done) if tally.expected else None
-    return (
-        ProgressBar(total=total, completed=tally.done, pulse=total is None),
-        f"{min(1.0, tally.done / total):.0%}" if total else "",
-        f"{tally.done:,.0f} {'docs' if tally.unit == 'documents' else tally.unit}",
-        f"{tally.rate:,.0f}/s",
-        "" if left_s is None else str(timedelta(seconds=round(left_s))),
-    )
+    def text(form: str, min_width: int) -> TextColumn:
+        column = Column(no_wrap=True, justify="right", min_width=min_width)
+        return TextColumn(form, markup=False, justify="right", table_column=column)
+
+    name_column = Column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
+    name = TextColumn("{task.description}", markup=False, table_column=name_column)
+    percent = TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4))
+    count = text("{task.fields[count]}", len("12,345 docs"))
+    if is_narrow:
+        return name, percent, count
+    phase = TextColumn("{task.fields[phase]}", table_column=Column(no_wrap=True, min_width=len("downloading")))
+    bar = BarColumn(None, table_column=Column(ratio=1, min_width=6))
+    rate, left = text("{task.fields[rate]}", len("9.99 kB/s")), Column(no_wrap=True, justify="right", min_width=7)
+    return name, phase, bar, percent, count, rate, TimeRemainingColumn(table_column=left)
 
 
 def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
@@ -3017,7 +3034,7 @@ class Box:
         """
         name = f"{content.name}.zip"
         self._check_room(content)
-        report.start(name, content.size_bytes // 1_000_000, "uploading", unit="MB")
+        report.start(name, content.size_bytes, "uploading", unit="bytes")
         if content.size_bytes < BOX_MIN_SESSION_BYTES:
             stored, replaced = self._upload_whole(content, name)
         else:
@@ -3162,7 +3179,7 @@ class Box:
 
         def send(offset: int) -> Any:
             part: Any = self._send_part(session, content, offset)
-            report.advance(f"{content.name}.zip", part.size / 1e6)
+            report.advance(f"{content.name}.zip", part.size)
             return part
 
         at_once = max(1, min(BOX_PARALLEL_PARTS, BOX_PARTS_BYTES // session.part_bytes))
@@ -3305,7 +3322,7 @@ class Box:
         What is there so far stays in `path` with `.part` behind its name. Raises BoxError.
         """
         part = path.with_name(path.name + ".part")
-        report.start(file.name, file.size_bytes // 1_000_000, "downloading", unit="MB")
+        report.start(file.name, file.size_bytes, "downloading", unit="bytes")
         for is_last in (False, True):
             self._download_patiently(file, part, report)
             if part.stat().st_size == file.size_bytes and file_sha1(part) == file.sha1:
@@ -3354,7 +3371,7 @@ class Box:
                 output.seek(position)
                 output.write(chunk)
                 output.truncate()
-                report.advance(file.name, len(chunk) / 1e6)
+                report.advance(file.name, len(chunk))
             if output.tell() != file.size_bytes:
                 raise _box_error(
                     "download", ValueError(f"the reply ended at {output.tell()} of {file.size_bytes} bytes")
@@ -3930,8 +3947,8 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
         if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
             old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
             return dataclasses.replace(found, obstacle=old)
-        report.start(name, sum(file.stat().st_size for file in path.iterdir()) // 1_000_000, "checking", unit="MB")
-        verify_files(path, manifest, lambda size: report.advance(name, size / 1e6))
+        report.start(name, sum(file.stat().st_size for file in path.iterdir()), "checking", unit="bytes")
+        verify_files(path, manifest, lambda size: report.advance(name, size))
         return dataclasses.replace(found, is_good=True)
     except (FormatError, UnicodeDecodeError, OSError) as error:
         return dataclasses.replace(found, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
@@ -4190,34 +4207,56 @@ METRICS = {
 """Names without their prefix, with their meanings. The first three are of the last run, the others outlive failures."""
 
 
-def encode_metrics(samples: dict[str, list[tuple[str, float]]], old_text: str) -> str:
-    """Prometheus text: for each metric the given samples (labels, value), or else those of the file's old text."""
-    lines: list[str] = []
-    for metric, meaning in METRICS.items():
-        name = METRICS_PREFIX + metric
-        own = [f"{name}{labels} {_number_text(value)}" for labels, value in samples.get(metric, [])]
-        if metric not in samples:
-            own = [line for line in old_text.splitlines() if re.match(rf"{name}[{{ ]", line)]
-        if own:
-            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge", *own]
-    return "".join(f"{line}\n" for line in lines)
+Samples = dict[str, dict[str, float]]
+"""By metric: values by collection; "" is for a metric that has one value."""
 
 
-def _number_text(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.3f}"
+def encode_metrics(samples: Samples) -> bytes:
+    """Prometheus text."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.metrics_core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            for metric, meaning in METRICS.items():
+                family = GaugeMetricFamily(METRICS_PREFIX + metric, meaning)
+                for collection, value in samples.get(metric, {}).items():
+                    family.add_sample(family.name, {"collection": collection} if collection else {}, value)
+                if family.samples:
+                    yield family
+
+    registry = CollectorRegistry()
+    registry.register(Families())
+    return generate_latest(registry)
 
 
-def _label(collection: str) -> str:
-    escaped = collection.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'{{collection="{escaped}"}}'
+def decode_metrics(text: str) -> tuple[Samples, int]:
+    """The samples of a metrics file, and how many of its lines could not be parsed."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    samples: Samples = {}
+    bad_lines = 0
+    for line in text.split("\n"):  # one by one: a bad line costs no other
+        try:
+            for family in text_string_to_metric_families(line):
+                for sample in family.samples:
+                    metric, collection = sample.name.removeprefix(METRICS_PREFIX), sample.labels.get("collection", "")
+                    samples.setdefault(metric, {})[collection] = float(sample.value)
+        except (ValueError, IndexError, OverflowError):
+            bad_lines += 1
+    return samples, bad_lines
 
 
-def write_metrics(path: Path, samples: dict[str, list[tuple[str, float]]]) -> None:
-    """Renew a metrics file in one step; a reader never sees half of it. Readable for everybody. Raises OSError."""
+def write_metrics(path: Path, samples: Samples) -> None:
+    """Renew a metrics file atomically; samples that are not given stay. Readable for everybody. Raises OSError."""
     old_text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    old_samples, bad_lines = decode_metrics(old_text)
+    if bad_lines:
+        log.warning("%s: %s could not be parsed and were dropped.", path, plural(bad_lines, "line"))
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        new.write_text(encode_metrics(samples, old_text), encoding="utf-8")
+        new.write_bytes(encode_metrics(old_samples | samples))
         new.chmod(0o644)
         new.replace(path)
     except BaseException:
@@ -4416,10 +4455,10 @@ class DataFileWriter:
         if self._is_abandoned:
             self._drain()
 
-    def close(self) -> DataStats:
-        """Finish the file, flush it to the disk, read it once more, and return what it holds.
+    def finish(self) -> int:
+        """Write what waits and flush the file to the disk; return its size in bytes. May be called twice.
 
-        Raises FormatError for a file that is not what was written.
+        Raises what could not be written, and FormatError for bytes that do not decompress to the lines.
         """
         self._groups.put(None)
         self._thread.join()
@@ -4430,7 +4469,15 @@ class DataFileWriter:
         self._stats.data_sha256 = self._sha256.hexdigest()
         if self._found_crc32 != self._made_crc32:
             raise FormatError("its bytes do not decompress to the lines that were written")
-        if _read_sha256(self._path) != self._stats.data_sha256:
+        return self._stats.data_size_bytes
+
+    def close(self, advance: Callable[[int], None] | None = None) -> DataStats:
+        """Finish the file, read it once more, and return what it holds. `advance` is told how many bytes were read.
+
+        Raises FormatError for a file that is not what was written.
+        """
+        self.finish()
+        if _read_sha256(self._path, advance) != self._stats.data_sha256:
             raise FormatError("the disk does not hold the bytes that were written")
         return self._stats
 
@@ -4511,11 +4558,13 @@ class DataFileWriter:
             yield found
 
 
-def _read_sha256(path: Path) -> str:
+def _read_sha256(path: Path, advance: Callable[[int], None] | None) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(READ_BYTES):
             sha256.update(chunk)
+            if advance:
+                advance(len(chunk))
     return sha256.hexdigest()
 
 
@@ -4583,9 +4632,10 @@ class CollectionBackup:
         return DataFileWriter(self._path, compressed=self._compressed, memory=self._requests.memory)
 
     def _prove(self, writer: DataFileWriter) -> DataStats:
-        self._report.start(self.record.name, phase="proving")
+        name = self.record.name
         try:
-            return writer.close()
+            self._report.start(name, writer.finish(), "proving", unit="bytes")
+            return writer.close(lambda size: self._report.advance(name, size))
         except FormatError as error:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written: {error}.",
@@ -4767,10 +4817,10 @@ def select_collections(
 
 def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
     """Back up several collections at once, large ones first; the records come in the server's order."""
-    run.report.stage(len(selected))
     files = data_file_names((info.name for info in selected), compressed=run.plan.compressed)
     jobs = [CollectionBackup(run, info, directory / file) for info, file in zip(selected, files, strict=True)]
     run.requests.map(CollectionBackup.estimate, jobs)
+    run.report.stage({job.record.name: job.record.estimated_document_count for job in jobs})
     by_size = sorted(jobs, key=lambda job: -(job.record.estimated_document_count or 0))
     pool = ThreadPoolExecutor(max(1, min(run.plan.workers, len(jobs))))  # they wait for the threads of the requests
     try:
@@ -5232,24 +5282,23 @@ class RunRecord:
         text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
         self.pinger.finish(code, "\n".join(text))
 
-    def _samples(self, code: int) -> dict[str, list[tuple[str, float]]]:
+    def _samples(self, code: int) -> Samples:
         """The metrics that this run can tell; the others stay as they were."""
         ended = utc_now().timestamp()
-        samples: dict[str, list[tuple[str, float]]] = {
-            "last_run_timestamp_seconds": [("", ended)],
-            "last_run_exit_code": [("", code)],
-            "last_run_duration_seconds": [("", self.duration_s)],
+        samples: Samples = {
+            "last_run_timestamp_seconds": {"": ended},
+            "last_run_exit_code": {"": code},
+            "last_run_duration_seconds": {"": self.duration_s},
         }
         if code == Exit.OK:
-            samples["last_success_timestamp_seconds"] = [("", ended)]
+            samples["last_success_timestamp_seconds"] = {"": ended}
         if self.result and self.result.manifest.is_complete:
             records = self.result.manifest.collections
-            samples["last_snapshot_timestamp_seconds"] = [
-                ("", snapshot_moment(self.result.snapshot_dir.name).timestamp())
-            ]
-            samples["bytes"] = [("", directory_size(self.result.snapshot_dir))]
-            samples["documents"] = [(_label(record.name), record.document_count) for record in records]
-            samples["vectors"] = [(_label(record.name), record.vector_count or 0) for record in records]
+            started = snapshot_moment(self.result.snapshot_dir.name).timestamp()
+            samples["last_snapshot_timestamp_seconds"] = {"": started}
+            samples["bytes"] = {"": directory_size(self.result.snapshot_dir)}
+            samples["documents"] = {record.name: record.document_count for record in records}
+            samples["vectors"] = {record.name: record.vector_count or 0 for record in records}
         return samples
 
 

@@ -556,7 +556,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
-    report.stage(len(good))
+    report.stage({record.name: record.document_count for record in good})
     stats = in_threads(lambda record: _check_record(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -1975,7 +1975,7 @@ def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str]
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run, plan)
-    run.report.stage(len(plan))
+    run.report.stage({planned.target_name: planned.record.document_count for planned in plan})
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
@@ -1986,7 +1986,7 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
     workers = 1 if differences else run.choices.workers
-    run.report.stage(len(outcomes))
+    run.report.stage({each.planned.target_name: each.planned.record.document_count for each in outcomes})
     in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
 
 

@@ -268,6 +268,7 @@ def fork_for_each_job() -> None:
     import httpx  # noqa: F401
     import isal.igzip_threaded  # noqa: F401
     import numpy  # noqa: F401
+    import prometheus_client.parser  # noqa: F401
     import rich.console
     import rich.progress  # noqa: F401
     import tenacity  # noqa: F401

@@ -112,13 +112,22 @@ def watch(
 ) -> tuple[int, list[Screen], Screen]:
     """Run a command on a terminal; return its exit code, a screen for each piece that it sent, and the last screen.
 
-    `answers`: what is typed, once, when the screen ends in a text.
+    `answers`: what is typed, once, when the screen ends in a text. Ctrl-C (character 3) interrupts.
     """
     open_answers = dict(answers or {})
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environ = {"TERM": "xterm-256color", **env}
-    process = subprocess.Popen(command, cwd=cwd, env=environ, stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environ,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
     os.close(slave)
     decoder = codecs.getincrementaldecoder("utf-8")()
     screen, frames, pending = Screen(columns, lines), [], ""

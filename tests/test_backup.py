@@ -563,13 +563,13 @@ def forget_a_line(self, text):
 def flip_a_bit(self, lines):
     write_lines(self, lines._replace(text=lines.text.replace(b'"_id":"', b'"_id":"x', 1)))
 
-def damage_the_file(path):
+def damage_the_file(path, advance):
     with path.open("r+b") as file:
         file.seek(30)
         byte = file.read(1)
         file.seek(30)
         file.write(bytes([byte[0] ^ 1]))
-    return read(path)
+    return read(path, advance)
 
 if fault == "disk":
     astra_backup._read_sha256 = damage_the_file

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ import pytest
 
 import astra_backup
 from tests.clockwork import Clockwork
-from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret, load_catalog
+from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, Result, assert_no_secret, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.screens import Screen, watch
@@ -119,7 +120,9 @@ def read_metrics(path: Path) -> dict[str, float]:
         if match := re.fullmatch(r"# (HELP|TYPE) (\w+) (.+)", line):
             announced.add(f"{match[1]} {match[2]}")
             continue
-        match = re.fullmatch(r'astra_backup_(\w+)((?:\{collection="(?:[^"\\\n]|\\["\\n])*"\})?) (-?[0-9.]+)', line)
+        match = re.fullmatch(
+            r'astra_backup_(\w+)((?:\{collection="(?:[^"\\\n]|\\["\\n])*"\})?) (-?[0-9.]+(?:e\+[0-9]+)?)', line
+        )
         assert match, line
         assert {f"HELP astra_backup_{match[1]}", f"TYPE astra_backup_{match[1]}"} <= announced
         assert match[1] + match[2] not in found, "a sample is there twice"
@@ -749,20 +752,49 @@ def test_metrics_that_cannot_be_written_change_nothing(source: DataApiEmulator, 
     assert "Cannot write /proc/nowhere/astra.prom" in result.err
 
 
-def test_metrics_keep_what_a_failing_run_cannot_know() -> None:
+def test_metrics_keep_what_a_failing_run_cannot_know(tmp_path: Path) -> None:
     """What a run does not know stays as the file had it; labels are escaped; junk in the old file is dropped."""
-    first = astra_backup.encode_metrics(
-        {
-            "last_run_exit_code": [("", 0)],
-            "last_success_timestamp_seconds": [("", 1781000000.25)],
-            "documents": [(astra_backup._label('a"\\\nb'), 3), (astra_backup._label("c"), 4)],
-        },
-        "",
-    )
-    second = astra_backup.encode_metrics({"last_run_exit_code": [("", 1)]}, first + "junk\nastra_backup_documentsx 5\n")
-    assert second == first.replace("last_run_exit_code 0", "last_run_exit_code 1")
-    assert 'astra_backup_documents{collection="a\\"\\\\\\nb"} 3\n' in second
-    assert astra_backup.encode_metrics({"documents": []}, second).count("collection=") == 0
+    path = tmp_path / "m.prom"
+    first = {
+        "last_run_exit_code": {"": 0.0},
+        "last_success_timestamp_seconds": {"": 1781000000.25},
+        "documents": {'a"\\\nb': 3.0, "c": 4.0},
+    }
+    astra_backup.write_metrics(path, first)
+    text = path.read_text()
+    assert read_metrics(path)["last_success_timestamp_seconds"] == 1781000000.25
+    assert 'astra_backup_documents{collection="a\\"\\\\\\nb"} 3.0\n' in text
+    assert astra_backup.decode_metrics(text) == (first, 0)
+    path.write_text(text + "junk\nastra_backup_documentsx 5\n")
+    astra_backup.write_metrics(path, {"last_run_exit_code": {"": 1}})
+    assert path.read_text() == text.replace("last_run_exit_code 0.0", "last_run_exit_code 1.0")
+    assert b"collection=" not in astra_backup.encode_metrics(first | {"documents": {}})
+
+
+def test_an_old_metrics_file_that_cannot_be_parsed_is_a_warning(source: DataApiEmulator, cli: Cli) -> None:
+    """Lines of the old file that are no metrics are dropped with a warning; what else it says stays."""
+    fill(source, "docs", 3)
+    path = cli.directory / "m.prom"
+    assert cli.backup(source, "--metrics-file", path).code == 0
+    before = read_metrics(path)
+    assert path.stat().st_mode & 0o777 == 0o644
+    text = path.read_bytes()
+    for old, count in (
+        (b'\xff\x00{"\n' + text + b"astra_backup_bytes 1" + b"0" * 400 + b"\n# TYPE\n}\n", "4 lines"),
+        (text, ""),
+    ):
+        path.write_bytes(old)
+        result = cli.run("astra_backup.py", "--no-box", "--metrics-file", path)
+        assert result.code == 1
+        assert ("could not be parsed" in result.err) == bool(count)
+        assert not count or f"{path}: {count} could not be parsed" in result.err
+        after = read_metrics(path)
+        assert after["last_run_exit_code"] == 1
+        assert {name for name in before if before[name] != after[name]} == {
+            "last_run_timestamp_seconds",
+            "last_run_duration_seconds",
+            "last_run_exit_code",
+        }
 
 
 # ------------------------------------------------------------------------------------------------ logs
@@ -880,7 +912,7 @@ def test_the_terminal_shows_bars_that_fit(
 def test_the_terminal_shows_each_phase(
     source: DataApiEmulator, target: DataApiEmulator, box: BoxEmulator, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backup reads, reads back and uploads; a restore verifies, writes and compares: the bars say so."""
+    """A backup reads, proves and uploads; a restore verifies, writes and compares: the bars say so."""
     source.latency_s = target.latency_s = 0.05
     box.faults = [{"api": "upload", "action": "delay", "seconds": 1.0, "times": 1}]
     fill_many(source, 1, 4_000)
@@ -890,9 +922,9 @@ def test_the_terminal_shows_each_phase(
     )
     assert code == 0, last.text()
     text = "\n".join(line for frame in frames for line in bars(frame))
-    assert {phase for phase in ("reading ", "reading back ", "uploading ") if phase in text} == {
+    assert {phase for phase in ("reading ", "proving ", "uploading ") if phase in text} == {
         "reading ",
-        "reading back ",
+        "proving ",
         "uploading ",
     }
     code, frames, last = on_terminal(cli, "restore.py", "--api-endpoint", target.url)
@@ -933,6 +965,51 @@ def test_no_color_is_respected(source: DataApiEmulator, cli: Cli) -> None:
     _, frames, last = on_terminal(cli, *arguments, TERM="dumb")
     assert "━" not in "".join(frame.text() for frame in frames)
     assert "INFO" in last.text()
+
+
+@pytest.mark.parametrize("columns", [30, 80])
+@pytest.mark.parametrize("collections", [1, 40])
+def test_ctrl_c_leaves_no_bars_on_the_terminal(
+    source: DataApiEmulator, cli: Cli, columns: int, collections: int
+) -> None:
+    """Ctrl-C at a terminal erases all bars, and the ^C that the terminal shows behind them; what was logged stays."""
+    source.latency_s = 0.3
+    fill_many(source, collections, 400)
+    command = cli.command("astra_backup.py", "--no-box", "--api-endpoint", source.url, "--workers", 10)
+    code, frames, last = watch(
+        command,
+        columns=columns,
+        cwd=cli.directory,
+        env=cli.environ,
+        answers={" docs" if columns == 30 else "-:--:--": "\x03"},
+    )
+    assert code == 130, last.text()
+    assert any(bars(frame) for frame in frames)
+    assert bars(last) == []
+    assert "^C" not in last.text()
+    text = "".join("".join(char for char, _ in row) for row in last.scrolled + last.rows)
+    assert "Backing up" in text
+    assert text.rstrip().endswith("Z ERROR   Stopped by signal 2.")
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
+    source: DataApiEmulator, box: BoxEmulator, cli: Cli
+) -> None:
+    """Where there is no terminal, log lines say what is at work: phase, documents, rate, and how much is done."""
+    source.latency_s = 0.05
+    fill_many(source, 2, 400)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import astra_backup;"
+        "astra_backup.HEARTBEAT_S = 0.02; astra_backup.run_command(astra_backup.main)"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), "--no-box", "--workers", "2", "--api-endpoint", source.url]
+    done = subprocess.run(command, cwd=cli.directory, env=cli.environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    one = r"collection_0\d\w* reading [\d,]+ docs, [\d,]+/s"
+    total = "[01] of 2 collections done"
+    assert re.search(rf"INFO    At work: {total}; {one}; {one}\.\n", done.stderr), done.stderr
+    assert "━" not in done.stderr + done.stdout
+    assert "\x1b" not in done.stderr + done.stdout
 
 
 def test_check_is_a_table_with_what_to_do(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
