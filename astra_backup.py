@@ -2693,13 +2693,14 @@ class Report:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            parts = [
-                "{0} {phase} {count}, {rate}".format(row.description, **row.fields)
-                if row.id != self._total.id
-                else f"{row.description} done"
-                for row in self._at_work()
-            ]
+            parts = [self._sentence(row) for row in self._at_work()]
             log.info("At work: %s.", "; ".join(parts) or "waiting")
+
+    def _sentence(self, row: Task) -> str:
+        if row.id == self._total.id:
+            return f"{row.description} done"
+        count = row.fields["count"].replace(" docs", " documents")
+        return f"{row.description} {row.fields['phase']} {count}, {row.fields['rate']}"
 
     def _refresh(self) -> None:
         while not self._ended.wait(REFRESH_S):

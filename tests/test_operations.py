@@ -1005,7 +1005,7 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     command = [sys.executable, "-c", script, str(ROOT), "--no-box", "--workers", "2", "--api-endpoint", source.url]
     done = subprocess.run(command, cwd=cli.directory, env=cli.environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    one = r"collection_0\d\w* reading [\d,]+ docs, [\d,]+/s"
+    one = r"collection_0\d\w* reading [\d,]+ documents, [\d,]+/s"
     total = "[01] of 2 collections done"
     assert re.search(rf"INFO    At work: {total}; {one}; {one}\.\n", done.stderr), done.stderr
     assert "━" not in done.stderr + done.stdout
