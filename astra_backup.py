@@ -2587,7 +2587,7 @@ class Report:
 
         self._progress = Progress(disable=True)  # counts and measures; `_draw` draws
         self._tasks: dict[str, Task] = {}
-        self._total = self._add_task("")
+        self._total = self._add_task("", phase="done", unit="documents")
         self._collections = 0  # of the stage
         self._unfinished: dict[str, int] = {}  # those of them at work or still to come, and the documents expected
         self._documents: dict[str, int] = {}  # read or written so far, by collection of the stage
@@ -2601,7 +2601,7 @@ class Report:
     def __enter__(self) -> Self:
         Report.current = self
         redactor.is_short = self.is_live
-        threading.Thread(target=self._refresh if self.is_live else self._beat, daemon=True).start()
+        threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2652,9 +2652,8 @@ class Report:
             if live:
                 live.stop()
 
-    def _add_task(self, name: str, *, phase: str = "", unit: str = "documents", expected: int = 0) -> Task:
-        number = self._progress.add_task(name, total=None, phase=phase, unit=unit, expected=expected)
-        self._progress.advance(number, 0)  # the rate counts from here
+    def _add_task(self, name: str, **fields: Any) -> Task:
+        self._progress.advance(self._progress.add_task(name, total=None, **fields), 0)  # the rate counts from here
         return self._progress.tasks[-1]
 
     def _remove_task(self, name: str) -> None:
@@ -2684,46 +2683,36 @@ class Report:
         self._progress.advance(task.id, 0)  # so that the rate falls while nothing comes
         row, speed = copy.copy(task), task.speed or 0
         row.total = expected if expected and expected >= task.completed else None
-        if task.fields["unit"] == "bytes":
-            texts = {"count": size_text(task.completed), "rate": f"{size_text(speed)}/s"}
-        else:
-            texts = {"count": f"{task.completed:,.0f} docs", "rate": f"{speed:,.0f}/s"}
-        row.fields = task.fields | texts
+        texts = size_text(task.completed), size_text(speed)
+        if task.fields["unit"] == "documents":
+            texts = f"{task.completed:,.0f} docs", f"{speed:,.0f}"
+        row.fields = task.fields | {"count": texts[0], "rate": f"{texts[1]}/s"}
         return row
 
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            parts = [self._sentence(row) for row in self._at_work()]
-            log.info("At work: %s.", "; ".join(parts) or "waiting")
-
-    def _sentence(self, row: Task) -> str:
-        if row.id == self._total.id:
-            return f"{row.description} done"
-        count = row.fields["count"].replace(" docs", " documents")
-        return f"{row.description} {row.fields['phase']} {count}, {row.fields['rate']}"
-
-    def _refresh(self) -> None:
-        while not self._ended.wait(REFRESH_S):
-            self._draw()
+    def _tell(self) -> None:
+        while not self._ended.wait(REFRESH_S if self.is_live else HEARTBEAT_S):
+            if self.is_live:
+                self._draw()
+                continue
+            rows = ["{} {phase}: {count}, {rate}".format(row.description, **row.fields) for row in self._at_work()]
+            log.info("At work: %s.", "; ".join(rows).replace(" docs, ", " documents, ") or "waiting")
 
     def _draw(self, *, begin: bool = False) -> None:
         """Draw the bars anew, if there are any. `begin`: if there are none yet, they begin."""
+        from rich.console import Console
+        from rich.live import Live
+
         with self._drawing():
             if self._live:
                 self._live.refresh()
             elif begin and not self._ended.is_set():
-                self._live = self._start_bars()
-
-    def _start_bars(self) -> Live:
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console(stderr=True)
-        bars: Callable[[], Any] = lambda: self._bars(console.width, console.height)  # noqa: E731
-        # stdout is left alone: it may lead elsewhere. Only we refresh, under the one lock.
-        live = Live(console=console, get_renderable=bars, auto_refresh=False, transient=True, redirect_stdout=False)
-        live.start(refresh=True)
-        return live
+                console = Console(stderr=True)
+                bars: Callable[[], Any] = lambda: self._bars(console.width, console.height)  # noqa: E731
+                # stdout is left alone: it may lead elsewhere. Only we refresh, under the one lock.
+                self._live = Live(
+                    console=console, get_renderable=bars, auto_refresh=False, transient=True, redirect_stdout=False
+                )
+                self._live.start(refresh=True)
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -2752,20 +2741,15 @@ def _bar_columns(*, is_narrow: bool) -> tuple[ProgressColumn, ...]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    def text(form: str, min_width: int) -> TextColumn:
-        column = Column(no_wrap=True, justify="right", min_width=min_width)
-        return TextColumn(form, markup=False, justify="right", table_column=column)
-
     name_column = Column(ratio=2, no_wrap=True, overflow="ellipsis", min_width=0 if is_narrow else 20)
     name = TextColumn("{task.description}", markup=False, table_column=name_column)
-    percent = TaskProgressColumn(table_column=Column(no_wrap=True, min_width=4))
-    count = text("{task.fields[count]}", len("12,345 docs"))
+    percent = TaskProgressColumn(text_format_no_percentage=" " * 4)
+    count, rate = (TextColumn(form, justify="right") for form in ("{task.fields[count]:>11}", "{task.fields[rate]:>9}"))
     if is_narrow:
         return name, percent, count
-    phase = TextColumn("{task.fields[phase]}", table_column=Column(no_wrap=True, min_width=len("downloading")))
     bar = BarColumn(None, table_column=Column(ratio=1, min_width=6))
-    rate, left = text("{task.fields[rate]}", len("9.99 kB/s")), Column(no_wrap=True, justify="right", min_width=7)
-    return name, phase, bar, percent, count, rate, TimeRemainingColumn(table_column=left)
+    left = TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7))
+    return name, TextColumn("{task.fields[phase]:11}"), bar, percent, count, rate, left
 
 
 def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:

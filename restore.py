@@ -1107,7 +1107,9 @@ def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
                 _drop(run.api, name)
                 changes.dropped.add(name)
                 changes.steps[name] = Step.DROPPED
+            run.report.start(name, planned.record.document_count, "creating")
             _make(run, planned)
+            run.report.finish(name)
     except Exception as error:  # whatever it is: what was made must not stay without a word
         raise _given_up(run, name, error) from error
     changes.is_over = True

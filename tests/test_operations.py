@@ -912,7 +912,7 @@ def test_the_terminal_shows_bars_that_fit(
 def test_the_terminal_shows_each_phase(
     source: DataApiEmulator, target: DataApiEmulator, box: BoxEmulator, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backup reads, proves and uploads; a restore verifies, writes and compares: the bars say so."""
+    """A backup reads, proves and uploads; a restore verifies, creates, writes and compares: the bars say so."""
     source.latency_s = target.latency_s = 0.05
     box.faults = [{"api": "upload", "action": "delay", "seconds": 1.0, "times": 1}]
     fill_many(source, 1, 4_000)
@@ -930,8 +930,9 @@ def test_the_terminal_shows_each_phase(
     code, frames, last = on_terminal(cli, "restore.py", "--api-endpoint", target.url)
     assert code == 0, last.text()
     text = "\n".join(line for frame in frames for line in bars(frame))
-    assert {phase for phase in ("verifying ", "writing ", "comparing ") if phase in text} == {
+    assert {phase for phase in ("verifying ", "creating ", "writing ", "comparing ") if phase in text} == {
         "verifying ",
+        "creating ",
         "writing ",
         "comparing ",
     }
@@ -1005,8 +1006,8 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     command = [sys.executable, "-c", script, str(ROOT), "--no-box", "--workers", "2", "--api-endpoint", source.url]
     done = subprocess.run(command, cwd=cli.directory, env=cli.environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    one = r"collection_0\d\w* reading [\d,]+ documents, [\d,]+/s"
-    total = "[01] of 2 collections done"
+    one = r"collection_0\d\w* reading: [\d,]+ documents, [\d,]+/s"
+    total = r"[01] of 2 collections done: [\d,]+ documents, [\d,]+/s"
     assert re.search(rf"INFO    At work: {total}; {one}; {one}\.\n", done.stderr), done.stderr
     assert "━" not in done.stderr + done.stdout
     assert "\x1b" not in done.stderr + done.stdout
