@@ -2590,7 +2590,7 @@ class Report:
         self._total = self._add_task("", phase="done", unit="documents")
         self._collections = 0  # of the stage
         self._unfinished: dict[str, int] = {}  # those of them at work or still to come, and the documents expected
-        self._documents: dict[str, int] = {}  # read or written so far, by collection of the stage
+        self._documents: Counter[str] = Counter()  # read or written so far, by collection of the stage
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._live: Live | None = None
@@ -2613,7 +2613,7 @@ class Report:
         with self._lock:
             self._collections = len(expected)
             self._unfinished = {name: count or 0 for name, count in expected.items()}
-            self._documents = {}
+            self._documents.clear()
             self._progress.reset(self._total.id)
 
     def start(self, name: str, expected: int | None = None, phase: str = "reading", *, unit: str = "documents") -> None:
@@ -2672,7 +2672,7 @@ class Report:
         """The stage's row, in documents. Nobody knows its end once what was not expected outweighs what is left."""
         done = sum(self._documents.values())
         self._progress.update(self._total.id, completed=done)
-        differences = [count - self._documents.get(name, 0) for name, count in self._unfinished.items()]
+        differences = [count - self._documents[name] for name, count in self._unfinished.items()]
         left, unexpected = sum(max(0, each) for each in differences), sum(max(0, -each) for each in differences)
         row = self._row(self._total, done + left if left >= unexpected else 0)
         row.description = f"{self._collections - len(self._unfinished):,} of {plural(self._collections, 'collection')}"
