@@ -1127,6 +1127,8 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     log.info("%s: %s.", name, "creating" if is_new else "making sure that it has all of its indexes")
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
     is_confirmed = _send_creation(run.api, name, planned.options)
+    if is_new or planned.is_resumed:
+        run.api.created[name] = time.monotonic()
     if is_new:
         steps[name] = Step.CREATED if is_confirmed else Step.FOUND
     else:
@@ -1232,7 +1234,6 @@ def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
         read=_ignore_reply,
         on_retry=repeated.set,
     )
-    api.created[name] = time.monotonic()
     return not repeated.is_set()
 
 
@@ -1455,7 +1456,8 @@ class Rejects:
         """Remove an earlier run's files: the server takes their documents now."""
         for path in set(files) - self._begun:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                if path.is_file():  # --rejects may name a device
+                    path.unlink()
 
     def _paths(self, name: str) -> Iterator[Path]:
         if self._chosen:
@@ -1473,7 +1475,7 @@ def append_row(path: Path, row: bytes, *, is_new: bool) -> None:
     """Write a line to the end of a file, or nothing of it. Raises OSError."""
     mode = os.O_TRUNC if is_new else os.O_APPEND
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o600), "ab", buffering=0) as file:
-        before = file.tell()
+        before = file.tell() if file.seekable() else 0  # a pipe has no place
         try:
             left = memoryview(row)
             while left:

@@ -440,15 +440,28 @@ def test_a_reject_that_fits_nowhere_is_named(target: DataApiEmulator, cli: Sabot
 def test_a_resumption_names_the_file_that_has_the_rejects(
     kept: Path, target: DataApiEmulator, cli: SabotagedCli
 ) -> None:
-    """What a run before rejected into another file is still said to be there, and is not overwritten."""
+    """A document that is refused again is in the file that the last run was given, once, and only that is named."""
     first, second = (cli.directory / name for name in ("first.jsonl", "second.jsonl"))
     target.faults = [BAD]
     assert cli.restore(target, "--rejects", first).code == RestoreExit.INCOMPLETE
-    for file in (second, first):
+    for file, other in ((second, first), (first, second)):
         result = cli.restore(target, "--resume", "--rejects", file)
-        assert_only_it_is_rejected(result, target, first)
-        assert not second.exists()
-        assert str(second) not in result.out
+        assert_only_it_is_rejected(result, target, file)
+        assert str(other) not in result.out
+
+
+def test_a_device_for_rejects_stays(kept: Path, target: DataApiEmulator, cli: SabotagedCli) -> None:
+    """What --rejects names is removed, once all is taken, only if it is a file: a pipe or a device is not."""
+    pipe = cli.directory / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    target.faults = [BAD]
+    assert cli.restore(target, "--rejects", pipe).code == RestoreExit.INCOMPLETE
+    assert b'"d00005"' in os.read(reader, 100_000)
+    target.faults = []
+    assert cli.restore(target, "--resume", "--rejects", cli.directory / "file").code == RestoreExit.OK
+    assert pipe.is_fifo()
+    os.close(reader)
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -488,14 +501,15 @@ def test_a_refused_id_that_no_float_holds_is_a_reject(target: DataApiEmulator, c
 
 def test_fields_that_nobody_knows_are_ignored_in_a_backup(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """Warnings and numbers of any size beside what is read change nothing: the estimate is there, the backup is 0."""
-    source.create(KEYSPACE, "docs")
+    docs = source.create(KEYSPACE, "docs")
     for number in range(60):
         source.put(KEYSPACE, "docs", f'{{"_id":{number}}}')
+    docs.loaded = 60
     source.faults = [{"action": "add_fields", "times": None}]
     result = cli.backup(source)
     assert result.code == 0, result.err
     (record,) = json.loads((cli.snapshots()[0] / "manifest.json").read_text())["collections"]
-    assert record["estimated_document_count"] is not None
+    assert record["estimated_document_count"] == 60
     result = cli.backup(source, "--check")
     assert result.code == 0, result.out
     assert "count unknown" not in result.out
