@@ -3886,7 +3886,7 @@ def unchecked_local(output_dir: Path, scope: Scope) -> list[Found]:
     found = []
     for name in filter(_is_complete_name, names):
         try:
-            manifest = decode_manifest((output_dir / name / MANIFEST_NAME).read_bytes())
+            manifest = read_manifest(output_dir / name)
         except (FormatError, OSError):
             found.append(Found(name, is_unread=True))
             continue
@@ -3909,7 +3909,7 @@ def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
         return Found(name, obstacle="not a directory", is_unread=not parsed[1])
     busy = "a restore of it has not ended" if any(path.parent.glob(f".restore-{name}-*.journal")) else ""
     try:
-        manifest = decode_manifest((path / MANIFEST_NAME).read_bytes())
+        manifest = read_manifest(path)
     except (FormatError, OSError) as error:
         if parsed[1] and not isinstance(error, OSError):
             return Found(name, obstacle=busy)  # no restore would take it
@@ -4588,7 +4588,8 @@ class CollectionBackup:
             documents, vectors = plural(stats.document_count, "document"), plural(stats.vector_count, "vector")
             log.info("%s: %s, %s, proved.", record.name, documents, vectors, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
-            self._fail(error)
+            if not self._requests.api.stop.is_set():  # a run that is stopped is no failure of its collections
+                self._fail(error)
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
         return record
@@ -5486,7 +5487,7 @@ def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResu
             f"There is no complete snapshot {name} in {output_dir}.", "restore.py --list shows what is there."
         )
     try:
-        manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
+        manifest = read_manifest(directory)
     except (OSError, FormatError) as error:
         raise BackupError(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
     code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
