@@ -1711,10 +1711,6 @@ class Reply(Errors):
     status: msgspec.Raw = msgspec.Raw(b"")
 
 
-_errors_decoder = msgspec.json.Decoder(Errors)
-_reply_decoder = msgspec.json.Decoder(Reply)
-
-
 class CollectionInfo(msgspec.Struct):
     """What `findCollections` says of a collection."""
 
