@@ -4999,7 +4999,7 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
             files = survey_box(box, scope)
         except BackupError as error:  # what is in Box may be a reason to keep something here
             report.warn(f"No old snapshots were deleted, here or in Box: {describe_error(error)}")
-            return result
+            return dataclasses.replace(result, deleted=deleted)
     stored = [one for _, one in files.values()]
     if here.is_on:
         try:
