@@ -1548,10 +1548,6 @@ class Reply(Errors):
     status: msgspec.Raw = msgspec.Raw(b"")
 
 
-_errors_decoder = msgspec.json.Decoder(Errors)
-_reply_decoder = msgspec.json.Decoder(Reply)
-
-
 class CollectionInfo(msgspec.Struct):
     """What `findCollections` says of a collection."""
 
@@ -5312,7 +5308,7 @@ def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig |
             files = survey_box(box, scope)
         except BackupError as error:  # what is in Box may be a reason to keep something here
             report.warn(f"No old snapshots were deleted, here or in Box: {describe_error(error)}")
-            return result
+            return dataclasses.replace(result, deleted=deleted)
     stored = [one for _, one in files.values()]
     if here.is_on:
         try:

@@ -552,6 +552,23 @@ def test_a_disk_that_rots_settles_no_shrink(source: DataApiEmulator, cli: Cli, r
         assert days(names(cli)) == [*left, f"{day:02}"]
 
 
+def test_a_box_that_cannot_be_listed_costs_nothing_here(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """Box is to be pruned and does not list what it holds: nothing is deleted in either place, what was deleted before
+    is named once, and the run is a success.
+    """
+    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
+    fill(source, "docs", 3)
+    night(cli, 1, 0)
+    source.add_fault("error", command="find", times=1, errorCode="INVALID_QUERY")
+    night(cli, 2, 2)
+    source.faults.clear()
+    box.faults.append({"api": "items", "action": "status", "status": 403, "times": None})
+    result = night(cli, 3, 0, "--keep-last", "1", "--box-keep-last", "1", "--json")
+    assert result.json["deleted"] == {"here": ["20260602_000000.INCOMPLETE"]}
+    assert [warning for warning in result.json["warnings"] if "here or in Box" in warning]
+    assert (days(names(cli)), days(box.files())) == (["01", "03"], ["01", "03"])
+
+
 def test_what_box_does_not_show_is_a_reason_to_keep(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
     """In a container whose disk is empty each time the shrunk snapshot is in Box alone: a night on which Box does not
     give its beginning deletes nothing from before it.
