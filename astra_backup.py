@@ -4698,7 +4698,8 @@ class CollectionBackup:
 
     def _was_recreated(self) -> bool:
         """Whether the collection has another definition than before the scan. One that is gone was read to its end."""
-        for info in self._requests.api.list_collections():
+        (found,) = self._requests.map(DataApi.list_collections, [self._requests.api])
+        for info in found:
             if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
                 self.record.definition = info.options
                 return True
