@@ -4476,7 +4476,9 @@ class DataFileWriter:
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         self._decompressor = isal_zlib.decompressobj(wbits=GZIP_WBITS) if compressed else None
         self._made_crc32 = self._found_crc32 = 0  # of the lines as they were made, and as the file has them
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if path.exists():  # another file, and not that one emptied: who was given up may still write to it
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -17,6 +17,7 @@ import pytest
 from astra_backup import (
     MAX_KEPT_PAGES,
     Chains,
+    DataFileWriter,
     KeptPage,
     Memory,
     Patience,
@@ -709,3 +710,23 @@ def test_a_stop_ends_waiting_for_memory() -> None:
         pass
     with memory.reserved(0, threading.Event()):
         pass
+
+
+# ------------------------------------------------------------------------------------------- beginning anew
+
+
+def test_a_writer_that_was_given_up_writes_to_no_other_file(tmp_path: Path) -> None:
+    """A scan that begins anew gets a file of its own, while what is on its way for the old one may still be written."""
+    documents = [f'{{"_id":{number},"t":"{"x" * 200_000}"}}'.encode() for number in range(12)]
+    for number in range(40):
+        path = tmp_path / str(number)
+        old = DataFileWriter(path, compressed=False)
+        thread = threading.Thread(target=old.write, args=[documents])
+        thread.start()
+        time.sleep(0.002 * (number % 10))
+        old.abandon()
+        new = DataFileWriter(path, compressed=False)
+        new.write([b'{"_id":1}'])
+        thread.join(60)
+        assert new.close().document_count == 1
+        assert path.read_bytes() == b'{"_id":1}\n'
