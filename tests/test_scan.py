@@ -634,7 +634,7 @@ def test_one_chain_that_fails_is_waited_for_while_others_bring_pages(
 def test_one_chain_that_fails_for_good_ends_the_collection(server: DataApiEmulator, cli: SabotagedCli) -> None:
     """A chain that goes on failing when the others are done fails its collection after the budget, and no other."""
     fill(server, "other", 100)
-    server.faults = [{"action": "status", "status": 503, "chain": 0, "collection": "docs", "skip": 4, "times": None}]
+    server.faults = [{"action": "status", "status": 503, "chain": 0, "collection": "docs", "skip": 3, "times": None}]
     cli.sabotage = {"speed": 20}
     result = backup(cli, server, "--retry-budget", 20)
     assert result.code == 2
