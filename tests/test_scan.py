@@ -39,7 +39,7 @@ PAGES = 30
 WORKERS = 4
 GUESSES = 4 * WORKERS  # where the server has no estimate
 CALIBRATION = MAX_KEPT_PAGES  # how many requests come before it
-HISTORIES = 4000
+HISTORIES = 3000
 RECORDED = json.loads(gzip.decompress((ROOT / "tests/data/page_states.json.gz").read_bytes()))["collections"]
 END = -1
 
