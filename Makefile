@@ -55,7 +55,8 @@ memory-box: $(INSTALLED)  ## measure memory and disk of a backup to Box, and mem
 float32: $(INSTALLED)  ## print and read back every float32 there is; some ten minutes
 	$(BIN)/python -m bench.float32
 
-soak: $(INSTALLED)  ## the long trials: 1,000 kills, chaos, 10,000 damages, two million documents there and back; some 50 minutes
+soak: $(INSTALLED)  ## the long trials: 200,000 histories, 1,000 kills, chaos, 10,000 damages, two million documents there and back; an hour
+	$(BIN)/python -m bench.histories --count 200000
 	$(BIN)/python -m bench.kills --count 1000
 	$(BIN)/python -m bench.chaos --count 300
 	$(BIN)/python -m bench.damage

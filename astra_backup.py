@@ -1498,6 +1498,11 @@ class Patience:
         """The server asked to wait."""
         self._held_until = max(self._held_until, time.monotonic() + wait_s)
 
+    def await_turn(self, stop: threading.Event) -> None:
+        """Wait as long as the server asked to; not at all if that is longer than the patience."""
+        while 0 < self.held_s <= self.left_s and not stop.is_set():
+            stop.wait(self.held_s)
+
 
 class ApiError(msgspec.Struct):
     """One of a reply's errors. What else stands in it is not decoded: no float holds the numbers of some ids."""
@@ -1910,7 +1915,7 @@ def retrying_requests(
             on_retry()
 
     def before(_state: tenacity.RetryCallState) -> None:
-        stop.wait(patience.held_s)
+        patience.await_turn(stop)
 
     return tenacity.Retrying(
         retry=should_retry,
@@ -2079,6 +2084,7 @@ MAX_GUESSED_SCANS = 2
 MAX_SCANS = 3  # how often a collection is begun anew because the place in it was lost
 MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages and lines, over all collections
 _END = -1
+_LED_BACK = "the server leads back to a page that was there before."
 
 
 class NotJoinedError(BackupError):
@@ -2114,9 +2120,12 @@ class Chains:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def keep(self, keys: Iterable[bytes]) -> None:
-        """A page of the ordinary chain, read before anything was guessed."""
+    def keep(self, keys: list[bytes]) -> bool:
+        """A page of the ordinary chain, read before anything was guessed; False for one that leads back to another."""
+        if any(key in self._landmarks for key in keys):
+            return False
         self._landmarks.update(dict.fromkeys(keys, 0))
+        return True
 
     def enter(self, keys: list[bytes]) -> int | None:
         """The first page of a guess; returns the number of its chain, None for one that is dropped.
@@ -2172,14 +2181,14 @@ class Place(NamedTuple):
 
 
 def document_place(document: msgspec.Raw) -> Place:
-    """The place of a document of a collection: a UUID or ObjectId is its text, a date its milliseconds."""
+    """The place of a document of a collection: a UUID or ObjectId is its text in lower case, a date its number."""
     return _place_of(bytes(_identified_decoder.decode(document).id))
 
 
 def _place_of(document_id: bytes) -> Place:
     if document_id[:1] == b"{":
         name, value = next(iter(split_object(document_id).items()), ("", b"null"))
-        return Place("date", value) if name == "$date" else _place_of(value)
+        return Place("date", value) if name == "$date" else _place_of(value.lower())
     if document_id[:1] == b'"':
         return Place("string", str(json.loads(document_id)).encode(errors="replace"))
     return Place("number" if document_id[:1] in b"-0123456789" else "literal", document_id)
@@ -2214,7 +2223,9 @@ def find_calibration(kept: list[KeptPage]) -> Calibration | None:
             known = places[number]
             if known != last and (known.kind, len(known.key)) == (last.kind, len(last.key)):
                 state = last.replaced_by(known.key, page.next_state)
-                return None if state is None else Calibration(state, keys[number + 1 :], last, page.next_state)
+                if state is not None:
+                    return Calibration(state, keys[number + 1 :], last, page.next_state)
+                break
     return None
 
 
@@ -2282,9 +2293,32 @@ class Requests:
         """
         return await_all([self._pool.submit(function, item) for item in items])
 
+    def repeat(self, step: Callable[[_S], bool], items: Iterable[_S]) -> None:
+        """Call a function, which does a request, for each item until it returns False; else as `map`."""
+
+        def steps(item: _S) -> None:
+            while step(item):
+                pass
+
+        self.map(steps, items)
+
     def close(self) -> None:
         """End when what runs has ended; nothing new begins."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class Reader:
+    """A chain as it is read: `state` is where it goes on, None at the end of the collection."""
+
+    chain: int
+    state: str | None
+    guard: PageGuard
+
+    def is_repeated(self, page: Page) -> bool:
+        """Go on to where a page that came leads; True for one that came twice and is to be dropped."""
+        asked, self.state = self.state, page.next_state
+        return self.guard.is_repeated(asked, page)
 
 
 class CollectionScan:
@@ -2299,7 +2333,9 @@ class CollectionScan:
         self._chains = Chains()
         self._lock = threading.Lock()
         self._patience = Patience(self._api.target.retry_budget_s)
+        self._asked = 0  # requests on their way
         self._page_bytes = 0  # of the largest so far
+        self._guess_until = 0.0
         self._is_over = False
         self.is_whole = False
 
@@ -2309,32 +2345,38 @@ class CollectionScan:
         Raises NotJoinedError if the chains do not join, and what a request raised.
         """
         try:
-            kept = self._read_first_pages()
-            count = 0 if is_serial else guess_count(self._requests.workers, kept, expected)
-            states = self._guess(kept, count) if count and kept[-1].next_state is not None else []
-            entered = [chain for chain in self._requests.map(self._enter, states) if chain]  # the barrier: all answered
+            kept, ordinary = self._read_first_pages()
+            count = 0 if is_serial or ordinary.state is None else guess_count(self._requests.workers, kept, expected)
+            states = self._guess(kept, count) if count else []
+            entered = [reader for reader in self._requests.map(self._enter, states) if reader]  # the barrier
             if states and not entered:
                 self._tell_serial("no guessed place could be entered")
-            self._requests.map(self._follow, [(0, kept[-1].next_state), *entered])
-            if not self._chains.are_joined():
-                raise NotJoinedError(f"{self._source.name}: the chains of pages do not join into one scan.")
+            self._requests.repeat(self._advance, [ordinary, *entered])
+            self._check_joined()
             self.is_whole = True
             return len(self._chains)
         finally:
             with self._lock:
                 self._is_over = True
 
-    def _read_first_pages(self) -> list[KeptPage]:
-        """The pages that are read one after the other, before anything is guessed."""
-        guard, kept, state = PageGuard(self._source.name), list[KeptPage](), None
-        while len(kept) < MAX_KEPT_PAGES and (not kept or state is not None):
-            page = self._requests.map(self._read, [state])[0]
-            if not guard.is_repeated(state, page):
+    def _check_joined(self) -> None:
+        if self._chains.are_joined():
+            return
+        if len(self._chains) == 1:  # no guess is to blame
+            raise PageStateError(_LED_BACK)
+        raise NotJoinedError("the chains of pages do not join into one scan.")
+
+    def _read_first_pages(self) -> tuple[list[KeptPage], Reader]:
+        """The pages that are read one after the other, before anything is guessed; and where they lead."""
+        kept, reader = list[KeptPage](), Reader(0, None, PageGuard(self._source.name))
+        while len(kept) < MAX_KEPT_PAGES and (not kept or reader.state is not None):
+            page = self._requests.map(self._read, [reader.state])[0]
+            if not reader.is_repeated(page):
+                if not self._chains.keep(page.keys):
+                    raise PageStateError(_LED_BACK)
                 kept.append(KeptPage(page.keys, [document_place(row) for row in page.documents], page.next_state))
-                self._chains.keep(page.keys)
                 self._take(page, len(page.keys))
-            state = page.next_state
-        return kept
+        return kept, reader
 
     def _guess(self, kept: list[KeptPage], count: int) -> list[str]:
         """Page states that lead to places all over the collection; none where they cannot be made or trusted."""
@@ -2350,8 +2392,9 @@ class CollectionScan:
         ):
             self._tell_serial("a page state that was made for a known place did not lead there")
             return []
+        self._guess_until = time.monotonic() + self._api.target.request_timeout_s
         last, next_state = calibration.last, calibration.next_state
-        guesses = {last.replaced_by(last.random_key(), next_state) for _ in range(count)}
+        guesses = dict.fromkeys(last.replaced_by(last.random_key(), next_state) for _ in range(count))
         return [state for state in guesses if state]
 
     def _tell_serial(self, reason: str) -> None:
@@ -2360,45 +2403,70 @@ class CollectionScan:
 
     def _try_read(self, state: str) -> Page | None:
         """A page of a guessed state; None if the server refuses it or does not answer at once."""
-        with contextlib.suppress(RequestError, PageStateError), self._reserved():
-            return self._api.find_page(self._source, state, patience=Patience(0.0))
+        with self._reserved(), self._asking():
+            self._patience.await_turn(self._api.stop)
+            try:
+                return self._api.find_page(self._source, state, patience=Patience(0.0))
+            except RequestError as error:
+                self._patience.hold(error.retry_after_s or 0.0)
+            except PageStateError:
+                pass
         return None
 
-    def _enter(self, state: str) -> tuple[int, str | None] | None:
-        """Read the first page of a guess; return its chain and where that goes on, None if it is dropped."""
-        page = self._try_read(state)
-        with self._lock:
-            chain = self._chains.enter(page.keys) if page else None
-        if page is None or chain is None:
+    def _enter(self, state: str) -> Reader | None:
+        """Read the first page of a guess; return the reader of its chain, None if it is dropped."""
+        page = None if self._is_over or time.monotonic() > self._guess_until else self._try_read(state)
+        if page is None or page.next_state == state:
             return None
+        with self._lock:
+            chain = self._chains.enter(page.keys)
+        if chain is None:
+            return None
+        reader = Reader(chain, state, PageGuard(self._source.name))
+        reader.is_repeated(page)
         self._take(page, len(page.keys))
-        return chain, page.next_state
+        return reader
 
-    def _follow(self, start: tuple[int, str | None]) -> None:
-        """Follow a chain from page to page, to its end."""
-        chain, state = start
-        guard = PageGuard(self._source.name)
-        while state is not None and not self._is_over:
-            with self._reserved():
-                page = self._read(state)
-                if not guard.is_repeated(state, page):
-                    with self._lock:
-                        own = self._chains.follow(chain, page.keys)
-                    self._take(page, own)
-                    if own < len(page.keys):
-                        return
-            state = page.next_state
-        if state is None:
+    def _advance(self, reader: Reader) -> bool:
+        """Read the next page of a chain; False when it has ended."""
+        if self._is_over:
+            return False
+        if reader.state is None:
             with self._lock:
-                self._chains.finish(chain)
+                self._chains.finish(reader.chain)
+            return False
+        with self._reserved():
+            page = self._read(reader.state)
+            if reader.is_repeated(page):
+                return True
+            with self._lock:
+                own = self._chains.follow(reader.chain, page.keys)
+            self._take(page, own)
+        return own == len(page.keys)
 
     def _reserved(self) -> contextlib.AbstractContextManager[None]:
         return self._requests.memory.reserved(self._page_bytes, self._api.stop)
 
     def _read(self, state: str | None) -> Page:
-        page = self._api.find_page(self._source, state, patience=self._patience, on_retry=self._progress.count_retry)
+        with self._asking():
+            page = self._api.find_page(
+                self._source, state, patience=self._patience, on_retry=self._progress.count_retry
+            )
         self._page_bytes = max(self._page_bytes, page.size_bytes)
         return page
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A request. Patience begins anew when there was none: who waits for a worker waits for no service."""
+        with self._lock:
+            if not self._asked:
+                self._patience.renew()
+            self._asked += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked -= 1
 
     def _take(self, page: Page, own: int) -> None:
         """Hand on the first documents of a page; they count at once."""
@@ -2451,26 +2519,26 @@ def scan_collection(
 ) -> _K:
     """Read a collection until one attempt is whole, and return the sink that took it; the others were abandoned.
 
-    Chains that do not join are guessed once more, then the collection is read serially. Raises what the requests and
-    the sink raise, and PageStateError when the place in the scan is lost too often.
+    Where an attempt with guesses fails, others are guessed once, then the collection is read serially. Raises what the
+    requests and the sink raise, and PageStateError when the place in the scan is lost too often.
     """
-    guessed = lost = 0
+    attempts = lost = 0
     while True:
         progress.restart()
         sink = open_sink()
         scan = CollectionScan(requests, source, sink, progress)
         try:
-            progress.chains = scan.run(expected, is_serial=guessed == MAX_GUESSED_SCANS)
+            progress.chains = scan.run(expected, is_serial=attempts >= MAX_GUESSED_SCANS)
             return sink
-        except NotJoinedError as error:
-            guessed += 1
-            how = "one page after the other" if guessed == MAX_GUESSED_SCANS else "with other guesses"
-            log.warning("%s Starting over, %s.", error.message, how, extra=about(source.name))
-        except PageStateError as error:
-            lost += 1
+        except (NotJoinedError, PageStateError) as error:
+            attempts += 1
+            lost += isinstance(error, PageStateError)
             if lost == MAX_SCANS:
                 raise
-            log.warning("%s: %s Starting the collection over.", source.name, error.message, extra=about(source.name))
+            how = ", one page after the other" if attempts == MAX_GUESSED_SCANS and requests.workers > 1 else ""
+            log.warning(
+                "%s: %s Starting the collection over%s.", source.name, error.message, how, extra=about(source.name)
+            )
         finally:
             if not scan.is_whole:
                 sink.abandon()
@@ -4404,7 +4472,9 @@ class DataFileWriter:
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         self._decompressor = isal_zlib.decompressobj(wbits=GZIP_WBITS) if compressed else None
         self._made_crc32 = self._found_crc32 = 0  # of the lines as they were made, and as the file has them
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if path.exists():  # another file, and not that one emptied: who was given up may still write to it
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -4626,7 +4696,8 @@ class CollectionBackup:
 
     def _was_recreated(self) -> bool:
         """Whether the collection has another definition than before the scan. One that is gone was read to its end."""
-        for info in self._requests.api.list_collections():
+        (found,) = self._requests.map(DataApi.list_collections, [self._requests.api])
+        for info in found:
             if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
                 self.record.definition = info.options
                 return True
