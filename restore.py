@@ -122,6 +122,7 @@ READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 COMPARE_PARTITIONS = 64
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
+CREATIONS_AT_ONCE = 4
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
 DROP_BUDGET_S = 30.0
 CLEANING_S = 5.0  # what dropping scratch collections may take once a signal wants the end
@@ -1052,7 +1053,7 @@ class Changes:
     @property
     def droppable(self) -> list[str]:
         """Only what the server confirmed as created by this very run."""
-        return [name for name, step in self.steps.items() if step is Step.CREATED or name in self.scratch]
+        return [name for name, step in list(self.steps.items()) if step is Step.CREATED or name in self.scratch]
 
     @property
     def has_dropped(self) -> bool:
@@ -1081,7 +1082,7 @@ class Changes:
 
     def describe(self) -> str:
         """What is to be known of each collection, in words."""
-        return "; ".join(f"{name} {step.value}" for name, step in self.steps.items())
+        return "; ".join(f"{name} {step.value}" for name, step in list(self.steps.items()))
 
 
 def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
@@ -1099,20 +1100,60 @@ def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
             name = planned.target_name
             if planned.is_dropped:
                 _prove_definition(run.api, planned, changes)
-        for planned in sorted(plan, key=lambda planned: planned.is_dropped):  # what may be refused comes before a drop
-            name = planned.target_name
-            if planned.is_dropped:
-                log.info("%s: dropping.", name)
-                changes.steps[name] = Step.DROPPING
-                _drop(run.api, name)
-                changes.dropped.add(name)
-                changes.steps[name] = Step.DROPPED
-            run.report.start(name, planned.record.document_count, "creating")
-            _make(run, planned)
-            run.report.finish(name)
+        # What may be refused comes before a drop; and nothing more is dropped when the one before failed.
+        kept = [planned for planned in plan if not planned.is_dropped]
+        for several in (kept, *([planned] for planned in plan if planned.is_dropped)):
+            if failed := _make_several(run, several):
+                name, error = failed
+                raise error
     except Exception as error:  # whatever it is: what was made must not stay without a word
         raise _given_up(run, name, error) from error
     changes.is_over = True
+
+
+def _make_several(run: RestoreRun, several: list[PlannedCollection]) -> tuple[str, Exception] | None:
+    """Make several collections at once; each waits some ten seconds until all nodes agree. Returns the first failure.
+
+    None is left on its way: giving up would cancel it. Those that servers refuse to make at once are made one by one.
+    """
+    with stoppable_pool(CREATIONS_AT_ONCE) as pool:
+        errors = await_all([pool.submit(_try_make, run, planned) for planned in several])
+    for planned, error in zip(several, errors, strict=True):
+        is_in_the_way = (
+            isinstance(error, RequestError) and error.status == 200 and (error.retryable or error.unexpected)
+        )
+        if is_in_the_way and len(several) > 1:
+            log.warning("%s: creating it once more, alone.", planned.target_name)
+            error = _try_make(run, planned)  # noqa: PLW2901
+        if error:
+            return planned.target_name, error
+    return None
+
+
+def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
+    """Drop a collection, if that is planned, and create it; the error if it fails."""
+    name, changes = planned.target_name, run.changes
+    try:
+        if planned.is_dropped and name not in changes.dropped:
+            log.info("%s: dropping.", name)
+            changes.steps[name] = Step.DROPPING
+            _drop(run.api, name)
+            changes.dropped.add(name)
+            changes.steps[name] = Step.DROPPED
+        run.report.start(name, planned.record.document_count, "creating")
+        _make(run, planned)
+        run.report.finish(name)
+    except Exception as error:  # noqa: BLE001  (raised when all that were begun have ended)
+        if _is_refusal(error):
+            changes.refused(name)
+        return error
+    return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server did not do what it was asked, and nothing of it."""
+    is_theirs = isinstance(error, RequestError) and (error.code or "EXISTING").startswith("EXISTING")
+    return isinstance(error, TargetRefused) or (is_theirs and not getattr(error, "retryable", False))
 
 
 def _make(run: RestoreRun, planned: PlannedCollection) -> None:
@@ -1125,8 +1166,9 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
         journal.forget(name)
     journal.begin(name, had_documents=planned.keeps_documents)
     log.info("%s: %s.", name, "creating" if is_new else "making sure that it has all of its indexes")
+    was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
-    is_confirmed = _send_creation(run.api, name, planned.options)
+    is_confirmed = _send_creation(run.api, name, planned.options) and not was_asked
     if is_new or planned.is_resumed:
         run.api.created[name] = time.monotonic()
     if is_new:
@@ -1165,8 +1207,7 @@ def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> N
 def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
     """Drop what this run created, and nothing else; the error that is true afterwards."""
     changes, reason = run.changes, _reason(name, error)
-    is_theirs = isinstance(error, RequestError) and (error.code or "EXISTING").startswith("EXISTING")
-    if isinstance(error, TargetRefused) or (is_theirs and not error.retryable):  # type: ignore[attr-defined]
+    if _is_refusal(error):
         changes.refused(name)
     before = set(changes.steps)
     changes.look(_names(run.api))

@@ -253,7 +253,7 @@ def test_a_creation_is_waited_for(kept: Path, origin: DataApiEmulator, target: D
     assert result.code == RestoreExit.OK, result.err
     same_documents(origin, target)
     names = [json.loads(each.body)["createCollection"]["name"] for each in target.requests if "create" in each.command]
-    assert names == ["points", "settings", "zero"]
+    assert sorted(names) == ["points", "settings", "zero"]
 
 
 # ------------------------------------------------------------------------------------------------ what stays behind
@@ -412,4 +412,34 @@ def test_a_signal_stops_a_restore_while_sixteen_requests_hang(
     target.faults = []
     result = cli.restore(target, "--resume")
     assert result.code == RestoreExit.OK, result.err
+    same_documents(source, target)
+
+
+def test_collections_are_created_several_at_once(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Each creation waits for the nodes to agree, so four are on their way at once, never more, and all are whole."""
+    for number in range(6):
+        fill(source, f"docs{number}", DOCS[:3])
+    snapshot_of(source, cli)
+    target.create_s = 0.5
+    result = cli.restore(target, "--workers", 1)
+    assert result.code == 0, result.err
+    assert target.most_in_flight == 4
+    assert target.missing_indexes(KEYSPACE) == {}
+    same_documents(source, target)
+
+
+def test_creations_that_are_in_each_others_way_are_made_one_by_one(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """A server that fails while several collections are created is asked for one after the other: exit 0, all whole."""
+    for number in range(3):
+        fill(source, f"docs{number}", DOCS[:3])
+    snapshot_of(source, cli)
+    target.create_s = 0.3
+    fault = {"command": "createCollection", "action": "error", "errorCode": "UNEXPECTED_DRIVER_ERROR", "times": 12}
+    target.faults = [fault]  # four attempts for each of three
+    result = cli.restore(target)
+    assert result.code == 0, result.err
+    assert "alone" in result.err
+    assert target.missing_indexes(KEYSPACE) == {}
     same_documents(source, target)
