@@ -4676,9 +4676,13 @@ class CollectionBackup:
             if not self._was_recreated():
                 record.pages, record.retries, record.chains = progress.pages, progress.retries, progress.chains
                 return stats
-            log.warning("%s: it was recreated meanwhile. Starting over.", record.name, extra=self._about)
+            log.warning(
+                "%s: its definition has changed during the scan. Starting over.", record.name, extra=self._about
+            )
             progress.count_retry()
-        raise BackupError(f"{record.name}: the collection was recreated {MAX_SCANS} times.", "Run again later.")
+        raise BackupError(
+            f"{record.name}: its definition changed during each of {MAX_SCANS} scans.", "Run again later."
+        )
 
     def _open_writer(self) -> DataFileWriter:
         return DataFileWriter(self._path, compressed=self._compressed, memory=self._requests.memory)
