@@ -76,6 +76,7 @@ def target() -> Iterator[DataApiEmulator]:
 def box() -> Iterator[BoxEmulator]:
     """A Box emulator with an empty folder; afterwards it must have seen nothing that Box's specification forbids."""
     with BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as emulator:
+        assert emulator.validator, "nothing would be validated"
         yield emulator
     assert emulator.violations == []
     assert emulator.reply_violations == []
