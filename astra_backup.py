@@ -5162,7 +5162,7 @@ def operations_options(function: _F) -> _F:
 )
 @click.option("--check", is_flag=True, help="Test credentials, rights, the disk and its free space.")
 @operations_options
-@click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
+@click.version_option(TOOL_VERSION)
 def main(
     collections: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -5919,5 +5919,10 @@ def _show_error(message: str, hint: str, code: int) -> int:
     return int(code)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line: what the script does and the installed command calls."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -35,7 +35,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, Self, TypeVar
+from typing import IO, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import click
 import msgspec
@@ -2262,7 +2262,7 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connection_options
-@click.version_option(TOOL_VERSION, prog_name="restore.py")
+@click.version_option(TOOL_VERSION)
 def main(snapshot: str, **options: Any) -> int:
     """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
@@ -2827,5 +2827,10 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int
     return code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line: what the script does and the installed command calls."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()
