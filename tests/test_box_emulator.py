@@ -21,17 +21,11 @@ from typing import Any
 import pytest
 import requests
 from box_sdk_gen import (
-    BaseUrls,
     BoxAPIError,
-    BoxCCGAuth,
     BoxClient,
-    BoxRetryStrategy,
     BoxSDKError,
-    CCGConfig,
     CreateFolderParent,
-    NetworkSession,
     PreflightFileUploadCheckParent,
-    TimeoutConfig,
     UpdateFileByIdParent,
     UploadFileAttributes,
     UploadFileAttributesParentField,
@@ -39,6 +33,7 @@ from box_sdk_gen import (
 )
 
 from tests.emulators.box import ACTIONS, MIB, ROUTES, BoxEmulator
+from tests.support import connect
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = 25 * 1000 * 1000
@@ -57,20 +52,6 @@ def box() -> Iterator[BoxEmulator]:
     assert not emulator.errors
     assert not emulator.violations
     assert not emulator.reply_violations
-
-
-def connect(box: BoxEmulator, attempts: int = 1, read_ms: int = 30_000, **config: Any) -> BoxClient:
-    """A client as the product makes it; with one attempt it does not retry."""
-    subject = config or {"enterprise_id": box.enterprise_id}
-    given = {"client_id": box.client_id, "client_secret": box.client_secret, **subject}
-    session = NetworkSession(
-        base_urls=BaseUrls(base_url=box.url, upload_url=box.upload_url, oauth_2_url=f"{box.url}/oauth2"),
-        timeout_config=TimeoutConfig(connection_timeout_ms=5000, read_timeout_ms=read_ms),
-        retry_strategy=BoxRetryStrategy(
-            max_attempts=attempts, max_retries_on_exception=min(2, attempts - 1), retry_base_interval=0.01
-        ),
-    )
-    return BoxClient(auth=BoxCCGAuth(CCGConfig(**given)), network_session=session)
 
 
 def sha1(data: bytes) -> str:
@@ -988,7 +969,7 @@ def test_validation_is_on() -> None:
 
 
 def test_demo_needs_no_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the library that only the tests install, the emulator serves all the same, and says that it does not validate."""
+    """Without the library that only the tests install, the emulator serves, and says that it does not validate."""
     monkeypatch.setitem(sys.modules, "openapi_schema_validator", None)
     with BoxEmulator() as box:
         connect(box).folders.get_folder_items(box.folder_id, usemarker=True)

@@ -16,9 +16,20 @@ import pytest
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
 from tests.emulators.data_api import Collection, DataApiEmulator, Reply, Request
-from tests.test_backup import wait_for
-from tests.test_policies import DENY, DOCS, EXTRA, OTHER_DENY, WarmCli, assert_untouched, fill, held, journals
-from tests.test_restore import same_documents, snapshot_of
+from tests.support import (
+    DENY,
+    DOCS,
+    EXTRA,
+    OTHER_DENY,
+    WarmCli,
+    assert_untouched,
+    fill,
+    held,
+    journals,
+    same_documents,
+    snapshot_of,
+    wait_for,
+)
 
 VECTOR = {"vector": {"dimension": 2}, "indexing": {"deny": ["n"]}}
 DOWN = {"action": "status", "status": 503, "times": None}

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import pty
 import re
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -26,83 +22,36 @@ from tests.conftest import (
     ROOT,
     TOKEN,
     Cli,
-    Result,
-    assert_no_secret,
     assert_no_secret_in,
     load_catalog,
 )
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import NVIDIA_RERANKER, DataApiEmulator, Reply, Request, embed
-from tests.test_backup import wait_for
-from tests.test_restore import OFF, same_documents, snapshot_of, writes
-
-DENY = {"indexing": {"deny": ["n"]}}
-OTHER_DENY = {"indexing": {"deny": ["m"]}}
-DOCS = [f'{{"_id":"d{number:03}","n":{number}}}' for number in range(110)]
-FEW = DOCS[:30]
-CHANGED = '{"_id":"d001","n":"changed since"}'
-EXTRA = '{"_id":"extra","n":1}'
-OTHER = ['{"_id":"o1"}', '{"_id":{"$uuid":"0193e1a6-71b7-7c4e-9d55-1f5f0a1b2c3d"},"n":0.125}']
-
-Documents = list[str]
-
-WARM = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import astra_backup, restore
-import astrapy, httpx, numpy, rich.console, rich.progress, tenacity
-for line in sys.stdin:
-    directory, environ, sys.argv, outputs = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(directory)
-        os.environ.clear()
-        os.environ.update(environ)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, path in enumerate(outputs, 1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        module = {"restore.py": restore, "astra_backup.py": astra_backup}[sys.argv[0]]
-        astra_backup.run_command(module.main)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""A process that has imported what both scripts need and forks for each command: a tenth of the time of a new one."""
-
-
-class WarmCli(Cli):
-    """Runs the scripts as processes of their own that need not import everything anew."""
-
-    warm: ClassVar[subprocess.Popen[str] | None] = None
-
-    def run(self, script: str, *arguments: object, **environ: str) -> Result:
-        """Run to the end; a secret in what it says is a failure of every test."""
-        outputs = [self.directory.with_name(f"{self.directory.name}.{name}") for name in ("out", "err")]
-        argv = [script, *map(str, arguments)]
-        request = [str(self.directory), self.environ | environ, argv, [str(path) for path in outputs]]
-        code = int(self._ask(json.dumps(request)))
-        out, err = (path.read_text() for path in outputs)
-        assert_no_secret(out + err)
-        return Result(code, out, err)
-
-    def _ask(self, request: str) -> str:
-        if WarmCli.warm is None:
-            WarmCli.warm = subprocess.Popen(
-                [sys.executable, "-c", WARM, str(ROOT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        process = WarmCli.warm
-        assert process.stdin
-        assert process.stdout
-        try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            return process.stdout.readline()
-        except BaseException:  # a command that hangs must not hold up the next test
-            os.killpg(process.pid, signal.SIGKILL)
-            WarmCli.warm = None
-            raise
+from tests.support import (
+    CHANGED,
+    DENY,
+    DOCS,
+    EXTRA,
+    FEW,
+    OFF,
+    OTHER,
+    OTHER_DENY,
+    Documents,
+    Typed,
+    WarmCli,
+    assert_left_as_it_was,
+    assert_untouched,
+    by_id,
+    by_id_of,
+    fill,
+    held,
+    journals,
+    on_a_terminal,
+    same_documents,
+    snapshot_of,
+    wait_for,
+    writes,
+)
 
 
 @pytest.fixture
@@ -112,49 +61,6 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
     directory.mkdir()
     yield WarmCli(directory)
     assert_no_secret_in(tmp_path)
-
-
-def fill(emulator: DataApiEmulator, name: str, documents: Documents, definition: object = DENY) -> None:
-    """Make a collection with these documents, behind the server's back."""
-    emulator.create(KEYSPACE, name, definition)  # type: ignore[arg-type]
-    for document in documents:
-        emulator.put(KEYSPACE, name, document)
-
-
-def held(emulator: DataApiEmulator) -> dict[str, tuple[object, Documents]]:
-    """All that a server holds: each collection's definition and documents."""
-    return {
-        name: (options, sorted(emulator.documents(KEYSPACE, name)))
-        for name, options in emulator.collections(KEYSPACE).items()
-    }
-
-
-def inserted(emulator: DataApiEmulator) -> list[dict]:
-    """The documents that insertMany brought to a server, as they were sent."""
-    bodies = [json.loads(request.body) for request in emulator.requests if request.command == "insertMany"]
-    return [document for body in bodies for document in body["insertMany"]["documents"]]
-
-
-def assert_untouched(emulator: DataApiEmulator, before: object, result: Result, code: int) -> None:
-    """It was refused with that code and a reason, no writing command came, and all is as it was."""
-    assert result.code == code, result.err
-    assert "Traceback" not in result.err
-    assert re.search(r"[a-z]{3}", result.err)
-    assert writes(emulator) == []
-    assert held(emulator) == before
-
-
-def assert_left_as_it_was(emulator: DataApiEmulator, before: object, result: Result) -> None:
-    """It was refused with 4 before the first document; what had been tried is not there any more."""
-    assert result.code == RestoreExit.TARGET_REFUSED, result.err
-    assert "Traceback" not in result.err
-    assert not {"insertMany", "findOneAndReplace"} & set(writes(emulator))
-    assert held(emulator) == before
-
-
-def journals(cli: Cli) -> list[Path]:
-    """The journals beside the snapshots."""
-    return sorted(cli.backups.glob(".restore-*.journal"))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +84,7 @@ def kept(cli: Cli, _made: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ --on-existing
+
 
 STATES: dict[str, Documents | None] = {
     "absent": None,
@@ -369,35 +276,6 @@ def test_dropping_nothing_needs_no_yes(kept: Path, origin: DataApiEmulator, targ
     same_documents(origin, target)
 
 
-class Typed:
-    """A command on a terminal of its own, where somebody types."""
-
-    def __init__(self, cli: Cli, command: list[str]) -> None:
-        self._master, slave = pty.openpty()
-        environ = {**cli.environ, "TERM": "dumb"}
-        self._process = subprocess.Popen(
-            command, cwd=cli.directory, env=environ, stdin=slave, stdout=slave, stderr=slave
-        )
-        os.close(slave)
-
-    def answer(self, typed: str) -> Result:
-        """Type everything at once; what is not asked for is ignored."""
-        os.write(self._master, typed.encode())
-        shown = b""
-        try:
-            while piece := os.read(self._master, 4096):
-                shown += piece
-        except OSError:  # the terminal was closed at the other end
-            pass
-        os.close(self._master)
-        return Result(self._process.wait(60), shown.decode(), shown.decode())
-
-
-def on_a_terminal(cli: Cli, emulator: DataApiEmulator, typed: str, *arguments: object) -> Result:
-    """Run a restore on a terminal, where somebody types."""
-    return Typed(cli, cli.command("restore.py", "--api-endpoint", emulator.url, *arguments)).answer(typed)
-
-
 @pytest.mark.parametrize("typed", ["y\n", "other\n", "\n\x04"])
 def test_another_word_than_the_name_drops_nothing(kept: Path, target: DataApiEmulator, cli: Cli, typed: str) -> None:
     """On a terminal only the collection's own name lets it be dropped."""
@@ -491,6 +369,7 @@ def test_a_full_database_has_room_for_what_is_dropped(
 
 
 # ------------------------------------------------------------------------------------------------ nonsense
+
 
 TOO_LONG = "n" * 49
 NONSENSE = {
@@ -630,6 +509,7 @@ def test_another_keyspace_of_the_source_is_another_place(home: DataApiEmulator, 
 
 # ------------------------------------------------------------------------------------------------ $vectorize
 
+
 SERVICE = {"provider": "openai", "modelName": "text-embedding-3-small"}
 EMBEDDED = {"vector": {"dimension": 3, "metric": "cosine", "sourceModel": "other", "service": SERVICE}, **OFF}
 NOT_EMBEDDED = {"vector": {"dimension": 3, "metric": "cosine", "sourceModel": "other"}, **OFF}
@@ -666,12 +546,6 @@ def provider() -> Iterator[DataApiEmulator]:
     """An empty target that has the embedding provider."""
     with DataApiEmulator(token=TOKEN, vectorize=True) as emulator:
         yield emulator
-
-
-def by_id(emulator: DataApiEmulator, name: str) -> dict[str, dict]:
-    """The documents of a collection by their ids."""
-    documents = [json.loads(text, parse_float=str) for text in emulator.documents(KEYSPACE, name)]
-    return {document["_id"]: document for document in documents}
 
 
 def test_pairs_are_refused_with_their_number(embedding: DataApiEmulator, provider: DataApiEmulator, cli: Cli) -> None:
@@ -838,6 +712,7 @@ def test_without_a_provider_pairs_still_need_a_choice(
 
 
 # ------------------------------------------------------------------------------------------------ lexical, rerank, room
+
 
 LEXICAL_ON = {"lexical": {"enabled": True, "analyzer": "standard"}, "rerank": {"enabled": False}}
 TEXTS = [f'{{"_id":"t{number}","n":{number},"$lexical":"words {number}"}}' for number in range(5)]
@@ -1124,12 +999,8 @@ def test_a_silent_alteration_or_loss_is_found_and_named(
     assert wrong in result.out
 
 
-def by_id_of(texts: Documents) -> dict[str, dict]:
-    """Documents by their ids."""
-    return {document["_id"]: document for document in map(json.loads, texts)}
-
-
 # ------------------------------------------------------------------------------------------------ --drill
+
 
 VECTORS = [
     f'{{"_id":"v{number:03}","$vector":[{(number * 37 % 101) / 101},{(number * 53 % 97) / 97},{number / 300}]}}'
@@ -1337,6 +1208,7 @@ def test_a_drill_leaves_nothing_beside_the_snapshot(vectors: DataApiEmulator, cl
 
 # ------------------------------------------------------------------------------------------------ --show
 
+
 SHOWN = [
     '{"_id":"a b","n":12345678901234567890.5,"$vector":[0.1,0.25,1E-7]}',
     f'{{"_id":"binary","$vector":{{"$binary":"{embed("x", 3)}"}}}}',
@@ -1416,6 +1288,7 @@ def test_show_reads_a_zip(shown: Path, cli: Cli) -> None:
 
 # ------------------------------------------------------------------------------------------------ docs/RUNBOOK.md
 
+
 RUNBOOK = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "RUNBOOK.md").read_text(), re.DOTALL)
@@ -1423,7 +1296,6 @@ RUNBOOK = [
     if line.startswith(".venv/bin/python ")
 ]
 """The runbook's commands, word by word."""
-
 RUNBOOK_CODES = {"--compare --differences": 5, "--compare --keyspace": 5, "--compare --collection": 5, " skip": 5}
 """How a command of the runbook ends whose code is not 0, where documents are missing and one was changed."""
 
