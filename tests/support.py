@@ -9,12 +9,11 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import pytest
@@ -31,10 +30,8 @@ from box_sdk_gen import (
 from restore import RestoreExit
 from tests.conftest import (
     KEYSPACE,
-    ROOT,
     Cli,
     Result,
-    assert_no_secret,
 )
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import (
@@ -85,26 +82,6 @@ CHANGED = '{"_id":"d001","n":"changed since"}'
 EXTRA = '{"_id":"extra","n":1}'
 OTHER = ['{"_id":"o1"}', '{"_id":{"$uuid":"0193e1a6-71b7-7c4e-9d55-1f5f0a1b2c3d"},"n":0.125}']
 Documents = list[str]
-WARM = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import astra_backup, restore
-import astrapy, httpx, numpy, rich.console, rich.progress, tenacity
-for line in sys.stdin:
-    directory, environ, sys.argv, outputs = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(directory)
-        os.environ.clear()
-        os.environ.update(environ)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, path in enumerate(outputs, 1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        module = {"restore.py": restore, "astra_backup.py": astra_backup}[sys.argv[0]]
-        astra_backup.run_command(module.main)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""A process that has imported what both scripts need and forks for each command: a tenth of the time of a new one."""
 
 
 def manifest_of(snapshot: Path) -> dict[str, Any]:
@@ -251,43 +228,6 @@ def connect(box: BoxEmulator, attempts: int = 1, read_ms: int = 30_000, **config
         ),
     )
     return BoxClient(auth=BoxCCGAuth(CCGConfig(**given)), network_session=session)
-
-
-class WarmCli(Cli):
-    """Runs the scripts as processes of their own that need not import everything anew."""
-
-    warm: ClassVar[subprocess.Popen[str] | None] = None
-
-    def run(self, script: str, *arguments: object, **environ: str) -> Result:
-        """Run to the end; a secret in what it says is a failure of every test."""
-        outputs = [self.directory.with_name(f"{self.directory.name}.{name}") for name in ("out", "err")]
-        argv = [script, *map(str, arguments)]
-        request = [str(self.directory), self.environ | environ, argv, [str(path) for path in outputs]]
-        code = int(self._ask(json.dumps(request)))
-        out, err = (path.read_text() for path in outputs)
-        assert_no_secret(out + err)
-        return Result(code, out, err)
-
-    def _ask(self, request: str) -> str:
-        if WarmCli.warm is None:
-            WarmCli.warm = subprocess.Popen(
-                [sys.executable, "-c", WARM, str(ROOT)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        process = WarmCli.warm
-        assert process.stdin
-        assert process.stdout
-        try:
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            return process.stdout.readline()
-        except BaseException:  # a command that hangs must not hold up the next test
-            os.killpg(process.pid, signal.SIGKILL)
-            WarmCli.warm = None
-            raise
 
 
 def fill(emulator: DataApiEmulator, name: str, documents: int | Documents, definition: object = None) -> None:

@@ -21,7 +21,6 @@ from tests.support import (
     DOCS,
     EXTRA,
     OTHER_DENY,
-    WarmCli,
     assert_untouched,
     fill,
     held,
@@ -31,15 +30,10 @@ from tests.support import (
     wait_for,
 )
 
+pytestmark = pytest.mark.warm
+
 VECTOR = {"vector": {"dimension": 2}, "indexing": {"deny": ["n"]}}
 DOWN = {"action": "status", "status": 503, "times": None}
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """The two scripts."""
-    (tmp_path / "cwd").mkdir()
-    return WarmCli(tmp_path / "cwd")
 
 
 @pytest.fixture(scope="module")

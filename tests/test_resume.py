@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in
+from tests.conftest import KEYSPACE, TOKEN, Cli, Result
 from tests.emulators.data_api import DataApiEmulator, Reply, Request
 from tests.support import (
     CHANGED,
     DENY,
     EXTRA,
-    WarmCli,
     assert_untouched,
     fill,
     held,
@@ -34,18 +33,11 @@ from tests.support import (
 )
 from tests.trials.resume import SIZES, Deadly, documents, every_tenth_fails, random_moment, run_until_killed
 
+pytestmark = pytest.mark.warm
+
 KILLS = 8
 BATCH = 100
 WORKERS = 4
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    """The two scripts; afterwards no file they wrote may hold a secret."""
-    directory = tmp_path / "cwd"
-    directory.mkdir()
-    yield WarmCli(directory)
-    assert_no_secret_in(tmp_path)
 
 
 @pytest.fixture(scope="module")
