@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV_INSTALLED := $(VENV)/.installed-dev
+FAST := docs install frozen show restore_options same_place box_emulator page_states tables_emulator
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 DOCS := README.md docs/FORMAT.md docs/SCALE.md
 
@@ -33,8 +34,8 @@ demo: $(INSTALLED)  ## back up an emulated database to an emulated Box, restore 
 test: lint  ## install what tests need, lint, check types, run all tests
 	$(BIN)/python -m pytest -n 2
 
-test-fast: $(DEV_INSTALLED)  ## the quick tests of the format, the commands, the documents and the emulators; under a minute
-	$(BIN)/python -m pytest -n 2 -m fast
+test-fast: $(DEV_INSTALLED)  ## the quick tests: documents, commands, old snapshots, emulators; under a minute
+	$(BIN)/python -m pytest -n 2 $(FAST:%=tests/test_%.py)
 
 lint: $(DEV_INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -64,17 +65,17 @@ float32: $(DEV_INSTALLED)  ## print and read back every float32 there is; some t
 	$(BIN)/python -m bench.float32
 
 soak: $(DEV_INSTALLED)  ## the long trials: 1,000 kills, chaos, 10,000 damages, two million documents there and back; some 50 minutes
-	$(BIN)/python -m bench.kills --count 1000
-	$(BIN)/python -m bench.chaos --count 300
-	$(BIN)/python -m bench.damage
-	$(BIN)/python -m bench.soak --svg docs/soak-rss.svg
+	$(BIN)/python -m tests.trials.kills --count 1000
+	$(BIN)/python -m tests.trials.chaos --count 300
+	$(BIN)/python -m tests.trials.damage
+	$(BIN)/python -m bench.soak
 
 fuzz:  ## throw bytes at every reader for ten minutes; guided by coverage where atheris can be installed
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
 		-r requirements-fuzz.txt || echo "no atheris for this Python: mutations without coverage"
-	.venv-fuzz/bin/python -m bench.fuzz
+	.venv-fuzz/bin/python -m tests.trials.fuzz
 
 audit: $(DEV_INSTALLED)  ## look up known vulnerabilities of the pinned packages; one that cannot be looked up fails
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt

@@ -115,7 +115,7 @@ _T = TypeVar("_T")
 WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "insertMany", "findOneAndReplace"}
 """All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
 
-MAX_BATCH_DOCUMENTS = 100  # DATA_API.md, section 5: the server refuses more
+MAX_BATCH_DOCUMENTS = 100  # the server refuses more
 MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
 READY_BATCHES = 3  # read and decoded before they are wanted

@@ -9,8 +9,10 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from box_sdk_gen import (
 from restore import RestoreExit
 from tests.conftest import (
     KEYSPACE,
+    ROOT,
     Cli,
     Result,
 )
@@ -318,3 +321,16 @@ def by_id(emulator: DataApiEmulator, name: str) -> dict[str, dict[str, Any]]:
 def by_id_of(texts: Documents) -> dict[str, dict[str, Any]]:
     """Documents by their ids."""
     return {document["_id"]: document for document in map(json.loads, texts)}
+
+
+def install_command(command: str, directory: Path) -> Path:
+    """Write the file that pip, pipx and uv install for an entry point of pyproject.toml."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts[command].partition(":")
+    path = directory / command
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"from {module} import {function}\nif __name__ == '__main__':\n    sys.exit({function}())\n"
+    )
+    path.chmod(0o755)
+    return path

@@ -368,7 +368,7 @@ def rule_of(fault: Fault, place: Place) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "place"), cases(0, BACKUP_PLACES))
 def test_backup(catalog: DataApiEmulator, cli: SabotagedCli, name: str, place: str) -> None:
-    """A backup that meets a fault ends with the code that SPEC demands, and the disk holds what that code promises."""
+    """A backup that meets a fault ends with the documented code, and the disk holds what that code promises."""
     fault, where = FAULTS[name], BACKUP_PLACES[place]
     catalog.faults = [rule_of(fault, where)]
     result = cli.backup(catalog, *options_for(fault, where, cli))
@@ -393,7 +393,7 @@ def test_who_asks_to_wait_longer_than_we_may_is_quoted(catalog: DataApiEmulator,
 def test_restore(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, name: str, place: str
 ) -> None:
-    """A restore that meets a fault ends with the code that SPEC demands; a run after it completes what is missing."""
+    """A restore that meets a fault ends with the documented code; a run after it completes what is missing."""
     fault, where = FAULTS[name], RESTORE_PLACES[place]
     target.faults = [rule_of(fault, where)]
     result = cli.restore(target, *options_for(fault, where, cli))

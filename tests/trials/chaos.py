@@ -1,8 +1,8 @@
 """Many faults at once, and signals, at random: `python -m tests.trials.chaos [--count 300] [--seed N] [--processes 2]`.
 
 Each round backs up a small database and restores it, each with some faults of the server drawn at random, and with a
-signal to one of its two processes in every second run: SIGKILL, SIGTERM, SIGINT, or SIGSTOP and a while later SIGCONT.
-A run must end, without a traceback, with a code that SPEC.md names; 0 must be true; what has a final name must verify;
+signal to it in every second run: SIGKILL, SIGTERM, SIGINT, or SIGSTOP and a while later SIGCONT.
+A run must end, without a traceback, with a documented exit code; 0 must be true; what has a final name must verify;
 and the next run, with a server that is well, must complete what is missing. Raises AssertionError at the first round
 that is otherwise, with its number: `--first N --count 1` plays it again.
 """
