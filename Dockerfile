@@ -4,14 +4,18 @@
 #
 # Secrets come with `docker run` (variables, or files that the *_FILE variables name), never with `docker build`.
 
-FROM python:3.13-slim AS build
+# By digest, since a tag can be moved; the digest covers every platform. The tag says what it is. To renew both:
+# docker buildx imagetools inspect python:3.13-slim
+FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS base
+
+FROM base AS build
 COPY requirements.txt /build/
 # Wheels only: nothing is compiled, so nothing but the pinned bytes can get in.
 RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
       --require-hashes --only-binary :all: -r /build/requirements.txt
 
-FROM python:3.13-slim
+FROM base
 LABEL org.opencontainers.image.title="astra-backup" \
       org.opencontainers.image.description="Back up and restore DataStax Astra DB collections" \
       org.opencontainers.image.version="1.0.0" \

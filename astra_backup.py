@@ -93,7 +93,7 @@ DEFAULT_RETRY_BUDGET_S = 300
 DEFAULT_KEEP_INCOMPLETE_DAYS = 7
 DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
-# A document has at most 4,000,000 characters (DATA_API.md, section 5); wrapping and UTF-8 cannot make 64 MiB of it.
+# The server takes documents of at most 4,000,000 characters; wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
@@ -121,7 +121,7 @@ BARS_MARGIN_LINES, BARS_MARGIN_COLUMNS = 3, 2  # a "^C" must not wrap: the bars 
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOP_GRACE_S = 8.0  # SPEC: a stopped run ends within 10 seconds
+STOP_GRACE_S = 8.0  # a stopped run ends within 10 seconds
 SIDE_QUESTION_BUDGET_S = 5.0  # patience with what a backup can do without: estimates, tables, other keyspaces
 LAST_IN_BOX_S = 60.0  # how long the last snapshot is looked for in Box: a run waits for it
 MAX_SENTENCES = 100  # about what shrank, in the log and in the manifest
@@ -2828,7 +2828,7 @@ def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
 
 
 # ======================================================================================================================
-# Box. BOX.md has the facts; each repetition first looks whether the lost request did its work.
+# Box. Each repetition first looks whether the lost request did its work.
 # ======================================================================================================================
 
 BOX_MIN_SESSION_BYTES = 20_000_000  # below, Box refuses sessions
@@ -5233,7 +5233,7 @@ def operations_options(function: _F) -> _F:
 )
 @click.option("--check", is_flag=True, help="Test credentials, rights, the disk and its free space.")
 @operations_options
-@click.version_option(TOOL_VERSION, prog_name="astra_backup.py")
+@click.version_option(TOOL_VERSION)
 def main(
     collections: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -5990,5 +5990,10 @@ def _show_error(message: str, hint: str, code: int) -> int:
     return int(code)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line: what the script does and the installed command calls."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()

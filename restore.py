@@ -35,7 +35,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, Self, TypeVar
+from typing import IO, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import click
 import msgspec
@@ -115,7 +115,7 @@ _T = TypeVar("_T")
 WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "insertMany", "findOneAndReplace"}
 """All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
 
-MAX_BATCH_DOCUMENTS = 100  # DATA_API.md, section 5: the server refuses more
+MAX_BATCH_DOCUMENTS = 100  # the server refuses more
 MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
 READY_BATCHES = 3  # read and decoded before they are wanted
@@ -2303,7 +2303,7 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @connection_options
-@click.version_option(TOOL_VERSION, prog_name="restore.py")
+@click.version_option(TOOL_VERSION)
 def main(snapshot: str, **options: Any) -> int:
     """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
@@ -2868,5 +2868,10 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int
     return code
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line: what the script does and the installed command calls."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()

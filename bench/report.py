@@ -265,7 +265,7 @@ def restore(found: Row) -> Table:
         "Documents of 384 floats in batches of 100. The plain writers have all requests ready in memory and only post"
         " them. The product reads and decodes the snapshot meanwhile, timed from when the collection was there to the"
         " last reply. A real server of one node took 48 documents of 1,536 floats a second from one writer, 1 s for a"
-        " batch of 50 (DATA_API.md, section 5); 400 ms is nearer to that than 50.\n"
+        " batch of 50; 400 ms is nearer to that than 50.\n"
     )
     cells = (
         [

@@ -1,6 +1,6 @@
 """The long run: two million small documents, backed up and restored, with the process watched all the way.
 
-    python -m bench.soak [--documents 2000000] [--svg docs/soak-rss.svg]
+    python -m bench.soak [--documents 2000000] [--svg soak-rss.svg]
 
 Twice a second it reads from /proc what the script takes, its second process included: resident memory, CPU time,
 threads, open files. How far the script is, it reads from the emulator's log. It prints a table, draws the memory over

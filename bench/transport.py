@@ -45,8 +45,8 @@ def by_astrapy(url: str, name: str) -> int:
     while True:
         options: dict[str, object] = {"options": {"pageState": state}} if state else {}
         collection.command({"find": {"filter": {}, "projection": {"*": True}} | options})
-        documents, state = astra_backup.read_page(astra_backup.decode_reply(bodies.pop().encode()))
-        count += len(documents)
+        page = astra_backup.read_page(astra_backup.decode_reply(bodies.pop().encode()), astra_backup.Readable(name))
+        count, state = count + len(page.documents), page.next_state
         if state is None:
             return count
 
@@ -57,10 +57,11 @@ def by_ours(url: str, name: str) -> int:
 
     target = astra_backup.Target(url, "default_keyspace", "hcd", "AstraCS:bench")
     api = astra_backup.DataApi(target, astra_backup.READ_COMMANDS)
-    state, count = None, 0
+    state: str | None = None
+    count = 0
     while True:
-        documents, state = api.find_page(name, state)
-        count += len(documents)
+        page = api.find_page(astra_backup.Readable(name), state)
+        count, state = count + len(page.documents), page.next_state
         if state is None:
             return count
 

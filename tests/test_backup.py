@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
@@ -18,25 +17,10 @@ import pytest
 from astra_backup import Exit
 from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
+from tests.support import assert_ends_in_time, fill, lines_of, manifest_of, wait_for
 
 VECTOR3 = {"vector": {"dimension": 3, "metric": "cosine"}}
 READ_ONLY = {"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"}
-
-
-def fill(emulator: DataApiEmulator, name: str, count: int) -> None:
-    """A collection of small documents."""
-    emulator.create(KEYSPACE, name)
-    for number in range(count):
-        emulator.put(KEYSPACE, name, f'{{"_id":"d{number:05}","n":{number}}}')
-
-
-def manifest_of(snapshot: Path) -> dict[str, object]:
-    return json.loads((snapshot / "manifest.json").read_text())
-
-
-def lines_of(snapshot: Path, collection: str) -> list[str]:
-    path = snapshot / f"{collection}.jsonl.gz"
-    return gzip.decompress(path.read_bytes()).decode().split("\n")[:-1] if path.exists() else []
 
 
 def ids_of(snapshot: Path, collection: str) -> list[object]:
@@ -529,23 +513,6 @@ def test_nothing_secret_is_said_when_everything_fails(source: DataApiEmulator, c
     result = cli.backup(source, "-v")
     assert result.code == Exit.INCOMPLETE
     assert "INVALID_QUERY" in result.err
-
-
-def wait_for(condition: object, timeout_s: float = 20) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def assert_ends_in_time(running: subprocess.Popen[str], number: signal.Signals, code: int) -> None:
-    """A process that gets a signal ends within 10 seconds, with that code."""
-    started = time.monotonic()
-    running.send_signal(number)
-    running.communicate(timeout=12)
-    assert running.returncode == code
-    assert time.monotonic() - started < 10
 
 
 FAILING_MACHINE = """

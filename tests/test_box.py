@@ -1,7 +1,4 @@
-"""Box, through both command lines, against an emulator: on the way up, on the way back, and what may happen on it.
-
-The rows of docs/RELIABILITY.md are the parameters of `test_upload` and `test_download`; `make docs` prints them.
-"""
+"""Box, through both command lines, against an emulator: on the way up, on the way back, and what may happen on it."""
 
 from __future__ import annotations
 
@@ -28,9 +25,7 @@ from restore import RestoreExit
 from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret, assert_no_secret_in, load_catalog
 from tests.emulators.box import LOGIN, MIB, BoxEmulator, File
 from tests.emulators.data_api import DataApiEmulator
-from tests.test_backup import fill, wait_for
-from tests.test_box_emulator import connect
-from tests.test_restore import same_documents, writes
+from tests.support import connect, fill, same_documents, wait_for, writes
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_SESSION = 20_000_000  # bytes; from there on Box takes an upload in parts
@@ -42,7 +37,7 @@ OLDER = b"what another machine stored under the same name"
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that goes wrong: the emulator's rule for it, and how it is told."""
+    """Something that goes wrong: in words, and as the emulator's rule for it."""
 
     text: str
     rule: dict[str, Any]
@@ -84,26 +79,6 @@ KINDS = {
     "whole": Kind("the range is ignored", {"action": "ignore_range"}),
 }
 
-APIS = {
-    "*": "every request",
-    "token": "the token",
-    "me": "who we are",
-    "folder": "the folder",
-    "items": "the folder's list",
-    "upload": "the upload",
-    "upload_version": "the upload of a version",
-    "session": "the opening of a session",
-    "session_version": "the opening of a version's session",
-    "part": "a part",
-    "parts": "the list of parts",
-    "commit": "the commit",
-    "abort": "the abort",
-    "file": "the look at the file",
-    "delete": "the deletion",
-    "content": "the download's address",
-    "download": "the download",
-}
-
 
 @dataclass(frozen=True)
 class Trouble:
@@ -134,16 +109,6 @@ class Trouble:
         return {"api": self.api, "times": self.times, "skip": self.skip, **KINDS[self.kind].rule}
 
     @property
-    def text(self) -> str:
-        """What was done, for a person."""
-        return f"{KINDS[self.kind].text}: {APIS[self.api]}{f', after {self.skip} that went well' if self.skip else ''}"
-
-    @property
-    def often(self) -> str:
-        """How often it was done."""
-        return "always" if self.times is None else {1: "once", 2: "twice"}.get(self.times, f"{self.times} times")
-
-    @property
     def hides_a_session(self) -> bool:
         """Whether the reply to the opening of a session is lost, so that nobody can know its id."""
         return self.api.startswith("session") and self.kind in ("lost", "done-500", "cut-short")
@@ -156,7 +121,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of docs/RELIABILITY.md, and a test: what is done to an upload or a download, and how it ends."""
+    """A test: what is done to an upload or a download, and how it ends."""
 
     where: str
     recipe: str
@@ -186,14 +151,6 @@ class Row:
         """Options of the run: silence has to end within the test's patience."""
         short = any(trouble.kind == "silence" for trouble in self.troubles)
         return ["--request-timeout-ms", "1500"] if short else []
-
-    def cells(self, test: str, outcomes: dict[int, str]) -> tuple[str, ...]:
-        """The row as it is printed."""
-        what = "; then ".join(trouble.text for trouble in self.troubles)
-        often = "; ".join(trouble.often for trouble in self.troubles) or "always"
-        told = "; ".join(filter(None, [what, self.about]))
-        outcome = outcomes[self.code] + ("; the session that nobody can name stays" if self.orphans else "")
-        return told, self.where, often, outcome, f"`pytest 'tests/test_box.py::{test}[{self.id}]'`"
 
 
 def rows(where: str, code: int, recipes: str, **more: Any) -> list[Row]:
@@ -284,34 +241,6 @@ DOWNLOADS = [
     *rows("small", int(RestoreExit.FAILED), "download:reset*always download:cut-short*always", budget_s=1),
     *rows("chunked", int(RestoreExit.SNAPSHOT_REFUSED), "download:corrupt*always", budget_s=1),
 ]
-
-UPLOAD_OUTCOMES = {
-    OK: "exit 0; the file in Box is the zip, byte for byte",
-    FAILED: "exit 3; no such file in Box, no session open, the local snapshot untouched",
-}
-VERSION_OUTCOMES = {
-    OK: "exit 0; the zip is the current version, the older content the one before",
-    FAILED: "exit 3; the older content is current, no session open",
-}
-DOWNLOAD_OUTCOMES = {
-    0: "exit 0; verified, and the download removed",
-    1: "exit 1; nothing left but a hidden part to carry on from",
-    3: "exit 3; the download removed",
-}
-
-
-def print_rows() -> None:
-    """Print the tables of docs/RELIABILITY.md."""
-    tables = [
-        ("An upload", "test_upload", UPLOADS, UPLOAD_OUTCOMES),
-        ("An upload, while Box holds other content under the same name", "test_version", VERSIONS, VERSION_OUTCOMES),
-        ("`restore.py --from-box --verify-only`", "test_download", DOWNLOADS, DOWNLOAD_OUTCOMES),
-    ]
-    for title, test, listed, outcomes in tables:
-        print(f"### {title}\n\n| what was done | where | how often | what it did | run it |\n|---|---|---|---|---|")
-        for row in listed:
-            print(f"| {' | '.join(row.cells(test, outcomes))} |")
-        print()
 
 
 # ------------------------------------------------------------------------------------------------ snapshots to send
@@ -533,13 +462,6 @@ def test_download(row: Row, kept: Kept, box: BoxEmulator, cli: Cli) -> None:
         assert all(name.startswith(".") for name in left)
     else:
         assert left == []
-
-
-def test_the_tables_of_the_documentation_are_current() -> None:
-    """docs/RELIABILITY.md has a row for each of these tests; `make docs` renews it."""
-    command = [sys.executable, "-m", "cogapp", "-P", "--check", "-I", ".", "docs/RELIABILITY.md"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, f"run `make docs`: {done.stdout}{done.stderr}"
 
 
 # ------------------------------------------------------------------------------------------------ going up

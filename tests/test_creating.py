@@ -16,19 +16,24 @@ import pytest
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
 from tests.emulators.data_api import Collection, DataApiEmulator, Reply, Request
-from tests.test_backup import wait_for
-from tests.test_policies import DENY, DOCS, EXTRA, OTHER_DENY, WarmCli, assert_untouched, fill, held, journals
-from tests.test_restore import same_documents, snapshot_of
+from tests.support import (
+    DENY,
+    DOCS,
+    EXTRA,
+    OTHER_DENY,
+    assert_untouched,
+    fill,
+    held,
+    journals,
+    same_documents,
+    snapshot_of,
+    wait_for,
+)
+
+pytestmark = pytest.mark.warm
 
 VECTOR = {"vector": {"dimension": 2}, "indexing": {"deny": ["n"]}}
 DOWN = {"action": "status", "status": 503, "times": None}
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """The two scripts."""
-    (tmp_path / "cwd").mkdir()
-    return WarmCli(tmp_path / "cwd")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import damage
+from tests.trials import damage
 
 
 @pytest.fixture(scope="module")

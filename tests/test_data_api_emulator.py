@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -32,13 +31,16 @@ from tests.emulators.data_api import (
     parse,
     read_pages,
 )
+from tests.support import Api, Json, codes, ids
 
-Json = Any
 DATA = Path(__file__).parent / "data"
 TRANSCRIPTS: list[dict[str, Json]] = json.loads((DATA / "transcripts.json").read_text("utf-8"))
 KEYSPACE = "default_keyspace"
 
+
 # What the replay leaves out or alters, and why.
+
+
 SHAPE_ONLY = {
     "find keyspaces": "the lab database had keyspaces of other people; only the kinds of values are compared",
 }
@@ -64,56 +66,11 @@ UNRECORDED = {  # 120 documents were inserted before this exchange without being
 # ---------------------------------------------------------------------------------------------------- helpers
 
 
-class Api:
-    """Sends commands to an emulator and gives back what its JSON says."""
-
-    def __init__(self, emulator: DataApiEmulator, prefix: str = "/v1") -> None:
-        self.emulator = emulator
-        self.prefix = prefix
-        self.client = httpx.Client(base_url=emulator.url, headers={"Token": emulator.token}, timeout=10)
-
-    def post(self, body: Json, collection: str = "", timeout: float = 10) -> httpx.Response:
-        content = body if isinstance(body, str | bytes) else json.dumps(body)
-        path = "/".join(part for part in (self.prefix, KEYSPACE, collection) if part)
-        headers = {"Content-Type": "application/json"}
-        return self.client.post(path, content=content, headers=headers, timeout=timeout)
-
-    def __call__(self, body: Json, collection: str = "") -> Json:
-        return self.post(body, collection).json()
-
-    def create(self, name: str, **options: Json) -> None:
-        assert self({"createCollection": {"name": name, "options": options}}) == {"status": {"ok": 1}}
-
-    def insert(self, collection: str, *documents: Json, **options: Json) -> Json:
-        return self({"insertMany": {"documents": list(documents), "options": options}}, collection)
-
-    def page(self, collection: str, state: str | None = None, **find: Json) -> tuple[list[Json], str | None]:
-        options = {"pageState": state} if state else {}
-        answer = self({"find": {"projection": {"*": True}, **find, "options": options}}, collection)
-        return answer["data"]["documents"], answer["data"]["nextPageState"]
-
-    def scan(self, collection: str, state: str | None = None) -> list[list[Json]]:
-        pages = []
-        while True:
-            documents, state = self.page(collection, state)
-            pages.append(documents)
-            if state is None:
-                return pages
-
-
 def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def codes(answer: Json) -> list[str]:
-    return [error["errorCode"] for error in answer.get("errors", [])]
-
-
-def ids(pages: list[list[Json]]) -> list[Json]:
-    return [document["_id"] for page in pages for document in page]
 
 
 @pytest.fixture
@@ -247,6 +204,7 @@ def test_definitions_of_the_catalog(api: Api) -> None:
 
 
 # -------------------------------------------------------------------------------------------- values and keys
+
 
 NUMBERS = [
     ("0", "0"),

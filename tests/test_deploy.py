@@ -36,6 +36,7 @@ from tests import docs
 from tests.conftest import BOX_SECRET, ROOT, TOKEN, Cli, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
+from tests.support import install_command
 
 DEPLOY = ROOT / "deploy"
 SCHEDULING = (ROOT / "docs" / "SCHEDULING.md").read_text()
@@ -371,14 +372,18 @@ def test_nothing_is_tried_again_where_exit_codes_cannot_be_told_apart() -> None:
     assert azure["properties"]["configuration"]["replicaRetryLimit"] == 0
 
 
-def test_the_github_workflow_is_valid() -> None:
-    """The published schema of workflows accepts it, and every action is pinned to a commit."""
+@pytest.mark.parametrize("path", [DEPLOY / "github/astra-backup.yml", ROOT / ".github/workflows/ci.yml"], ids=str)
+def test_a_github_workflow_is_valid(path: Path) -> None:
+    """The published schema of workflows accepts it, every action is pinned to a commit, and it may only read."""
     folder = Path(check_jsonschema.__file__).parent / "builtin_schemas" / "vendor"
     schema = json.loads((folder / "github-workflows.json").read_text())
-    (workflow,) = load_yaml("github/astra-backup.yml")
+    workflow = yaml.safe_load(path.read_text())
     workflow["on"] = workflow.pop(True)  # YAML 1.1 reads `on` as a boolean
     jsonschema.validate(workflow, schema)
-    actions = [step["uses"] for step in workflow["jobs"]["backup"]["steps"] if "uses" in step]
+    jobs = list(workflow["jobs"].values())
+    assert {"write", "write-all"} & {str(job.get("permissions", {}).get("contents")) for job in jobs} == set()
+    assert workflow["permissions"] in ({}, {"contents": "read"})
+    actions = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
     assert actions
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
 
@@ -532,15 +537,13 @@ def test_a_drill_says_when_there_is_no_room_for_collections(cli: Cli, source: Da
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
 def test_bash_completes_options_and_choices(tmp_path: Path) -> None:
-    """With the guide's wrapper and its line for ~/.bashrc, bash completes an option and its choices."""
-    wrapper = tmp_path / "restore.py"
-    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/restore.py "$@"\n')
-    wrapper.chmod(0o755)
-    match = re.search(r"`(eval \"\$\(_RESTORE_PY_COMPLETE=bash_source restore\.py\)\")`", FIRST_STEPS)
+    """With the installed command and the guide's line for ~/.bashrc, bash completes an option and its choices."""
+    install_command("astra-restore", tmp_path)
+    match = re.search(r"`(eval \"\$\(_ASTRA_RESTORE_COMPLETE=bash_source astra-restore\)\")`", FIRST_STEPS)
     assert match
-    ask = "_restorepy_completion restore.py; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
-    script = f"{match[1]}\nCOMP_WORDS=(restore.py --on-); COMP_CWORD=1; {ask}\n"
-    script += f"COMP_WORDS=(restore.py --on-existing ''); COMP_CWORD=2; {ask}\n"
+    ask = "_astra_restore_completion astra-restore; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
+    script = f"{match[1]}\nCOMP_WORDS=(astra-restore --on-); COMP_CWORD=1; {ask}\n"
+    script += f"COMP_WORDS=(astra-restore --on-existing ''); COMP_CWORD=2; {ask}\n"
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=tmp_path)
     assert done.stdout.split() == ["--on-existing", "fail", "skip", "overwrite", "drop"], done.stderr
@@ -570,7 +573,7 @@ def pip(*arguments: object) -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_every_pinned_package_has_a_wheel_for_the_image(machine: str, tmp_path: Path) -> None:
     """The Dockerfile's Python can install every pin as a wheel, with its hash, on both kinds of machine."""
-    (version,) = set(re.findall(r"^FROM python:(\d+\.\d+)-slim", DOCKERFILE, re.MULTILINE))
+    (version,) = set(re.findall(r"^FROM python:(\d+\.\d+)\.\d+-slim\S*@sha256:[0-9a-f]{64} ", DOCKERFILE, re.MULTILINE))
     platforms = [
         f"--platform={tag}_{machine}" for tag in ("manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
     ]

@@ -21,7 +21,7 @@ from tests.emulators.data_api import DataApiEmulator
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = ("README.md", "docs/FORMAT.md", "docs/SCALE.md")
 NOT_OURS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
-NOT_OURS |= {"backups", "demo-backups", "data"}
+NOT_OURS |= {".venv-fuzz", "backups", "build", "demo-backups", "data"}
 TEXT_SUFFIXES = {".md", ".py", ".txt", ".in", ".toml", ".yml", ".yaml", ".sh", ".cfg", ".json", ""}
 
 README = (ROOT / "README.md").read_text()
@@ -119,10 +119,11 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_ci_runs_what_a_person_runs() -> None:
-    """.ci/run is `make test` and can be executed."""
+    """.ci/run is `make test` and can be executed, and GitHub runs it."""
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().rstrip().endswith("\nmake test")
+    assert (ROOT / ".github/workflows/ci.yml").read_text().count("- run: .ci/run\n") == 1
 
 
 def test_no_registry_is_named() -> None:

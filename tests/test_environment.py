@@ -22,7 +22,7 @@ from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.emulators.network import ForwardProxy, Listener, TlsFront, make_ca, read_head, relay
 from tests.sabotage import SabotagedCli
-from tests.test_operations import Monitor
+from tests.support import Monitor
 
 SCRIPTS = ["astra_backup.py", "restore.py"]
 NOWHERE = "http://127.0.0.1:1"

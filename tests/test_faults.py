@@ -1,7 +1,4 @@
-"""A Data API that fails, and databases that change under the scan: what both scripts do about each fault.
-
-The tables of docs/RELIABILITY.md are the parameters of these tests; `make docs` prints them.
-"""
+"""A Data API that fails, and databases that change under the scan: what both scripts do about each fault."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from restore import open_snapshot, verify_snapshot
 from tests.conftest import KEYSPACE, TOKEN, assert_no_secret_in
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
-from tests.test_restore import same_documents, writes
+from tests.support import same_documents, writes
 
 COUNT = 230
 DENY = {"indexing": {"deny": ["n"]}}
@@ -262,28 +259,6 @@ def cases(script: int, places: dict[str, Place]) -> list[Any]:
     ]
 
 
-def print_rows() -> None:
-    """Print the tables of docs/RELIABILITY.md."""
-    for script, (test, places) in enumerate((("test_backup", BACKUP_PLACES), ("test_restore", RESTORE_PLACES))):
-        heads = ["what was done", *(place.text for place in places.values()), "run it"]
-        print(f"### `{('astra_backup.py', 'restore.py')[script]}`\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-        for name, fault in FAULTS.items():
-            found = [str(places[place].codes[fault.kind]) if is_met(name, place, script) else "" for place in places]
-            if any(found):
-                command = f"`pytest tests/test_faults.py -k '{test} and -{name}]'`"
-                print(f"| {' | '.join([fault.text, *found, command])} |")
-        print()
-    for test, rows in (
-        ("test_a_database_that_changes", BACKUP_CHANGES),
-        ("test_a_target_that_changes", RESTORE_CHANGES),
-    ):
-        script = "astra_backup.py" if rows is BACKUP_CHANGES else "restore.py"
-        print(f"### `{script}` while others write\n\n| what was done | what it did | run it |\n|---|---|---|")
-        for name, change in rows.items():
-            print(f"| {change.text} | {change.outcome} | `pytest 'tests/test_faults.py::{test}[{name}]'` |")
-        print()
-
-
 # ------------------------------------------------------------------------------------------------ running them
 
 
@@ -393,7 +368,7 @@ def rule_of(fault: Fault, place: Place) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "place"), cases(0, BACKUP_PLACES))
 def test_backup(catalog: DataApiEmulator, cli: SabotagedCli, name: str, place: str) -> None:
-    """A backup that meets a fault ends with the code that SPEC demands, and the disk holds what that code promises."""
+    """A backup that meets a fault ends with the documented code, and the disk holds what that code promises."""
     fault, where = FAULTS[name], BACKUP_PLACES[place]
     catalog.faults = [rule_of(fault, where)]
     result = cli.backup(catalog, *options_for(fault, where, cli))
@@ -418,7 +393,7 @@ def test_who_asks_to_wait_longer_than_we_may_is_quoted(catalog: DataApiEmulator,
 def test_restore(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, name: str, place: str
 ) -> None:
-    """A restore that meets a fault ends with the code that SPEC demands; a run after it completes what is missing."""
+    """A restore that meets a fault ends with the documented code; a run after it completes what is missing."""
     fault, where = FAULTS[name], RESTORE_PLACES[place]
     target.faults = [rule_of(fault, where)]
     result = cli.restore(target, *options_for(fault, where, cli))

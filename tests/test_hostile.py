@@ -22,7 +22,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,10 @@ from hypothesis import strategies as st
 
 import astra_backup
 import restore
-from bench import fuzz
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
+from tests.trials import fuzz
 
 NAME = "20260616_085246"
 OFF: dict = {"lexical": {"enabled": False}, "rerank": {"enabled": False}}
@@ -910,33 +910,3 @@ def test_mutated_inputs_are_read_or_refused(tmp_path_factory: pytest.TempPathFac
 def corpus(target: str) -> list[bytes]:
     """Good inputs."""
     return fuzz.corpus(target)
-
-
-# ======================================================================================================================
-# The table in docs/RELIABILITY.md
-# ======================================================================================================================
-
-ROWS: dict[str, tuple[str, str, Iterable[str]]] = {
-    "data, forged checksums": (
-        "exit 3",
-        "test_hostile_data_is_refused_in_bounded_time_and_memory",
-        HOSTILE_DATA,
-    ),
-    "manifest, forged SHA256SUMS": ("exit 3, no write", "test_a_hostile_manifest_is_refused_before_a_write", EDITS),
-    "for a manifest": ("exit 3", "test_what_is_no_manifest_is_refused_with_little_memory", MANIFESTS),
-    "reply to `find`": (
-        "exit 2, snapshot `INCOMPLETE`",
-        "test_a_hostile_server_fails_its_collection_and_nothing_else",
-        FINDS,
-    ),
-    "reply to `findCollections`": ("", "test_a_hostile_list_of_collections_is_refused", COLLECTIONS),
-}
-
-
-def print_rows() -> None:
-    """Print a row for each hostile input, from the tests' own parameters."""
-    print("| what came | where | what it did | run it |\n|---|---|---|---|")
-    for where, (outcome, test, names) in ROWS.items():
-        for name in names:
-            did = outcome or f"exit {COLLECTIONS[name][1]}"
-            print(f"| {name} | {where} | {did} | `pytest 'tests/test_hostile.py::{test}[{name}]'` |")

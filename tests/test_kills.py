@@ -1,6 +1,6 @@
 """Backups that are killed: whatever is left, a directory with a final name is whole, and the next run cleans up.
 
-`python -m bench.kills` does the same a thousand times.
+`python -m tests.trials.kills` does the same a thousand times.
 """
 
 from __future__ import annotations
@@ -13,44 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import play
-from bench.kills import check_final_names, check_next_run, fill, final_names, kill_backups, kill_restores
 from tests.conftest import TOKEN
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
+from tests.support import STEPS, watched
+from tests.trials.chaos import play
+from tests.trials.kills import check_final_names, check_next_run, fill, final_names, kill_backups, kill_restores
 
 KILLS = 50
-
-STEPS = (
-    "mkdir backups",
-    "create .lock",
-    "mkdir .probe",
-    "create probe",
-    "write probe",
-    "fsync probe",
-    "fsync .probe",
-    "replace .probe",
-    "unlink probe",
-    "rmdir .probe.renamed",
-    "mkdir .NAME.inprogress",
-    "create docs.jsonl.gz",
-    "write docs.jsonl.gz",
-    "fsync docs.jsonl.gz",
-    "create other.jsonl.gz",
-    "write other.jsonl.gz",
-    "fsync other.jsonl.gz",
-    "create manifest.json",
-    "write manifest.json",
-    "fsync manifest.json",
-    "create SHA256SUMS",
-    "write SHA256SUMS",
-    "fsync SHA256SUMS",
-    "fsync .NAME.inprogress",
-    "replace .NAME.inprogress",
-    "fsync backups",
-)
-"""All that a backup of two small collections does to the file system, in order."""
-
 RENAMED = STEPS.index("replace .NAME.inprogress")
 HOWS = {"before": "kill before", "within": "kill within", "after": "kill after"}
 
@@ -60,15 +30,6 @@ def kill_points() -> list[tuple[int, str]]:
     points = [(number, "before") for number in range(1, len(STEPS) + 1)]
     points += [(number, "within") for number, step in enumerate(STEPS, 1) if step.startswith("write")]
     return [*points, (len(STEPS), "after")]
-
-
-def print_rows() -> None:
-    """Print the table of docs/RELIABILITY.md."""
-    print("| killed | what was left | run it |\n|---|---|---|")
-    for number, how in kill_points():
-        left = "the snapshot" if number - 1 > RENAMED else "no final name"
-        test = f"tests/test_kills.py::test_killed_at_a_step[{number}-{how}]"
-        print(f"| {how} `{STEPS[number - 1]}` | {left}; the next run: exit 0, swept | `pytest '{test}'` |")
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +46,6 @@ def cli(tmp_path: Path) -> SabotagedCli:
     """The two scripts, in a directory of their own."""
     (tmp_path / "cwd").mkdir()
     return SabotagedCli(tmp_path / "cwd")
-
-
-def watched(cli: SabotagedCli, **options: object) -> dict[str, object]:
-    """The sabotage that counts steps."""
-    return {"steps": {"directory": str(cli.directory), "log": f"{cli.directory}.steps", **options}}
 
 
 def test_a_snapshot_is_made_in_these_steps(source: DataApiEmulator, cli: SabotagedCli) -> None:

@@ -1,7 +1,4 @@
-"""A machine that fails: no space, no rights, no descriptors, a wrong clock, signals, a terminal that goes away.
-
-The table of docs/RELIABILITY.md is the docstrings of these tests; `make docs` prints it.
-"""
+"""A machine that fails: no space, no rights, no descriptors, a wrong clock, signals, a terminal that goes away."""
 
 from __future__ import annotations
 
@@ -25,16 +22,11 @@ from typing import Any
 
 import pytest
 
-from bench.kills import check_final_names, check_next_run, fill, final_names
 from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, Result
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
-from tests.test_backup import wait_for
-from tests.test_kills import STEPS, watched
-from tests.test_restore import same_documents
-
-NOBODY = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount and be another user")
+from tests.support import NOBODY, STEPS, needs_root, same_documents, wait_for, watched
+from tests.trials.kills import check_final_names, check_next_run, fill, final_names
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +97,7 @@ def assert_honest(cli: SabotagedCli, result: Result, directory: Path | None = No
 
 
 # ------------------------------------------------------------------------------------------------ no space
+
 
 NEEDS_SPACE = [number for number, step in enumerate(STEPS, 1) if step.split()[0] in ("mkdir", "create", "write")]
 
@@ -328,6 +321,7 @@ def test_five_backups_at_once(source: DataApiEmulator, cli: SabotagedCli) -> Non
 
 
 # ------------------------------------------------------------------------------------------------ signals
+
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 STAGES = {
@@ -585,26 +579,3 @@ def test_output_that_goes_nowhere(
     assert check_final_names(cli.backups) == (2 if emulator is source else 1)
     if emulator is target:
         same_documents(source, target)
-
-
-def print_rows() -> None:
-    """Print the table of docs/RELIABILITY.md."""
-    print_table(globals(), "tests/test_local.py")
-
-
-def print_table(module: dict[str, Any], path: str) -> None:
-    """Print each test's sentence, and how often it is done."""
-    print("| what was done, and what it did | how often | run it |\n|---|---|---|")
-    for name, function in module.items():
-        if name.startswith("test_") and callable(function):
-            text = " ".join((function.__doc__ or "").split()).replace("|", "&#124;")
-            print(f"| {text} | {times(function)} | `pytest {path} -k {name}` |")
-
-
-def times(function: Callable[..., None]) -> int:
-    """How many sets of parameters a test has."""
-    count = 1
-    for mark in getattr(function, "pytestmark", []):
-        if mark.name == "parametrize":
-            count *= len(list(mark.args[1]))
-    return count

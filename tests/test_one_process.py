@@ -1,4 +1,4 @@
-"""One process does it all: on one core, with no room for another, when Ctrl-C reaches the group, with no garbage collected."""
+"""One process does it all: on one core, without room for another, on Ctrl-C, with garbage collection off."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, Cli
 from tests.emulators.data_api import DataApiEmulator
-from tests.test_backup import fill, wait_for
-from tests.test_local import print_table
-from tests.test_restore import same_documents, snapshot_of, writes
+from tests.support import fill, same_documents, snapshot_of, wait_for, writes
 
 
 def children(pid: int) -> list[str]:
@@ -36,7 +34,7 @@ def reads(emulator: DataApiEmulator) -> int:
 
 
 def test_a_signal_to_the_group_ends_the_run_once(slow: DataApiEmulator, cli: Cli) -> None:
-    """SIGINT to the process group, as Ctrl-C sends it: 130, said once, no traceback, and no other process was started."""
+    """SIGINT to the process group, as Ctrl-C sends it: 130, said once, no traceback, and no other process starts."""
     command = cli.command("astra_backup.py", "--no-box", "--api-endpoint", slow.url)
     running = subprocess.Popen(
         command, cwd=cli.directory, env=cli.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -87,8 +85,3 @@ def test_a_collection_that_failed_leaves_the_others_alone(
     assert done.returncode == 2
     assert "docs failed" in done.stderr
     assert len(target.documents("default_keyspace", "other")) == 1500
-
-
-def print_rows() -> None:
-    """Print the table of docs/RELIABILITY.md."""
-    print_table(globals(), "tests/test_one_process.py")

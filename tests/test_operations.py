@@ -12,11 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,9 @@ from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.screens import Screen, watch
 from tests.screens import fill as fill_many
+from tests.support import PING_KEY, Monitor
 
 CLOCKWORK: list[Clockwork] = []
-PING_KEY = "3f2b8c1e-7d54-4f0a-9a55-0a1b2c3d4e5f"
 
 
 def fill(emulator: DataApiEmulator, name: str, count: int) -> None:
@@ -62,42 +60,6 @@ def run_at(cli: Cli, moment: datetime, *arguments: object, **environ: str) -> Re
 def names(cli: Cli) -> list[str]:
     """The snapshots here."""
     return [path.name for path in cli.snapshots()]
-
-
-class Monitor:
-    """A check on healthchecks.io, on loopback: notes each ping's path and body, answers as it is told."""
-
-    def __init__(self) -> None:
-        self.pings: list[tuple[str, str]] = []
-        self.statuses: list[int] = []  # of the next answers; 200 when it is empty; 0: none at all
-        monitor = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                monitor.pings.append((self.path.removeprefix(f"/ping/{PING_KEY}"), body))
-                status = monitor.statuses.pop(0) if monitor.statuses else 200
-                if status:
-                    self.send_response(status)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                else:
-                    monitor.ended.wait(60)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.ended = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/ping/{PING_KEY}"
-
-    def paths(self) -> list[str]:
-        """What was pinged since the last call, without the check's own address."""
-        found = [path for path, _ in self.pings]
-        self.pings.clear()
-        return found
 
 
 @pytest.fixture
@@ -131,6 +93,7 @@ def read_metrics(path: Path) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------ a month of nights
+
 
 SETTINGS = {
     "BACKUP_KEEP_LAST": "3",

@@ -20,8 +20,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import KEYSPACE
 from tests.emulators.data_api import KNOBS, PAGE_STATES, DataApiEmulator, murmur_token
-from tests.test_data_api_emulator import KEYSPACE, Api, codes, ids
+from tests.support import Api, codes, ids
 
 Json = Any
 ROOT = Path(__file__).parent.parent

@@ -20,8 +20,7 @@ from restore import RestoreExit
 from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, assert_no_secret_in
 from tests.emulators.data_api import DataApiEmulator, parse
 from tests.sabotage import SabotagedCli
-from tests.test_local import NOBODY, needs_root
-from tests.test_restore import same_documents, snapshot_of, writes
+from tests.support import NOBODY, needs_root, same_documents, snapshot_of, writes
 
 HURRY = 50.0
 PATIENT = {"BACKUP_RETRY_BUDGET": "3000"}  # a minute on the wall, of which no test needs much

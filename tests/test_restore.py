@@ -23,30 +23,7 @@ from hypothesis import strategies as st
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
-from tests.test_backup import assert_ends_in_time, fill, wait_for
-
-WRITES = {"createCollection", "insertMany", "deleteCollection", "findOneAndReplace", "deleteMany", "deleteOne"}
-OFF = {"lexical": {"enabled": False}, "rerank": {"enabled": False}}
-
-
-def writes(emulator: DataApiEmulator) -> list[str]:
-    """The writing commands that reached a server."""
-    return [request.command for request in emulator.requests if request.command in WRITES]
-
-
-def same_documents(one: DataApiEmulator, other: DataApiEmulator, names: list[str] | None = None) -> None:
-    """The stored texts are equal, byte for byte, whatever the order of a scan, and no index is missing."""
-    assert other.missing_indexes(KEYSPACE) == {}
-    assert names or one.collections(KEYSPACE) == other.collections(KEYSPACE)
-    for name in names or one.collections(KEYSPACE):
-        assert sorted(one.documents(KEYSPACE, name)) == sorted(other.documents(KEYSPACE, name)), name
-
-
-def snapshot_of(source: DataApiEmulator, cli: Cli, *arguments: object) -> Path:
-    """Back up and return the snapshot."""
-    assert cli.backup(source, *arguments).code == 0
-    return cli.snapshots()[-1]
-
+from tests.support import OFF, assert_ends_in_time, fill, same_documents, snapshot_of, wait_for, writes
 
 # ------------------------------------------------------------------------------------------------ round trips
 

@@ -12,34 +12,32 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in
-from tests.emulators.data_api import INDEXES, Collection, DataApiEmulator, Reply, Request
-from tests.test_policies import CHANGED, DENY, EXTRA, WarmCli, assert_untouched, fill, held, inserted, journals, writes
-from tests.test_restore import same_documents, snapshot_of
+from tests.conftest import KEYSPACE, TOKEN, Cli, Result
+from tests.emulators.data_api import DataApiEmulator, Reply, Request
+from tests.support import (
+    CHANGED,
+    DENY,
+    EXTRA,
+    assert_untouched,
+    fill,
+    held,
+    inserted,
+    journals,
+    same_documents,
+    snapshot_of,
+    writes,
+)
+from tests.trials.resume import SIZES, Deadly, documents, every_tenth_fails, random_moment, run_until_killed
+
+pytestmark = pytest.mark.warm
 
 KILLS = 8
-SIZES = {"many": 1500, "some": 450, "few": 3, "none": 0}
 BATCH = 100
 WORKERS = 4
-
-
-def documents(count: int) -> list[str]:
-    """Small documents."""
-    return [f'{{"_id":"d{number:05}","n":{number}}}' for number in range(count)]
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    """The two scripts; afterwards no file they wrote may hold a secret."""
-    directory = tmp_path / "cwd"
-    directory.mkdir()
-    yield WarmCli(directory)
-    assert_no_secret_in(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -62,98 +60,11 @@ def kept(cli: Cli, _made: Path) -> Path:
     return Path(shutil.copytree(_made, cli.backups / _made.name))
 
 
-class Deadly(DataApiEmulator):
-    """A server that kills its client at the request whose turn has come, before or after it has done what was asked.
-
-    Or in the middle of it: when it has made the index whose turn has come.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(token=TOKEN, page_size=500)
-        self.victim: subprocess.Popen[str] | None = None
-        self.at = 0
-        self.is_after = False
-        self.seen = 0
-        self.index = 0
-        self.lock = threading.Lock()
-
-    def await_victim(self, process: subprocess.Popen[str]) -> None:
-        """From now on requests are this process's."""
-        self.victim = process
-
-    def arm(self, at: int, *, is_after: bool, index: int = 0) -> None:
-        """Kill at that request, or at that index that is made, counted from now."""
-        self.victim, self.at, self.is_after, self.seen, self.index = None, at, is_after, 0, index
-
-    def reply_to(self, request: Request) -> Reply:
-        """Count, kill, or answer."""
-        with self.lock:
-            self.seen += 1
-            is_due = self.seen == self.at
-        if is_due and not self.is_after:
-            self.kill()
-            return Reply(delivery="reset")
-        reply = super().reply_to(request)
-        if is_due:
-            self.kill()
-        return reply
-
-    def make_index(self, collection: Collection, name: str) -> None:
-        """Make it, and wait for the end of the client if it was the one."""
-        super().make_index(collection, name)
-        self.index -= 1
-        if self.index == 0:
-            self.kill()
-            while self.victim and self.victim.poll() is None:
-                time.sleep(0.001)
-
-    def settle(self) -> None:
-        """Wait until what the client had sent before it died has been done."""
-        done = -1
-        while done != len(self.requests):
-            done = len(self.requests)
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """SIGKILL: no handler runs, nothing is flushed."""
-        while self.victim is None:
-            time.sleep(0.001)
-        self.victim.send_signal(signal.SIGKILL)
-
-
 @pytest.fixture
 def deadly() -> Iterator[Deadly]:
     """A target that kills."""
     with Deadly() as emulator:
         yield emulator
-
-
-class Moment(NamedTuple):
-    """When to kill: before or after a request, or, if `index` is not 0, in the middle of a creation."""
-
-    at: int
-    is_after: bool = False
-    index: int = 0
-
-
-def random_moment(chance: random.Random) -> Moment:
-    """Every third time in the middle of a creation."""
-    if chance.random() < 1 / 3:
-        return Moment(0, index=chance.randint(1, len(SIZES) * len(INDEXES)))
-    return Moment(chance.randint(1, 30), is_after=chance.random() < 0.5)
-
-
-def run_until_killed(cli: Cli, target: Deadly, at: int | Moment, *arguments: object, is_after: bool = False) -> int:
-    """Run a restore that is killed at a request, or at that moment, if it lives that long; return its code."""
-    moment = at if isinstance(at, Moment) else Moment(at, is_after)
-    target.arm(moment.at, is_after=moment.is_after, index=moment.index)
-    process = cli.start("restore.py", "--api-endpoint", target.url, *arguments)
-    target.await_victim(process)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGKILL), err
-    target.settle()
-    target.arm(0, is_after=False)
-    return process.returncode
 
 
 # ------------------------------------------------------------------------------------------------ killed
@@ -589,20 +500,6 @@ def test_a_document_that_comes_and_goes_does_not_hold_up_the_rest(
 
 
 # ------------------------------------------------------------------------------------------------ pressure
-
-SIX_WAYS = [
-    {"action": "status", "status": 429, "headers": {"Retry-After": "0"}},
-    {"action": "status", "status": 503},
-    {"action": "reset"},
-    {"action": "reset_after"},
-    {"action": "truncate"},
-    {"action": "error", "errorCode": "TIMEOUT_WRITING_DATA"},
-]
-
-
-def every_tenth_fails(command: str) -> list[dict[str, object]]:
-    """Rules by which every tenth request fails, in the six ways in turn."""
-    return [{"command": command, "every": 60, "skip": 10 * number - 50, **way} for number, way in enumerate(SIX_WAYS)]
 
 
 def test_every_tenth_request_may_fail(target: DataApiEmulator, cli: Cli) -> None:

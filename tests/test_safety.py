@@ -17,8 +17,7 @@ from tests.conftest import KEYSPACE, TOKEN, Result, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
-from tests.test_backup import fill, lines_of, manifest_of
-from tests.test_restore import same_documents
+from tests.support import fill, lines_of, manifest_of, same_documents
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests import test_local
 from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, assert_no_secret, secret_forms
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
@@ -259,8 +258,3 @@ def test_what_a_killed_run_leaves_is_private(source: DataApiEmulator, cli: Sabot
     assert cli.backup(source).code == -9
     assert modes(cli.directory)
     assert_private(cli.directory)
-
-
-def print_rows() -> None:
-    """Print the table of docs/RELIABILITY.md."""
-    test_local.print_table(globals(), "tests/test_secrets.py")

@@ -13,11 +13,11 @@ It serves the Client Credentials Grant, folders, single and chunked uploads, ver
 ranges, deletion and trash. Contents live in files of a data directory: memory stays flat whatever is
 uploaded. `GET /_emulator` answers its state as JSON, for those who started it as a program.
 
-**Every request is validated** against Box's own OpenAPI description (`../shared/box/openapi-subset.json`,
-or the file named by BOX_OPENAPI): what does not conform is served all the same and noted in `violations`;
-what the SDK is known to do is noted in `known_deviations` (see SDK_DEVIATIONS). The emulator's own
-successful answers are validated too (`reply_violations`). Without the file `validator` is None and nothing
-is checked.
+**Every request is validated** against Box's own OpenAPI description (the part of it that is used here is
+tests/data/box_openapi.json): what does not conform is served all the same and noted in `violations`; what
+the SDK is known to do is noted in `known_deviations` (see SDK_DEVIATIONS). The emulator's own successful
+answers are validated too (`reply_violations`). The demo runs without openapi-schema-validator, which is
+installed for the tests only: `validator` is then None and nothing is checked.
 
 **Faults** are dictionaries in `faults` (or a JSON list in the file given to --faults), looked at for every
 request:
@@ -101,7 +101,7 @@ MAX_DOCUMENT = 16 * MIB
 MAX_LIMIT = 1000
 MAX_OFFSET = 9999
 HELP_URL = "http://developers.box.com/docs/#errors"
-SPEC_FILE = Path(__file__).resolve().parents[2] / ".." / "shared" / "box" / "openapi-subset.json"
+SPEC_FILE = Path(__file__).resolve().parents[1] / "data" / "box_openapi.json"
 
 Json = dict[str, Any]
 Fault = dict[str, Any]
@@ -1470,8 +1470,8 @@ ROUTES = (
         specified=False,
     ),
 )
-"""The operations. Their names are what a fault's `api` refers to. Those not `specified` are not in the subset
-of Box's specification that we have (`download` is no part of it at all), and are not validated."""
+"""The operations. Their names are what a fault's `api` refers to. Those not `specified` are not in SPEC_FILE
+(`download` is no part of Box's description at all), and are not validated."""
 
 
 def find_route(call: Call) -> Route:
@@ -1701,13 +1701,12 @@ class SpecValidator:
 
     @classmethod
     def load(cls) -> SpecValidator | None:
-        """The validator, or None when the description or the library that reads it is absent."""
-        path = Path(os.environ.get("BOX_OPENAPI") or SPEC_FILE)
+        """The validator, or None without the library that it needs."""
         try:
             from openapi_schema_validator import OAS30Validator
         except ImportError:
             return None
-        return cls(json.loads(path.read_bytes()), OAS30Validator) if path.is_file() else None
+        return cls(json.loads(SPEC_FILE.read_bytes()), OAS30Validator)
 
     def request(self, call: Call, route: Route) -> Iterator[str]:
         """What is wrong with a request; its body is looked at when the operation has read it."""

@@ -1,4 +1,6 @@
-"""Kill the two scripts with SIGKILL, again and again, and see what they leave: `python -m bench.kills --count 1000`.
+"""Kill the two scripts with SIGKILL, again and again, and see what they leave.
+
+    python -m tests.trials.kills --count 1000
 
 Three ways: backups at random moments, restores at random moments, and, where strace works, a backup at each of its
 calls of write, fsync, mkdir and rename. After each kill every directory with a final name must verify, and the next run
@@ -166,7 +168,7 @@ def kill_at_each_call(source: DataApiEmulator, directory: Path) -> Counter[str]:
 
 def main() -> None:
     """Print how often it was done and what was left."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.trials.kills", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=1000, help="kills of backups; of restores a fifth of it")
     parser.add_argument("--seed", type=int, default=20260616)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Many faults at once, and signals, at random: `python -m bench.chaos [--count 300] [--seed N] [--processes 2]`.
+"""Many faults at once, and signals, at random: `python -m tests.trials.chaos [--count 300] [--seed N] [--processes 2]`.
 
 Each round backs up a small database and restores it, each with some faults of the server drawn at random, and with a
-signal to one of its two processes in every second run: SIGKILL, SIGTERM, SIGINT, or SIGSTOP and a while later SIGCONT.
-A run must end, without a traceback, with a code that SPEC.md names; 0 must be true; what has a final name must verify;
+signal to it in every second run: SIGKILL, SIGTERM, SIGINT, or SIGSTOP and a while later SIGCONT.
+A run must end, without a traceback, with a documented exit code; 0 must be true; what has a final name must verify;
 and the next run, with a server that is well, must complete what is missing. Raises AssertionError at the first round
 that is otherwise, with its number: `--first N --count 1` plays it again.
 """
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from astra_backup import RETRYABLE_CODES
-from bench.kills import check_final_names, final_names
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
 from tests.emulators.data_api import DataApiEmulator
-from tests.test_policies import held
+from tests.support import held
+from tests.trials.kills import check_final_names, final_names
 
 MAX_RUN_S = 90  # what a run may take; the retry budget is 2 s
 READS = ("findCollections", "find")
@@ -191,7 +191,7 @@ def play(seed: int, number: int) -> list[str]:
 
 def main() -> None:
     """Print how the disturbed runs ended."""
-    parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.trials.chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=300, help="rounds")
     parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     parser.add_argument("--seed", type=int, default=20260616)

@@ -1,4 +1,4 @@
-"""Histories of collections that change while they are scanned: `python -m bench.histories [--count 200000]`.
+"""Histories of collections that change while they are scanned: `python -m tests.trials.histories [--count 200000]`.
 
 Each history is one of tests/simulator.py: the product's own scan, against a server that may mislead it, while documents
 come, go and are replaced. Prints how many joined, were read serially and did not join; exits with 1 if one that ended

@@ -1,6 +1,6 @@
 """Damage a snapshot at random, again and again: each time it is refused before a write, or the damage is harmless.
 
-    python -m bench.damage [--count 10000] [--commands 100] [--seed 1] [--processes N]
+    python -m tests.trials.damage [--count 10000] [--commands 100] [--seed 1] [--processes N]
 
 A good snapshot, as a directory and as the zip that goes to Box, is damaged in one of the ways of `KINDS`; some of them
 also forge the checksums, so that the checks behind them have to notice. Whether what is accepted holds the same
