@@ -59,6 +59,7 @@ soak: $(INSTALLED)  ## the long trials: 1,000 kills, chaos, 10,000 damages, two 
 	$(BIN)/python -m bench.kills --count 1000
 	$(BIN)/python -m bench.chaos --count 300
 	$(BIN)/python -m bench.damage
+	$(BIN)/python -m bench.damage --count 3000 --encrypted
 	$(BIN)/python -m bench.soak --svg docs/soak-rss.svg
 
 fuzz: $(INSTALLED)  ## throw bytes at every reader for ten minutes; guided by coverage where atheris can be installed
