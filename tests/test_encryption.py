@@ -462,13 +462,13 @@ def test_a_passphrase_without_a_terminal(source: DataApiEmulator, target: DataAp
 # ------------------------------------------------------------------------------------------------ damage
 
 
-def test_200_random_damages_are_refused_or_harmless(tmp_path: Path) -> None:
+def test_150_random_damages_are_refused_or_harmless(tmp_path: Path) -> None:
     """Each kind of damage that plain snapshots are tried with, on encrypted ones; `restore.py` itself for some."""
-    trials = damage.run_trials(range(200), 8, 20260616, tmp_path, is_encrypted=True)
+    trials = damage.run_trials(range(150), 6, 20260616, tmp_path, is_encrypted=True)
     assert [trial for trial in trials if trial.is_finding] == []
     verdicts = Counter(trial.verdict for trial in trials)
-    assert verdicts["refused"] > 120
-    assert verdicts["harmless"] > 2
+    assert verdicts["refused"] > 90
+    assert verdicts["harmless"] > 1
     assert {trial.kind for trial in trials} == {*damage.KINDS, damage.ZIP_KIND}
 
 
@@ -508,8 +508,10 @@ FORGERIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("form", ["directory", "zip"])
-@pytest.mark.parametrize("forgery", FORGERIES)
+@pytest.mark.parametrize(
+    ("forgery", "form"),
+    [*((name, "directory") for name in FORGERIES), ("foreign documents", "zip"), ("truncated", "zip")],
+)
 def test_a_forged_file_with_matching_sums(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, forgery: str, form: str
 ) -> None:
@@ -621,11 +623,11 @@ prove, read = astra_backup.EncryptedFile.prove, astra_backup.BytePipe.read
 def flipped(text, at):
     return text[:at] + bytes([text[at] ^ 1]) + text[at:][1:]
 
-def damage_the_file(self):
+def damage_the_file(self, *arguments):
     path = self._file._path
     content = path.read_bytes()
     path.write_bytes(flipped(content, -20) if fault == "disk" else content[:-20] if fault == "cut" else b"")
-    prove(self)
+    prove(self, *arguments)
 
 def flip_a_bit(self, size):
     text = read(self, size)
