@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DOCS := README.md docs/FORMAT.md docs/SCALE.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format docs bench bench-compression memory memory-box float32 soak fuzz audit upgrade clean
+.PHONY: help install demo test test-fast lint format docs bench bench-compression bench-encryption memory memory-box float32 soak fuzz audit upgrade clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: $(DEV_INSTALLED)  ## measure everything side by side, write bench/RESULTS
 bench-compression: $(DEV_INSTALLED)  ## measure compression alone
 	$(BIN)/python -m bench.compression
 
+bench-encryption: $(DEV_INSTALLED)  ## measure what encryption costs: CPU and memory of each step, encrypted and unencrypted
+	$(BIN)/python -m bench.encryption
+
 memory: $(DEV_INSTALLED)  ## measure memory
 	$(BIN)/python -m bench.memory
 
@@ -64,11 +67,12 @@ memory-box: $(DEV_INSTALLED)  ## measure memory and disk of a backup to Box, and
 float32: $(DEV_INSTALLED)  ## print and read back every float32 there is; some ten minutes
 	$(BIN)/python -m bench.float32
 
-soak: $(DEV_INSTALLED)  ## the long trials: 200,000 histories, 1,000 kills, chaos, 10,000 damages, two million documents there and back; an hour
+soak: $(DEV_INSTALLED)  ## the long trials: 200,000 histories, 1,000 kills, chaos, 13,000 damages, two million documents there and back; an hour
 	$(BIN)/python -m tests.trials.histories --count 200000
 	$(BIN)/python -m tests.trials.kills --count 1000
 	$(BIN)/python -m tests.trials.chaos --count 300
 	$(BIN)/python -m tests.trials.damage
+	$(BIN)/python -m tests.trials.damage --count 3000 --encrypted
 	$(BIN)/python -m bench.soak
 
 fuzz:  ## throw bytes at every reader for ten minutes; guided by coverage where atheris can be installed

@@ -37,6 +37,7 @@ import os
 import queue
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -100,8 +101,9 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes 
 MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
 MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of a zip
 MAX_DEFINITION_DEPTH = 50
-MAX_SETTINGS_BYTES = 64 * 1024  # of `.env`, or of a file with a secret
+MAX_SETTINGS_BYTES = 64 * 1024  # of `.env`, or of a file with a secret, with recipients or with an identity
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
+MAX_AGE_HEADER_BYTES = 64 * 1024  # some 500 recipients; the time to read a header grows with its square
 READ_BYTES = 128 * 1024
 GROUPS_WAITING = 2  # for the writer of a data file
 GROUP_LINES, GROUP_BYTES = 50, 1024 * 1024  # what is encoded or decoded at once: vectors share calls
@@ -802,6 +804,7 @@ _LEFTOVER_NAME = re.compile(
     r"\.[0-9]{8}_[0-9]{6}(\.inprogress|(\.INCOMPLETE)?\.deleting)|\.probe-[0-9a-f]{8}(\.renamed)?"
 )
 _DIGEST_MODULUS = 1 << 256
+AGE_SUFFIX = ".age"
 
 CONSISTENCY = (
     "A scan, not a point in time: documents written while it ran may be old, new or missing;"
@@ -828,6 +831,18 @@ class Selection(msgspec.Struct):
 
     collections: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+
+def short_key(name: str) -> str:
+    """A public key for people: the middle of a long one is left out."""
+    return " ".join(word if len(word) <= 70 else f"{word[:20]}…{word[-20:]}" for word in name.split())
+
+
+class EncryptionRecord(msgspec.Struct):
+    """How all data files are encrypted, and to whom: public keys only."""
+
+    format: str
+    recipients: list[str] = []
 
 
 class CollectionRecord(msgspec.Struct, omit_defaults=False):
@@ -904,6 +919,7 @@ class Manifest(msgspec.Struct):
     astrapy_version: str = ""
     source: Source = msgspec.field(default_factory=Source)
     selection: Selection | msgspec.UnsetType = msgspec.UNSET  # absent when all collections were asked for
+    encryption: EncryptionRecord | msgspec.UnsetType = msgspec.UNSET  # absent when data files are in clear
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
     shrunk_from: str | msgspec.UnsetType = msgspec.UNSET  # absent unless more vanished than was allowed
     serdes_options: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SERDES_OPTIONS))
@@ -991,7 +1007,7 @@ def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
     return None
 
 
-def data_file_names(collections: Iterable[str], *, compressed: bool) -> list[str]:
+def data_file_names(collections: Iterable[str], *, compressed: bool, encrypted: bool = False) -> list[str]:
     """The data files of a run's collections, in the server's order. No file system takes two of them for one.
 
     The server allows letters, digits and `_`; anything else is escaped, `~` too: it marks the second of two names that
@@ -1002,7 +1018,7 @@ def data_file_names(collections: Iterable[str], *, compressed: bool) -> list[str
     for name in collections:
         number = seen[name.casefold()] = seen[name.casefold()] + 1
         stem = urllib.parse.quote(name, safe="").replace("~", "%7E") + (f"~{number}" if number > 1 else "")
-        files.append(stem + (".jsonl.gz" if compressed else ".jsonl"))
+        files.append(stem + (".jsonl.gz" if compressed else ".jsonl") + (AGE_SUFFIX if encrypted else ""))
     return files
 
 
@@ -1030,10 +1046,10 @@ def decode_manifest(text: bytes) -> Manifest:
 
 
 class HashingReader(io.RawIOBase):
-    """A binary stream that hashes and counts what is read through it."""
+    """A binary stream that hashes and counts what is read through it. `advance` is told how many bytes were read."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], advance: Callable[[int], None] | None = None) -> None:
+        self._stream, self._advance = stream, advance
         self.sha256 = hashlib.sha256()
         self.size_bytes = 0
 
@@ -1046,6 +1062,8 @@ class HashingReader(io.RawIOBase):
         size: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]
         self.sha256.update(memoryview(buffer)[:size])
         self.size_bytes += size
+        if self._advance:
+            self._advance(size)
         return size
 
     def drain(self) -> None:
@@ -1143,18 +1161,24 @@ def _decode_group(group: list[tuple[bytes, Document]], first_number: int) -> lis
 
 
 def check_data(
-    stream: IO[bytes], *, compressed: bool, advance: Callable[[int], None] = lambda _count: None
+    stream: IO[bytes],
+    *,
+    compressed: bool,
+    identities: Sequence[Any] = (),
+    advance: Callable[[int], None] = lambda _count: None,
 ) -> DataStats:
     """Read a data file to its end, prove that every line can be decoded, and return what it holds.
 
-    `advance` is told now and then, and at the end, how many documents were read since. Raises FormatError.
+    `identities` decrypt it; none: it is in clear. `advance` is told now and then, and at the end, how many documents
+    were read since. Raises FormatError.
     """
     reader: Any = HashingReader(stream)
     stats = DataStats()
-    for line, members, _ in iter_decoded(reader, compressed=compressed):
-        stats.count(line, members)
-        if stats.document_count % PROGRESS_DOCUMENTS == 0:
-            advance(PROGRESS_DOCUMENTS)
+    with in_clear(reader, identities) as clear:
+        for line, members, _ in iter_decoded(clear, compressed=compressed):
+            stats.count(line, members)
+            if stats.document_count % PROGRESS_DOCUMENTS == 0:
+                advance(PROGRESS_DOCUMENTS)
     advance(stats.document_count % PROGRESS_DOCUMENTS)
     reader.drain()
     stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
@@ -1380,6 +1404,287 @@ def permanent_failure(error: BaseException) -> tuple[str, str]:
         return "", ""
     is_proxy = match[0].startswith("407")
     return match[0].strip(), f"HTTPS_PROXY (HTTP_PROXY, ALL_PROXY): {PROXY_HINT}" if is_proxy else CA_HINT
+
+
+# ======================================================================================================================
+# Encryption: data files in the format age v1, both directions side by side. docs/FORMAT.md, SECURITY.md
+# ======================================================================================================================
+
+_AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """To whom a run encrypts its data files.
+
+    `names` are the public keys as they were given, `recipients` what pyrage makes of them and of the public key of
+    `identity`: made for this run, in memory only, it proves the files and is then forgotten.
+    """
+
+    names: tuple[str, ...]
+    recipients: list[Any] = field(repr=False)
+    identity: Any = field(repr=False)
+
+
+class BytePipe:
+    """Bytes on their way from one thread to another, few at a time. Either end may give up, with its reason.
+
+    One end is pyrage, which takes a reader and a writer and runs until all is done.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: queue.Queue[bytes] = queue.Queue(GROUPS_WAITING)
+        self._gathered = bytearray()
+        self._rest = memoryview(b"")
+        self._is_at_end = False
+        self.error: BaseException | None = None
+
+    def write(self, chunk: bytes) -> int:
+        """Add bytes; wait while enough are waiting. Raises the reason if the pipe was given up."""
+        self._gathered += chunk
+        if len(self._gathered) >= READ_BYTES:
+            self._put(bytes(self._gathered))
+            self._gathered.clear()
+        return len(chunk)
+
+    def end(self) -> None:
+        """No more bytes will come."""
+        if self._gathered:
+            self._put(bytes(self._gathered))
+        self._put(b"")
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Raises the reason if the pipe was given up."""
+        if not self._rest and not self._is_at_end:
+            self._rest = memoryview(self._get())
+            self._is_at_end = not self._rest
+        taken = bytes(self._rest[:size])
+        self._rest = self._rest[size:]
+        return taken
+
+    def give_up(self, reason: BaseException) -> None:
+        """Let neither end wait for the other any more. The first reason counts."""
+        self.error = self.error or reason
+        with contextlib.suppress(queue.Empty):  # whoever waits for room finds some, and then the reason
+            while True:
+                self._chunks.get_nowait()
+
+    def _put(self, chunk: bytes) -> None:
+        while self.error is None:
+            with contextlib.suppress(queue.Full):
+                return self._chunks.put(chunk, timeout=SIGNAL_POLL_S)
+        raise self.error
+
+    def _get(self) -> bytes:
+        while self.error is None:
+            with contextlib.suppress(queue.Empty):
+                return self._chunks.get(timeout=SIGNAL_POLL_S)
+        raise self.error
+
+    def serve(self, function: Callable[[], None]) -> threading.Thread:
+        """Start a thread that works at one end; what it raises is the reason that the other end gets."""
+
+        def run() -> None:
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001  (a panic of pyrage is no Exception)
+                self.give_up(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+
+class HashedFile:
+    """A new file that hashes what is written to it. `error`: why a write failed."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists():  # another file, and not that one emptied: who was given up may still write to it
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
+        self._path = path
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, chunk: bytes) -> int:
+        """Append bytes. Raises OSError."""
+        try:
+            view = memoryview(chunk)
+            while view:  # an unbuffered file may take less than all
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha256.update(chunk)
+        self.size_bytes += len(chunk)
+        return len(chunk)
+
+    def finish(self) -> None:
+        """Flush to the disk. Raises OSError."""
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):  # so that the last look goes to the disk, where the file system lets go of it
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file as it is. May be called twice."""
+        self._file.close()
+
+    def prove(self, advance: Callable[[int], None] | None = None) -> None:
+        """Read the file once more. Raises FormatError if it does not hold what was written, OSError."""
+        if _read_sha256(self._path, advance) != self.sha256.hexdigest():
+            raise FormatError("the disk does not hold the bytes that were written")
+
+    def open(self) -> IO[bytes]:
+        """Open the file to read it from its beginning. Raises OSError."""
+        return self._path.open("rb", buffering=0)
+
+
+def _read_sha256(path: Path, advance: Callable[[int], None] | None) -> str:
+    with path.open("rb", buffering=0) as file:
+        reader = HashingReader(file, advance)
+        reader.drain()
+    return reader.sha256.hexdigest()
+
+
+class HashingWriter:
+    """Hashes what is written to it, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> int:
+        """Hash bytes."""
+        self.sha256.update(chunk)
+        return len(chunk)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class EncryptedFile:
+    """Encrypts into a file what is written to it, in a thread of its own."""
+
+    def __init__(self, file: HashedFile, encryption: Encryption) -> None:
+        self._file = file
+        self._encryption = encryption
+        self._clear_sha256 = hashlib.sha256()
+        self._pipe = BytePipe()
+        self._thread = self._pipe.serve(self._encrypt)
+
+    def write(self, chunk: bytes) -> int:
+        """Append bytes in clear. Raises what failed since."""
+        self._clear_sha256.update(chunk)
+        return self._pipe.write(chunk)
+
+    def finish(self) -> None:
+        """Encrypt what is left, and flush to the disk. Raises what failed since."""
+        self._pipe.end()
+        self._thread.join()
+        if self._pipe.error:
+            raise self._pipe.error
+        self._file.finish()
+
+    def close(self) -> None:
+        """End the thread, and close the file as it is. May be called twice."""
+        self._pipe.give_up(BackupError("The file was given up."))
+        self._thread.join()
+        self._file.close()
+
+    def prove(self, advance: Callable[[int], None] | None = None) -> None:
+        """Read the file once more, and decrypt it with the run's own identity.
+
+        Raises FormatError if its bytes are not those that were written, or what is in them is not what was encrypted.
+        """
+        import pyrage
+
+        clear = HashingWriter()
+        with self._file.open() as raw:
+            reader = HashingReader(raw, advance)
+            try:
+                pyrage.decrypt_io(io.BufferedReader(reader, READ_BYTES), clear, [self._encryption.identity])
+            except (pyrage.DecryptError, OSError) as error:
+                raise FormatError(f"what the disk holds does not decrypt: {error}") from error
+            reader.drain()
+        if reader.sha256.digest() != self._file.sha256.digest():
+            raise FormatError("the disk does not hold the bytes that were written")
+        if clear.sha256.digest() != self._clear_sha256.digest():
+            raise FormatError("the file does not decrypt to what was encrypted")
+
+    def _encrypt(self) -> None:
+        import pyrage
+
+        try:
+            pyrage.encrypt_io(self._pipe, self._file, self._encryption.recipients)
+        except pyrage.EncryptError as error:
+            raise self._file.error or error from None  # pyrage makes a text of what the file raised
+
+
+class DecryptingReader(io.RawIOBase):
+    """The bytes in clear of an encrypted file; a thread of its own decrypts. Raises FormatError."""
+
+    def __init__(self, stream: IO[bytes], identities: Sequence[Any]) -> None:
+        self._stream, self._identities = stream, list(identities)
+        self._pipe = BytePipe()
+        self._thread = self._pipe.serve(self._decrypt)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
+        try:
+            chunk = self._pipe.read(len(buffer))
+        except Exception as error:
+            raise FormatError(f"it does not decrypt: {error}") from error
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        """End the thread; the stream stays open. May be called twice."""
+        self._pipe.give_up(FormatError("it was closed"))
+        self._thread.join()
+        super().close()
+
+    def _decrypt(self) -> None:
+        import pyrage
+
+        pyrage.decrypt_io(self._stream, self._pipe, self._identities)
+        self._pipe.end()
+
+
+@contextlib.contextmanager
+def in_clear(stream: IO[bytes], identities: Sequence[Any]) -> Iterator[IO[bytes]]:
+    """The bytes in clear of an open data file; with no identities they are the file's own. The stream stays open."""
+    if not identities:
+        yield stream
+        return
+    reader: Any = DecryptingReader(stream, identities)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def check_age_header(beginning: bytes, identities: Sequence[Any] = ()) -> None:
+    """Look at the beginning of a file: whether it is encrypted, and, if some are given, whether an identity fits.
+
+    `beginning` has MAX_AGE_HEADER_BYTES or all that there are. Raises FormatError.
+    """
+    import pyrage
+
+    if not beginning.startswith(_AGE_BEGIN) or _AGE_HEADER_END not in beginning[:MAX_AGE_HEADER_BYTES]:
+        raise FormatError("it is not in the format age v1")
+    if identities:
+        try:
+            pyrage.decrypt_io(io.BytesIO(beginning), HashingWriter(), list(identities))
+        except pyrage.DecryptError as error:
+            raise FormatError(str(error)) from error
+        except OSError:
+            pass  # the header is good, what follows is cut off
 
 
 # ======================================================================================================================
@@ -2550,7 +2855,7 @@ def scan_collection(
 # ======================================================================================================================
 
 
-_TOKEN_LIKE = re.compile(r"""AstraCS(?::|%3A)[^\s'"<>]+""")
+_SECRET_LIKE = re.compile(r"""AstraCS(?::|%3A)[^\s'"<>]+|(?i:AGE-SECRET-KEY-)\w+""")
 
 
 class Redactor(logging.Formatter):
@@ -2582,8 +2887,8 @@ class Redactor(logging.Formatter):
         return text
 
     def redact_error(self, text: str) -> str:
-        """Return `text` without secrets, and without what looks like a token that somebody gave in the wrong place."""
-        return _TOKEN_LIKE.sub("***", self.redact(text))
+        """Return `text` without secrets, and without what looks like one that somebody gave in the wrong place."""
+        return _SECRET_LIKE.sub("***", self.redact(text))
 
     def format(self, record: logging.LogRecord) -> str:
         """One log line, redacted, tracebacks included; what a stranger named cannot steer the terminal."""
@@ -4330,6 +4635,7 @@ class BackupPlan:
     workers: int = DEFAULT_WORKERS
     max_shrink_percent: float = DEFAULT_MAX_SHRINK_PERCENT
     box_config: BoxConfig | None = None
+    encryption: Encryption | None = None
 
     @property
     def scope(self) -> Scope:
@@ -4461,21 +4767,20 @@ class DataFileWriter:
     once what it appended. Few groups of lines wait for it. A writer that was abandoned drops what comes.
     """
 
-    def __init__(self, path: Path, *, compressed: bool, memory: Memory | None = None) -> None:
+    def __init__(
+        self, path: Path, *, compressed: bool, memory: Memory | None = None, encryption: Encryption | None = None
+    ) -> None:
         self._path = path
         self._memory = memory or Memory()
         self._stats = DataStats()
         self._groups: queue.Queue[EncodedLines | None] = queue.Queue(GROUPS_WAITING)
         self._error: Exception | None = None
         self._is_abandoned = False
-        self._sha256 = hashlib.sha256()
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         self._decompressor = isal_zlib.decompressobj(wbits=GZIP_WBITS) if compressed else None
         self._made_crc32 = self._found_crc32 = 0  # of the lines as they were made, and as the file has them
-        if path.exists():  # another file, and not that one emptied: who was given up may still write to it
-            path.unlink()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by the thread)
+        self._file = HashedFile(path)
+        self._output = EncryptedFile(self._file, encryption) if encryption else self._file
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -4517,7 +4822,7 @@ class DataFileWriter:
             raise self._error
         if self._is_abandoned:
             raise BackupError(f"{self._path} was given up.")
-        self._stats.data_sha256 = self._sha256.hexdigest()
+        self._stats.data_sha256, self._stats.data_size_bytes = self._file.sha256.hexdigest(), self._file.size_bytes
         if self._found_crc32 != self._made_crc32:
             raise FormatError("its bytes do not decompress to the lines that were written")
         return self._stats.data_size_bytes
@@ -4528,8 +4833,7 @@ class DataFileWriter:
         Raises FormatError for a file that is not what was written.
         """
         self.finish()
-        if _read_sha256(self._path, advance) != self._stats.data_sha256:
-            raise FormatError("the disk does not hold the bytes that were written")
+        self._output.prove(advance)
         return self._stats
 
     def abandon(self) -> None:
@@ -4538,7 +4842,7 @@ class DataFileWriter:
 
     def _run(self) -> None:
         """Write what comes, to its end; after an error only make room for those who wait."""
-        with self._file:
+        with contextlib.closing(self._output):
             while lines := self._next_lines():
                 if not self._error:
                     self._try(self._write_lines, lines)
@@ -4582,17 +4886,10 @@ class DataFileWriter:
             self._append(self._compressor.flush())
         if self._decompressor and not self._decompressor.eof:
             raise FormatError("its bytes do not decompress to their end")
-        os.fsync(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):  # so that the last look goes to the disk, where the file system lets go of it
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._output.finish()
 
     def _append(self, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:  # an unbuffered file may take less than all
-            view = view[self._file.write(view) :]
-        self._sha256.update(chunk)
-        self._stats.data_size_bytes += len(chunk)
+        self._output.write(chunk)
         for found in self._decompress(chunk):
             self._found_crc32 = isal_zlib.crc32(found, self._found_crc32)
 
@@ -4607,16 +4904,6 @@ class DataFileWriter:
             chunk = self._decompressor.unconsumed_tail
             is_more = bool(chunk) or len(found) == READ_BYTES
             yield found
-
-
-def _read_sha256(path: Path, advance: Callable[[int], None] | None) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(READ_BYTES):
-            sha256.update(chunk)
-            if advance:
-                advance(len(chunk))
-    return sha256.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -4634,7 +4921,7 @@ class CollectionBackup:
     def __init__(self, run: BackupRun, info: CollectionInfo, path: Path) -> None:
         self._about = about(info.name)
         self._requests, self._report = run.requests, run.report
-        self._compressed = run.plan.compressed
+        self._compressed, self._encryption = run.plan.compressed, run.plan.encryption
         self._path = path
         self.record = CollectionRecord(
             name=info.name, definition=info.options, compressed=self._compressed, started_at_utc=utc_text(utc_now())
@@ -4685,7 +4972,8 @@ class CollectionBackup:
         )
 
     def _open_writer(self) -> DataFileWriter:
-        return DataFileWriter(self._path, compressed=self._compressed, memory=self._requests.memory)
+        memory = self._requests.memory
+        return DataFileWriter(self._path, compressed=self._compressed, memory=memory, encryption=self._encryption)
 
     def _prove(self, writer: DataFileWriter) -> DataStats:
         name = self.record.name
@@ -4793,6 +5081,8 @@ def _tell_beginning(plan: BackupPlan, count: int, future_names: list[str], repor
         plan.target.keyspace,
         plan.target.api_endpoint,
     )
+    if plan.encryption:
+        log.info("Encrypting to %s.", plural(len(plan.encryption.names), "recipient"))
 
 
 def _cannot_write(error: OSError, directory: Path | None) -> BackupError:
@@ -4874,7 +5164,8 @@ def select_collections(
 
 def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
     """Back up several collections at once, large ones first; the records come in the server's order."""
-    files = data_file_names((info.name for info in selected), compressed=run.plan.compressed)
+    names = (info.name for info in selected)
+    files = data_file_names(names, compressed=run.plan.compressed, encrypted=run.plan.encryption is not None)
     jobs = [CollectionBackup(run, info, directory / file) for info, file in zip(selected, files, strict=True)]
     run.requests.map(CollectionBackup.estimate, jobs)
     run.report.stage({job.record.name: job.record.estimated_document_count for job in jobs})
@@ -4905,6 +5196,7 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
         selection=msgspec.UNSET
         if not plan.collections and not plan.exclude
         else Selection(plan.collections, plan.exclude),
+        encryption=EncryptionRecord("age", list(plan.encryption.names)) if plan.encryption else msgspec.UNSET,
         totals=Totals(len(records) - failed, failed, sum(record.document_count for record in records)),
         collections=records,
     )
@@ -5004,8 +5296,8 @@ def read_secret(name: str) -> str:
     return value
 
 
-def read_settings(path: Path) -> str:
-    """The text of a small file, a byte order mark left out. Never waits. Raises OSError, or FormatError."""
+def read_small_file(path: Path) -> bytes:
+    """The content of a small file. Never waits. Raises OSError, or FormatError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode
@@ -5016,6 +5308,12 @@ def read_settings(path: Path) -> str:
         os.close(descriptor)
     if len(content) > MAX_SETTINGS_BYTES:
         raise FormatError(f"it has more than {size_text(MAX_SETTINGS_BYTES)}")
+    return content
+
+
+def read_settings(path: Path) -> str:
+    """The text of a small file, a byte order mark left out. Never waits. Raises OSError, or FormatError."""
+    content = read_small_file(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -5061,6 +5359,73 @@ def make_target(options: dict[str, Any]) -> Target:
         token,
         options["request_timeout_ms"] / 1000,
         options["retry_budget"],
+    )
+
+
+_RECIPIENT = re.compile(r"age1[a-z0-9]*|ssh-[a-z0-9-]+\s.*", re.DOTALL)
+_PRIVATE_KEY = re.compile(r"AGE-SECRET-KEY-|-----BEGIN ", re.IGNORECASE)
+
+
+def read_encryption(values: Sequence[str]) -> Encryption | None:
+    """Read the values of --encrypt-to; None if there are none. Raises BackupError that names what is no recipient."""
+    import pyrage
+
+    if not values:
+        return None
+    found: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for value in values:
+        for place, text in _recipient_texts(value.strip()):
+            found.setdefault(tuple(text.split()[:2]), (text, _parse_recipient(place, text)))
+    identity = pyrage.x25519.Identity.generate()
+    recipients = [*(recipient for _, recipient in found.values()), identity.to_public()]
+    if len(pyrage.encrypt(b"", recipients)) > MAX_AGE_HEADER_BYTES:
+        raise BackupError(f"--encrypt-to: {len(found)} recipients are too many.", "Some 500 of age, or 80 of SSH, fit.")
+    return Encryption(tuple(text for text, _ in found.values()), recipients, identity)
+
+
+def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
+    """(where it stands, recipient) for each one that a value of --encrypt-to gives: itself, or the lines of a file."""
+    if not value:
+        raise BackupError("--encrypt-to (BACKUP_ENCRYPT_TO) has an empty value.", "Is a variable not set?")
+    if _PRIVATE_KEY.match(value):
+        raise _private_key_error("a value")
+    if _RECIPIENT.fullmatch(value):
+        yield repr(value), value
+        return
+    try:
+        lines = read_settings(Path(value)).splitlines()
+    except (OSError, ValueError) as error:
+        raise BackupError(
+            f"--encrypt-to: {value!r} is neither a recipient nor a file of them: {describe_error(error)}.",
+            "A recipient begins with age1, ssh-ed25519 or ssh-rsa.",
+        ) from error
+    texts = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    texts = [(number, text) for number, text in texts if text and not text.startswith("#")]
+    if not texts:
+        raise BackupError(f"--encrypt-to: there is no recipient in {value}.", "It takes one a line.")
+    yield from ((f"line {number} of {value}", text) for number, text in texts)
+
+
+def _parse_recipient(place: str, text: str) -> Any:
+    import pyrage
+
+    if _PRIVATE_KEY.match(text):
+        raise _private_key_error(place)
+    kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
+    try:
+        recipient = kind.Recipient.from_str(text)
+        pyrage.encrypt(b"", [recipient])  # some keys are well written and of no use
+    except (pyrage.RecipientError, pyrage.EncryptError) as error:
+        raise BackupError(
+            f"--encrypt-to: {place} is no recipient: {error}.", "It takes age1…, ssh-ed25519 … and ssh-rsa …"
+        ) from error
+    return recipient
+
+
+def _private_key_error(place: str) -> BackupError:
+    return BackupError(
+        f"--encrypt-to: {place} is a private key; a backup needs the public one.",
+        "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
     )
 
 
@@ -5152,6 +5517,13 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(**{unit: int(match[1])})
 
 
+class CommaSeparated(click.ParamType[str]):
+    """Any text; a variable holds several, separated by commas."""
+
+    name = "text"
+    envvar_list_splitter = ","
+
+
 def _keep_options() -> Iterator[Callable[[Any], Any]]:
     """What is kept, here and in Box."""
     for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
@@ -5227,6 +5599,14 @@ def operations_options(function: _F) -> _F:
 )
 @click.option("--exclude", metavar="NAME", multiple=True, help="Leave this collection out. Repeatable.")
 @click.option("--compress/--no-compress", default=True, show_default=True, help="Whether data files are gzipped.")
+@_option(
+    "--encrypt-to",
+    "BACKUP_ENCRYPT_TO",
+    "Encrypt data files to an age or SSH public key, or to those in a file. Repeatable; the variable takes commas.",
+    metavar="RECIPIENT",
+    multiple=True,
+    type=CommaSeparated(),
+)
 @click.option("--box/--no-box", "to_box", default=True, show_default=True, help="Whether the snapshot goes to Box.")
 @click.option(
     "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
@@ -5273,8 +5653,10 @@ def main(
             result = existing_snapshot(options["output_dir"], upload_only, report)
         else:
             output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
-            target = make_target(options)
-            plan = BackupPlan(target, output_dir, collections, exclude, compress, workers, max_shrink, box_config)
+            encryption, target = read_encryption(options["encrypt_to"]), make_target(options)
+            plan = BackupPlan(
+                target, output_dir, collections, exclude, compress, workers, max_shrink, box_config, encryption
+            )
             result = run_backup(plan, report, stop_event)
         record.step("backup", result)
         result = deliver(result, options, box_config, record, report)
@@ -5612,7 +5994,7 @@ class Check:
 
 def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
-    rows = _check_database(options, collections, exclude)
+    rows = [*_check_database(options, collections, exclude), _check_encryption(options["encrypt_to"])]
     rows += _check_output_dir(options, collections, exclude, to_box=to_box)
     if options["metrics_file"]:
         rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
@@ -5660,6 +6042,16 @@ def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclu
         return [Check.failed("database", error)]
     row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
     return [row, *_check_collections(api, found, plan), *_check_keyspaces(api)]
+
+
+def _check_encryption(values: Sequence[str]) -> Check:
+    try:
+        encryption = read_encryption(values)
+    except BackupError as error:
+        return Check.failed("encryption", error)
+    if encryption is None:
+        return Check("encryption", True, "off: data files are written in clear")
+    return Check("encryption", True, f"to {', '.join(map(short_key, encryption.names))}")
 
 
 def _check_box(options: dict[str, Any]) -> list[Check]:
@@ -5854,6 +6246,8 @@ def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
     _open_standard_streams()
     os.umask(0o077)  # whatever is written is for its owner only, parents of the output directory too
+    with contextlib.suppress(OSError, ValueError):  # in a core there would be secrets, keys and documents
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     hide_secrets()
     start_logging(
         verbose={"-v", "--verbose"} & set(sys.argv) != set(),

@@ -23,6 +23,7 @@ import re
 import secrets
 import stat
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -41,9 +42,11 @@ import click
 import msgspec
 
 from astra_backup import (
+    AGE_SUFFIX,
     CHECKSUMS_NAME,
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
+    MAX_AGE_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
     READ_BYTES,
     READ_COMMANDS,
@@ -73,6 +76,7 @@ from astra_backup import (
     about,
     await_all,
     await_some,
+    check_age_header,
     check_data,
     compact_json,
     connection_options,
@@ -81,6 +85,7 @@ from astra_backup import (
     digest_text,
     document_key,
     escape_controls,
+    in_clear,
     in_groups,
     iter_decoded,
     iter_documents,
@@ -96,10 +101,12 @@ from astra_backup import (
     read_definition,
     read_manifest_text,
     read_page,
+    read_small_file,
     redactor,
     retrying_requests,
     run_command,
     scan_collection,
+    short_key,
     size_text,
     stop_event,
     until_whole,
@@ -200,7 +207,12 @@ class Vectorize(Enum):
 
 
 class Snapshot:
-    """A snapshot in a directory or a zip: its files by name. Whatever a stranger could have put in is refused."""
+    """A snapshot in a directory or a zip: its files by name. Whatever a stranger could have put in is refused.
+
+    `identities` decrypt its data files; there are none where these are in clear.
+    """
+
+    identities: tuple[Any, ...] = ()
 
     def __init__(self, path: Path, name: str, sizes: dict[str, int]) -> None:
         self.path = path
@@ -210,6 +222,12 @@ class Snapshot:
     def open(self, name: str) -> IO[bytes]:
         """Open one of the files in `sizes`."""
         return (self.path / name).open("rb")
+
+    @contextlib.contextmanager
+    def open_data(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a data file: its bytes in clear."""
+        with self.open(name) as stream, in_clear(stream, self.identities) as clear:
+            yield clear
 
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
@@ -527,6 +545,7 @@ class Verified:
     manifest: Manifest
     stats: dict[str, DataStats]
     warnings: list[str]
+    looked_inside: bool = True  # False: without an identity only the encrypted files were checked
 
 
 def read_manifest(snapshot: Snapshot) -> Manifest:
@@ -554,16 +573,20 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
             "written by an older script: no SHA256SUMS, no content digests; what can be checked was checked"
         )
     _check_files(snapshot, good, is_old=is_old)
+    check_encryption(snapshot, manifest)
+    looks_inside = not manifest.encryption or bool(snapshot.identities)
+    if not looks_inside:
+        warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
     if not is_old or CHECKSUMS_NAME in snapshot.sizes:
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
     report.stage({record.name: record.document_count for record in good})
-    stats = in_threads(lambda record: _check_record(snapshot, record, report), good, workers)
+    check = _check_record if looks_inside else _check_sealed
+    stats = in_threads(lambda record: check(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
-    return Verified(
-        snapshot, manifest, {record.name: found for record, found in zip(good, stats, strict=True)}, warnings
-    )
+    found = {record.name: each for record, each in zip(good, stats, strict=True)}
+    return Verified(snapshot, manifest, found, warnings, looks_inside)
 
 
 @contextlib.contextmanager
@@ -622,6 +645,39 @@ def _check_files(snapshot: Snapshot, good: list[CollectionRecord], *, is_old: bo
         )
 
 
+def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
+    """Every data file is encrypted, or none is, as the manifest says; the identities that were given fit each of them.
+
+    The first thing that is read of data files, and no more than their beginnings. Raises SnapshotRefused.
+    """
+    encryption = manifest.encryption or None
+    if encryption and encryption.format != "age":
+        raise SnapshotRefused(f"{snapshot.path} is encrypted as {encryption.format!r}, which this tool does not read.")
+    for name in [record.data_file or "" for record in manifest.collections if record.is_ok]:
+        if name.endswith(AGE_SUFFIX) != bool(encryption):
+            raise SnapshotRefused(
+                f"{snapshot.path}: {name} is {'not ' * bool(encryption)}encrypted, {MANIFEST_NAME} says otherwise."
+            )
+        try:
+            with snapshot.open(name) as stream:
+                beginning = stream.read(MAX_AGE_HEADER_BYTES) if encryption else b""
+            if encryption:
+                check_age_header(beginning, snapshot.identities)
+        except (FormatError, OSError) as error:
+            raise SnapshotRefused(
+                f"{snapshot.path}: {name} cannot be decrypted: {error}. {_told_recipients(manifest)}", IDENTITY_HINT
+            ) from error
+
+
+IDENTITY_HINT = "Give an identity of one of them with --identity FILE (BACKUP_IDENTITY_FILE)."
+
+
+def _told_recipients(manifest: Manifest) -> str:
+    """To whom a snapshot is encrypted, as its manifest says."""
+    names = manifest.encryption.recipients if manifest.encryption else []
+    return f"The snapshot is encrypted to: {', '.join(map(short_key, names)) or 'nobody who is named'}."
+
+
 def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
     """SHA256SUMS names the manifest and every data file, with the manifest's own digests."""
     expected = {record.data_file: record.data_sha256 for record in good}
@@ -648,19 +704,45 @@ def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
         raise SnapshotRefused(f"{snapshot.path}: the manifest's totals are not the sums of its collections.")
 
 
-def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) -> DataStats:
-    """Read a data file to its end and compare with all that the manifest says of it."""
+def _check_size(snapshot: Snapshot, record: CollectionRecord) -> str:
+    """Compare the size of a data file with the manifest's; return its name."""
     name = record.data_file or ""
     if record.data_size_bytes is not None and snapshot.sizes[name] != record.data_size_bytes:
         raise SnapshotRefused(
             f"{snapshot.path}: {name} has {snapshot.sizes[name]} bytes instead of {record.data_size_bytes}."
         )
+    return name
+
+
+def _check_sealed(snapshot: Snapshot, record: CollectionRecord, report: Report) -> DataStats:
+    """Read an encrypted file without looking inside: it has the manifest's digest. What it holds the manifest says."""
+    name = _check_size(snapshot, record)
+    report.start(record.name, record.document_count, "verifying")
+    try:
+        with snapshot.open(name) as stream:
+            reader = HashingReader(stream)
+            reader.drain()
+    except (FormatError, OSError) as error:
+        raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
+    report.finish(record.name)
+    found = reader.sha256.hexdigest()
+    if found != record.data_sha256:
+        raise SnapshotRefused(
+            f"{snapshot.path}: {name}: data_sha256 is {found}, the manifest says {record.data_sha256}."
+        )
+    return DataStats(record.document_count, record.vector_count or 0, data_sha256=found)
+
+
+def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) -> DataStats:
+    """Read a data file to its end and compare with all that the manifest says of it."""
+    name = _check_size(snapshot, record)
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
             stats = check_data(
                 stream,
                 compressed=is_compressed(record),
+                identities=snapshot.identities,
                 advance=lambda count: report.advance(record.name, count),
             )
     except (FormatError, zipfile.BadZipFile, OSError) as error:
@@ -685,7 +767,123 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
 
 def is_compressed(record: CollectionRecord) -> bool:
     """Whether a collection's data file is gzipped."""
-    return (record.data_file or "").endswith(".gz") if record.compressed is None else record.compressed
+    name = (record.data_file or "").removesuffix(AGE_SUFFIX)
+    return name.endswith(".gz") if record.compressed is None else record.compressed
+
+
+# ======================================================================================================================
+# Identities: the private keys that decrypt a snapshot. None of them is ever printed or written
+# ======================================================================================================================
+
+_AGE_FILE = (b"age-encryption.org/", b"-----BEGIN AGE ENCRYPTED FILE-----")
+KEY_HINT = "It takes files of `age-keygen`, and SSH private keys (ed25519, rsa)."
+
+
+class KeyFile(NamedTuple):
+    """A file of --identity, as it was read."""
+
+    path: Path
+    content: bytes
+
+    def error(self, reason: str, hint: str = KEY_HINT) -> BackupError:
+        """Why nothing can be decrypted with it."""
+        return BackupError(f"--identity {self.path}: {reason}.", hint)
+
+
+def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
+    """Read the files of --identity. Raises BackupError for one that cannot be read, or can hold no key."""
+    found = []
+    for path in paths:
+        try:
+            found.append(KeyFile(path, read_small_file(path)))
+        except (OSError, ValueError) as error:
+            raise BackupError(
+                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights."
+            ) from error
+        if not is_protected(found[-1]):
+            _parse_identities(found[-1])
+    return found
+
+
+def unlock(files: Iterable[KeyFile]) -> tuple[Any, ...]:
+    """The identities in files; the passphrases of those that have one are asked for. Raises BackupError."""
+    found: list[Any] = []
+    for file in files:
+        found += _parse_identities(file._replace(content=_unlocked(file)) if is_protected(file) else file)
+    return tuple(found)
+
+
+def is_protected(file: KeyFile) -> bool:
+    """Whether a passphrase protects what is in a file of --identity."""
+    import pyrage
+
+    if file.content.startswith(_AGE_FILE) or not _is_ssh(file):
+        return file.content.startswith(_AGE_FILE)
+    try:
+        pyrage.ssh.Identity.from_buffer(file.content)
+    except pyrage.IdentityError as error:
+        return "decrypted first" in str(error) or "Encrypted" in str(error)
+    return False
+
+
+def _is_ssh(file: KeyFile) -> bool:
+    return file.content.startswith(b"-----BEGIN ") and not file.content.startswith(_AGE_FILE)
+
+
+def _parse_identities(file: KeyFile) -> list[Any]:
+    """The identities in a file that no passphrase protects. What is in it stays out of the errors."""
+    import pyrage
+
+    try:
+        if _is_ssh(file):
+            return [pyrage.ssh.Identity.from_buffer(file.content)]
+        lines = [line.strip() for line in file.content.decode("utf-8-sig").splitlines()]
+        found = [pyrage.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
+    except (pyrage.IdentityError, UnicodeDecodeError) as error:
+        raise file.error("it holds something that is no private key of age or SSH") from error
+    if not found:
+        raise file.error("there is no identity in it")
+    return found
+
+
+def _unlocked(file: KeyFile) -> bytes:
+    """What a passphrase protects; whoever sits at the terminal is asked for it."""
+    import pyrage
+
+    if not sys.stdin.isatty():
+        raise file.error(
+            "it has a passphrase, and there is no terminal to ask for it",
+            "Run it on a terminal, or give a key without one.",
+        )
+    if Report.current:
+        Report.current.end_bars()
+    if _is_ssh(file):
+        return _unlocked_by_ssh_keygen(file)
+    passphrase = click.prompt(f"Passphrase of {file.path}", hide_input=True, err=True)
+    try:
+        return bytes(pyrage.passphrase.decrypt(file.content, passphrase))
+    except pyrage.DecryptError as error:
+        raise file.error(f"it cannot be decrypted: {error}", "Is it the right passphrase?") from error
+
+
+def _unlocked_by_ssh_keygen(file: KeyFile) -> bytes:
+    """An SSH key without its passphrase: `ssh-keygen` asks for it, and takes it away in a file that is only memory."""
+    try:
+        descriptor = os.memfd_create("identity")
+        os.fchmod(descriptor, 0o600)
+        with open(descriptor, "w+b", buffering=0) as memory:
+            memory.write(file.content)
+            place = f"/proc/{os.getpid()}/fd/{descriptor}"
+            log.info("ssh-keygen asks for the passphrase of %s:", file.path)
+            command = ["ssh-keygen", "-q", "-p", "-N", "", "-f", place]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  (nothing of it is a stranger's)
+            memory.seek(0)
+            return memory.read()
+    except (AttributeError, OSError, subprocess.CalledProcessError) as error:
+        raise file.error(
+            "its passphrase could not be taken away by `ssh-keygen`",
+            "Is it the right one? Otherwise give a copy of the key without: `ssh-keygen -p -N '' -f COPY`.",
+        ) from error
 
 
 # ======================================================================================================================
@@ -1693,9 +1891,9 @@ class CollectionWriter:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A verified data file; a value, so that another process can read it."""
+    """A verified data file."""
 
-    snapshot: Path
+    snapshot: Snapshot
     name: str
     compressed: bool
     sha256: str
@@ -1703,18 +1901,19 @@ class DataFile:
     @classmethod
     def of(cls, snapshot: Snapshot, record: CollectionRecord, stats: DataStats) -> Self:
         """That of a collection."""
-        return cls(snapshot.path, record.data_file or "", is_compressed(record), stats.data_sha256)
+        return cls(snapshot, record.data_file or "", is_compressed(record), stats.data_sha256)
 
 
 def read_batches(file: DataFile, view: View) -> Iterator[list[bytes]]:
     """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
-    with open_snapshot(file.snapshot).open(file.name) as stream:
-        reader = HashingReader(stream)
-        decoded = iter_decoded(reader, compressed=file.compressed)  # type: ignore[arg-type]
-        yield from make_batches(view.to_send(document).text() for _, _, document in decoded)
+    with open_snapshot(file.snapshot.path).open(file.name) as stream:
+        reader: Any = HashingReader(stream)
+        with in_clear(reader, file.snapshot.identities) as clear:
+            decoded = iter_decoded(clear, compressed=file.compressed)
+            yield from make_batches(view.to_send(document).text() for _, _, document in decoded)
         reader.drain()
     if reader.sha256.hexdigest() != file.sha256:
-        raise SnapshotRefused(f"{file.snapshot}: {file.name} changed after it was verified.")
+        raise SnapshotRefused(f"{file.snapshot.path}: {file.name} changed after it was verified.")
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1920,7 +2119,7 @@ def _found_row(view: View, digest: Digest, text: msgspec.Raw) -> tuple[bytes, by
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
     """Note the documents of a data file as they were to be sent."""
     record = planned.record
-    with run.verified.snapshot.open(record.data_file or "") as stream:
+    with run.verified.snapshot.open_data(record.data_file or "") as stream:
         for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
             if spool.is_abandoned:
                 return
@@ -2199,7 +2398,7 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tuple[bytes, list[float]]]:
     """(id key, vector) of each document that has an array of numbers for a vector."""
     record = planned.record
-    with run.verified.snapshot.open(record.data_file or "") as stream:
+    with run.verified.snapshot.open_data(record.data_file or "") as stream:
         for _, members, document in iter_decoded(stream, compressed=is_compressed(record)):
             if members.get("$vector", b"").startswith(b"["):
                 yield key_of(document.id), msgspec.json.decode(members["$vector"], type=list[float])
@@ -2298,6 +2497,15 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 @click.option("--without-lexical", is_flag=True, help="Create collections without lexical search.")
 @click.option("--without-rerank", is_flag=True, help="Create collections without rerankers.")
 @click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
+@click.option(
+    "--identity",
+    envvar="BACKUP_IDENTITY_FILE",
+    show_envvar=True,
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Decrypt with this age identity file or SSH private key. Repeatable.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
 @click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
 @click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
@@ -2329,7 +2537,8 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
     with Report(quiet=options["quiet"]) as report:
-        # What is wrong with the endpoint is told before a download and a verification that may take hours.
+        # What is wrong with the endpoint or a key is told before a download and a verification that may take hours.
+        key_files = read_identity_files(options["identity"])
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
         if options["rejects"]:
             check_rejects_file(options["rejects"])
@@ -2338,6 +2547,9 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             with timed(steps, "fetch"):
                 path = stack.enter_context(fetched_snapshot(snapshot, options, report))
             opened = open_snapshot(path)
+            manifest = read_manifest(opened)
+            refuse_locked(path, manifest, options)
+            opened.identities = unlock(key_files) if manifest.encryption else ()
             if options["show"] is not None:
                 return show_document(opened, options["show"], choices)
             with timed(steps, "verify"):
@@ -2522,7 +2734,7 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
         record = planned.record
         if not planned.stats.vectorize_count:
             continue
-        with verified.snapshot.open(record.data_file or "") as stream:
+        with verified.snapshot.open_data(record.data_file or "") as stream:
             for line, document in iter_documents(stream, compressed=is_compressed(record)):
                 if document.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
                     raise BackupError(
@@ -2653,10 +2865,11 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     manifest = read_manifest(snapshot)
     records = [record for record in manifest.collections if record.is_ok]
     _check_files(snapshot, records, is_old=CHECKSUMS_NAME not in snapshot.sizes)
+    check_encryption(snapshot, manifest)
     for record in records:
         if choices.collections and record.name not in choices.collections:
             continue
-        with snapshot.open(record.data_file or "") as stream:
+        with snapshot.open_data(record.data_file or "") as stream:
             try:
                 for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
                     if key_of(document.id) in keys:
@@ -2672,6 +2885,12 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     return RestoreExit.OK
 
 
+def refuse_locked(place: object, manifest: Manifest, options: dict[str, Any]) -> None:
+    """Refuse an encrypted snapshot when there is no identity, unless only its files are to be checked."""
+    if manifest.encryption and not options["identity"] and not options["verify_only"]:
+        raise SnapshotRefused(f"{place}: no identity is given. {_told_recipients(manifest)}", IDENTITY_HINT)
+
+
 BOX_HINT = "Set them, or leave --from-box out for a snapshot of this machine."
 
 
@@ -2684,6 +2903,8 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
         return
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted, options["sources"], report)
+    with contextlib.suppress(FormatError):  # what is damaged is told when it is here
+        refuse_locked(f"{file.name} in Box", decode_manifest(read_manifest_text(box, file)), options)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
@@ -2789,10 +3010,14 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
             "snapshot": str(verified.snapshot.path),
             "documents": documents,
         }
-        print_result(json.dumps({**fields, "vectors": vectors, "size_bytes": size, "warnings": verified.warnings}))
+        fields |= {"vectors": vectors, "size_bytes": size, "looked_inside": verified.looked_inside}
+        print_result(json.dumps({**fields, "warnings": verified.warnings}))
     else:
+        verdict = (
+            "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
+        )
         print_result(
-            f"{verified.snapshot.path}: whole;"
+            f"{verified.snapshot.path}: {verdict};"
             f" {plural(len(verified.stats), 'collection')}, {plural(documents, 'document')},"
             f" {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
         )

@@ -234,6 +234,17 @@ def break_function(module: str, name: str, message: str) -> None:
     setattr(sys.modules[module], name, broken)
 
 
+def fix_identity(text: str) -> None:
+    """The identity that an encrypted backup makes for itself is this one."""
+    import types
+
+    import pyrage
+
+    known = pyrage.x25519.Identity.from_str(text)
+    made = types.SimpleNamespace(generate=lambda: known, from_str=pyrage.x25519.Identity.from_str)
+    pyrage.x25519 = types.SimpleNamespace(Identity=made, Recipient=pyrage.x25519.Recipient)
+
+
 SABOTAGES: dict[str, Callable[..., None]] = {
     "umask": lambda mask: os.umask(mask) and None,
     "steps": count_steps,
@@ -244,6 +255,7 @@ SABOTAGES: dict[str, Callable[..., None]] = {
     "clock": turn_back_clock,
     "closed": close_descriptors,
     "bug": break_function,
+    "identity": fix_identity,
     "refuses": refuse,
     "free": leave_free,
 }
@@ -269,6 +281,7 @@ def fork_for_each_job() -> None:
     import isal.igzip_threaded  # noqa: F401
     import numpy  # noqa: F401
     import prometheus_client.parser  # noqa: F401
+    import pyrage  # noqa: F401
     import rich.console
     import rich.progress  # noqa: F401
     import tenacity  # noqa: F401

@@ -166,7 +166,7 @@ def test_the_manifest_example_is_a_manifest() -> None:
     """The example reads, and has the fields that are written, in their order."""
     example = manifest_example()
     astra_backup.decode_manifest(json.dumps(example).encode())
-    optional = {"error", "warnings", "selection", "shrunk_from"}
+    optional = {"error", "warnings", "selection", "encryption", "shrunk_from"}
     assert list(example) == [name for name in field_names(astra_backup.Manifest) if name not in optional]
     assert list(example["source"]) == field_names(astra_backup.Source)
     assert list(example["totals"]) == field_names(astra_backup.Totals)

@@ -1,6 +1,6 @@
 """Damage a snapshot at random, again and again: each time it is refused before a write, or the damage is harmless.
 
-    python -m tests.trials.damage [--count 10000] [--commands 100] [--seed 1] [--processes N]
+    python -m tests.trials.damage [--count 10000] [--commands 100] [--seed 1] [--processes N] [--encrypted]
 
 A good snapshot, as a directory and as the zip that goes to Box, is damaged in one of the ways of `KINDS`; some of them
 also forge the checksums, so that the checks behind them have to notice. Whether what is accepted holds the same
@@ -31,10 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyrage
+
 import astra_backup
 import restore
 from tests import reference
-from tests.conftest import CATALOG, KEYSPACE, TOKEN, Cli
+from tests.conftest import CATALOG, KEYSPACE, ROOT, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 
 NAME = "20260616_085246"
@@ -52,6 +54,9 @@ FACTS = (
     "compressed",
     "status",
 )
+KEY = ROOT / "tests" / "data" / "frozen-encrypted" / "keys" / "x25519.txt"
+IDENTITY = pyrage.x25519.Identity.from_str(KEY.read_text().split()[-1])
+RECIPIENT = IDENTITY.to_public()
 Files = dict[str, bytes]
 Content = dict[str, tuple[Any, list[str]]]
 
@@ -69,17 +74,27 @@ def fill(emulator: DataApiEmulator) -> None:
         emulator.put(KEYSPACE, "assets", text)
 
 
-def good_files(directory: Path) -> Files:
+def good_files(directory: Path, *options: object) -> Files:
     """Back up, and return the files of the snapshot."""
     cli = Cli(directory)
     with DataApiEmulator(token=TOKEN) as source:
         fill(source)
-        result = cli.backup(source)
+        result = cli.backup(source, *options)
     assert result.code == 0, result.err
     (snapshot,) = cli.snapshots()
     files = {path.name: path.read_bytes() for path in snapshot.iterdir()}
     shutil.rmtree(cli.backups)
     return files
+
+
+def opened(name: str, content: bytes) -> bytes:
+    """What a data file holds before it is encrypted."""
+    return pyrage.decrypt(content, [IDENTITY]) if name.endswith(".age") else content
+
+
+def sealed(name: str, content: bytes) -> bytes:
+    """A data file that somebody else made, to the same recipient where it is encrypted."""
+    return pyrage.encrypt(content, [RECIPIENT]) if name.endswith(".age") else content
 
 
 @functools.lru_cache(4096)
@@ -93,8 +108,8 @@ def content_of(files: Files) -> Content:
     manifest = json.loads(files["manifest.json"])
     found: Content = {}
     for record in manifest["collections"]:
-        raw = files[record["data_file"]]
-        by_name = record["data_file"].endswith(".gz")  # tells where `compressed` is null
+        raw = opened(record["data_file"], files[record["data_file"]])
+        by_name = record["data_file"].removesuffix(".age").endswith(".gz")  # tells where `compressed` is null
         is_gzip = by_name if record.get("compressed") is None else record["compressed"]
         lines = (gzip.decompress(raw) if is_gzip else raw).split(b"\n")
         documents = sorted(decoded(line) for line in lines if line)
@@ -230,7 +245,7 @@ def forge_lines(chance: random.Random, files: Files) -> str:
     records = [record for record in json.loads(files["manifest.json"])["collections"] if record["document_count"] > 1]
     record = chance.choice(records)
     name = record["data_file"]
-    lines = gzip.decompress(files[name]).split(b"\n")[:-1]
+    lines = gzip.decompress(opened(name, files[name])).split(b"\n")[:-1]
     at, other = chance.sample(range(len(lines)), 2)
     way = chance.choice(("swap", "lose", "double", "join", *(way.__name__ for way in BYTES)))
     if way == "swap":
@@ -243,7 +258,7 @@ def forge_lines(chance: random.Random, files: Files) -> str:
         lines[at] += lines.pop(other) if other > at else b""
     else:
         lines[at] = next(each for each in BYTES if each.__name__ == way)(chance, lines[at])
-    files[name] = gzip.compress(b"\n".join([*lines, b""]), 1)
+    files[name] = sealed(name, gzip.compress(b"\n".join([*lines, b""]), 1))
     forge_record(files, record["name"])
     return way
 
@@ -338,6 +353,8 @@ def judge(path: Path, good: Content) -> str:
     """Verify a snapshot as a restore does; what is accepted must hold what the good one holds."""
     try:
         snapshot = restore.open_snapshot(path)
+        if restore.read_manifest(snapshot).encryption:
+            snapshot.identities = (IDENTITY,)
         restore.verify_snapshot(snapshot, force_incomplete=False, workers=2, report=astra_backup.Report(quiet=True))
     except restore.SnapshotRefused:
         return "refused"
@@ -350,14 +367,14 @@ def is_same(path: Path, good: Content) -> bool:
     """Whether a snapshot holds the same, by code that shares nothing with the product."""
     try:
         return content_of(files_in(path)) == good
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, pyrage.DecryptError):
         return False
 
 
 def judge_command(path: Path, good: Content, cli: Cli) -> str:
     """The same by `restore.py` itself: exit code 3 and no write, or 0 and the same documents in the target."""
     with DataApiEmulator(token=TOKEN) as target:
-        result = cli.restore(target, path)
+        result = cli.restore(target, path, "--identity", KEY)
         writes = [request.command for request in target.requests if request.command in WRITES]
         if result.code == restore.RestoreExit.SNAPSHOT_REFUSED:
             return "refused" if not writes and "Traceback" not in result.err else "refused, with writes or a traceback"
@@ -367,9 +384,9 @@ def judge_command(path: Path, good: Content, cli: Cli) -> str:
         return "harmless" if is_whole else f"ended with {result.code}: {result.err[-300:]}"
 
 
-def run_trials(numbers: range, commands: int, seed: int, directory: Path) -> list[Trial]:
+def run_trials(numbers: range, commands: int, seed: int, directory: Path, *, is_encrypted: bool = False) -> list[Trial]:
     """Damage once for each number; every so often `restore.py` itself is asked too."""
-    files = good_files(directory)
+    files = good_files(directory, *(["--encrypt-to", RECIPIENT] if is_encrypted else []))
     good, cli = content_of(files), Cli(directory)
     trials = []
     for number in numbers:
@@ -384,7 +401,7 @@ def run_trials(numbers: range, commands: int, seed: int, directory: Path) -> lis
     return trials
 
 
-def run_parts(count: int, commands: int, seed: int, processes: int) -> list[Trial]:
+def run_parts(count: int, commands: int, seed: int, processes: int, *, is_encrypted: bool) -> list[Trial]:
     """The trials in several processes; which damage a number stands for does not depend on how many."""
     bounds = [count * part // processes for part in range(processes + 1)]
     with tempfile.TemporaryDirectory(prefix="damage-") as name, ProcessPoolExecutor(processes) as pool:
@@ -392,7 +409,8 @@ def run_parts(count: int, commands: int, seed: int, processes: int) -> list[Tria
         for start, end in itertools.pairwise(bounds):
             directory = Path(name, str(start))
             directory.mkdir(exist_ok=True)
-            futures.append(pool.submit(run_trials, range(start, end), commands // processes, seed, directory))
+            part = functools.partial(run_trials, is_encrypted=is_encrypted)
+            futures.append(pool.submit(part, range(start, end), commands // processes, seed, directory))
         return [trial for future in futures for trial in future.result()]
 
 
@@ -403,10 +421,12 @@ def main() -> int:
     parser.add_argument("--commands", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--encrypted", action="store_true")
     options = parser.parse_args()
     logging.getLogger("astra_backup").setLevel(logging.CRITICAL)
     started = time.monotonic()
-    trials = run_parts(options.count, options.commands, options.seed, options.processes)
+    counts = options.count, options.commands, options.seed, options.processes
+    trials = run_parts(*counts, is_encrypted=options.encrypted)
     print("| what was damaged | how often | refused | harmless | findings |\n|---|---|---|---|---|")
     for kind in [*KINDS, ZIP_KIND]:
         verdicts = Counter("finding" if each.is_finding else each.verdict for each in trials if each.kind == kind)
