@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 
 TOOL_NAME = "astra-backup"
 TOOL_VERSION = "1.0.0"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 MANIFEST_NAME = "manifest.json"
 CHECKSUMS_NAME = "SHA256SUMS"
@@ -352,7 +352,7 @@ def split_object(text: bytes) -> dict[str, bytes]:
         raise FormatError(f"not a JSON object: {error}") from error
     members = {name: bytes(value) for name, value in found.items()}
     # White space, a second member of a name and an escape in a name each make the text longer than this.
-    if sum(map(len, members)) + sum(map(len, members.values())) + 4 * len(members) + 1 != len(text):
+    if members and sum(map(len, members)) + sum(map(len, members.values())) + 4 * len(members) + 1 != len(text):
         return _split_exactly(compact_json(text), list(members.values()))
     for name, value in members.items():
         if value[:1] in (b"{", b"[") and (b" " in value or b"\n" in value or b"\r" in value or b"\t" in value):

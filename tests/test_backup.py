@@ -50,7 +50,7 @@ def test_the_manifest_says_what_is_there(source: DataApiEmulator, cli: Cli) -> N
     (snapshot,) = cli.snapshots()
     manifest = manifest_of(snapshot)
     assert manifest["status"] == "complete"
-    assert manifest["backup_format_version"] == "1.0"
+    assert manifest["backup_format_version"] == "1.1"
     assert manifest["source"] == {"api_endpoint": source.url, "keyspace": KEYSPACE, "environment": "hcd"}
     definitions = source.collections(KEYSPACE)
     for record in manifest["collections"]:  # type: ignore[attr-defined]
