@@ -30,11 +30,11 @@ from typing import Any
 import pyrage
 import pytest
 
-from bench import damage
 from tests.conftest import KEYSPACE, ROOT, Cli, Result, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
+from tests.trials import damage
 
 FROZEN = ROOT / "tests" / "data" / "frozen-encrypted"
 FROZEN_SHA256 = "10d566e33831f1d229fcebfedb2428c00fef443165e1fd04d38419ed6f6ad44b"
