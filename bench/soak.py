@@ -2,7 +2,7 @@
 
     python -m bench.soak [--documents 2000000] [--svg soak-rss.svg]
 
-Twice a second it reads from /proc what the script takes, its second process included: resident memory, CPU time,
+Twice a second it reads from /proc what the script takes, processes that it starts included: resident memory, CPU time,
 threads, open files. How far the script is, it reads from the emulator's log. It prints a table, draws the memory over
 time, and fails if memory grows, if the last quarter of the documents costs more than the first, or if threads or open
 files pile up.

@@ -95,18 +95,16 @@ def is_ready(pid: int) -> bool:
 
 
 def disturb(running: subprocess.Popen[str], number: signal.Signals, chance: random.Random) -> None:
-    """Send a signal to a run, or to its second process, at some moment."""
-    after_s, to_second, pause_s = chance.uniform(0, 1), chance.random() < 0.4, chance.uniform(0.1, 3)
+    """Send a signal to a run at some moment."""
+    after_s, pause_s = chance.uniform(0, 1), chance.uniform(0.1, 3)
     try:
         while not is_ready(running.pid):
             time.sleep(0.02)
         time.sleep(after_s)
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        pid = int(children[0]) if children and to_second else running.pid
-        os.kill(pid, number)
+        os.kill(running.pid, number)
         if number is signal.SIGSTOP:
             time.sleep(pause_s)
-            os.kill(pid, signal.SIGCONT)
+            os.kill(running.pid, signal.SIGCONT)
     except (ProcessLookupError, FileNotFoundError, ValueError):  # it has ended
         pass
 
