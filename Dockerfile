@@ -1,6 +1,6 @@
 # docker build -t astra-backup .
 # docker run --rm --env-file .env -v "$PWD/backups:/backups" astra-backup                       # a backup
-# docker run --rm --env-file .env -v "$PWD/backups:/backups" astra-backup restore.py --list     # the other script
+# docker run --rm --env-file .env -v "$PWD/backups:/backups" astra-backup restore.py --list     # another script
 #
 # Secrets come with `docker run` (variables, or files that the *_FILE variables name), never with `docker build`.
 
@@ -29,7 +29,7 @@ COPY --from=build /opt/venv /opt/venv
 RUN install --directory --owner 10001 --group 10001 --mode 0700 /backups
 VOLUME ["/backups"]
 WORKDIR /work
-COPY LICENSE astra_backup.py restore.py ./
+COPY LICENSE astra_backup.py restore.py snapshots.py ./
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

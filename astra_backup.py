@@ -14,7 +14,8 @@ wrapped by substitution on that text, and the file is read back, decoded and com
 before the manifest is written. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
 
 Importing this module promises: no side effect, and that the contract (`encode_document`, `decode_document`,
-`Manifest`, `check_data`) is what `restore.py` uses. `restore.py` imports this file, never the other way.
+`Manifest`, `check_data`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other
+way.
 """
 
 from __future__ import annotations
@@ -91,7 +92,6 @@ DEFAULT_OUTPUT_DIR = Path("backups")
 DEFAULT_WORKERS = 4
 DEFAULT_REQUEST_TIMEOUT_MS = 60_000
 DEFAULT_RETRY_BUDGET_S = 300
-DEFAULT_KEEP_INCOMPLETE_DAYS = 7
 DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
 # The server takes documents of at most 4,000,000 characters; wrapping and UTF-8 cannot make 64 MiB of it.
@@ -120,6 +120,7 @@ SIGNAL_POLL_S = 0.5
 NARROW_COLUMNS = 76  # below, there is room for a name and its figures only
 REFRESH_S = 0.2  # how often bars are drawn
 BARS_MARGIN_LINES, BARS_MARGIN_COLUMNS = 3, 2  # a "^C" must not wrap: the bars above it could not be erased
+MANIFESTS_AT_ONCE = 8  # beginnings of zips that are read from Box at once
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -201,7 +202,7 @@ def safe_text(text: str) -> str:
 
 
 class ExitCode(IntEnum):
-    """An exit code with its meaning. Each script has its own members, and the README's tables are made of them."""
+    """An exit code with its meaning. Each script has its own members; the tables of the documents are made of them."""
 
     meaning: str
 
@@ -222,6 +223,7 @@ class Exit(ExitCode):
     UPLOAD_FAILED = 3, "the local snapshot is good and is kept, the Box upload failed"
     LOCKED = 4, "another run holds the output directory"
     SHRUNK = 5, "complete and uploaded, but a collection shrank beyond what was allowed"
+    HUNG_UP = 129, "stopped by SIGHUP (the terminal is gone)"
     INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
     TERMINATED = 143, "stopped by SIGTERM"
 
@@ -3372,7 +3374,7 @@ class Box:
 
     def snapshots(self) -> list[BoxFile]:
         """The zips whose names are exactly ours, newest first by the name."""
-        ours = [file for file in self.files() if file.name.endswith(".zip") and _is_complete_name(file.stem)]
+        ours = [file for file in self.files() if file.name.endswith(".zip") and is_complete_name(file.stem)]
         return sorted(ours, key=lambda file: file.name, reverse=True)
 
     def find(self, name: str) -> BoxFile | None:
@@ -3659,7 +3661,7 @@ class Box:
 
     def delete(self, file: BoxFile) -> None:
         """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
-        if not file.name.endswith(".zip") or not _is_complete_name(file.stem):
+        if not file.name.endswith(".zip") or not is_complete_name(file.stem):
             raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
         delete = self._client.files.delete_file_by_id
         try:
@@ -3825,7 +3827,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_complete_name(name: str) -> bool:
+def is_complete_name(name: str) -> bool:
+    """Whether it is the name of a complete snapshot."""
     parsed = parse_snapshot_name(name)
     return parsed is not None and not parsed[1]
 
@@ -3946,7 +3949,7 @@ def _conflict(context: dict[str, Any]) -> BoxFile | None:
 
 
 # ======================================================================================================================
-# Operations: retention, the shrink alarm, pings, metrics. What decides is pure; what acts stands below it.
+# Operations: the shrink alarm, what is there, pings, metrics.
 # ======================================================================================================================
 
 PING_TIMEOUT_S = 10.0
@@ -3956,141 +3959,13 @@ MIN_SECRET_SEGMENT = 16  # a part of a ping URL's path of that length is a key, 
 METRICS_PREFIX = "astra_backup_"
 
 
-@dataclass(frozen=True)
-class KeepRules:
-    """How many good snapshots are kept. None: that rule is not given; if none is, nothing is ever deleted."""
-
-    last: int | None = None
-    daily: int | None = None
-    weekly: int | None = None
-    monthly: int | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a rule is given."""
-        return any(count is not None for count in (self.last, self.daily, self.weekly, self.monthly))
-
-
-@dataclass(frozen=True)
-class Found:
-    """A name among the snapshots, and what was found out about it.
-
-    `is_good`: proved to be whole. `obstacle`: why it is none of the retention's business ("": it is). `is_damaged`: it
-    should be whole, and is not. `shrunk_from`: the snapshot that held far more; it counts whether or not this one is
-    good. `is_unread`: the manifest could not be read, so it may be one that shrank. `is_ours`: it is of the scope, as
-    far as anybody can tell.
-    """
-
-    name: str
-    is_good: bool = False
-    obstacle: str = ""
-    is_damaged: bool = False
-    shrunk_from: str | None = None
-    is_unread: bool = False
-    is_ours: bool = True
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a snapshot stays, and why."""
-
-    name: str
-    stays: bool
-    reason: str
-
-
-def plan_retention(
-    found: Iterable[Found],
-    rules: KeepRules,
-    *,
-    incomplete_days: int,
-    now: datetime,
-    elsewhere: Iterable[Found] | None = (),
-) -> list[Decision]:
-    """Decide about every name in one place, newest first. Pure: the same for a dry run and a real one.
-
-    Only good snapshots take the places that the rules give; each rule takes the newest of its days, weeks or months.
-    What goes is a good snapshot that no rule keeps, and an incomplete one that is too old. Everything else stays: the
-    newest good one, what is not proved good, what is dated in the future, other names, and what an unresolved shrink
-    keeps. `elsewhere` is what the other place holds; None: nobody looked, so anything may be there.
-    """
-    named = sorted(found, key=lambda one: (parse_snapshot_name(one.name) is not None, one.name), reverse=True)
-    names = [one.name for one in named if one.is_good and not one.obstacle and _is_past(one.name, now)]
-    reasons = _kept_by_rules(names, rules)
-    everywhere = [*named, *(elsewhere or ())]
-    for name, reason in _kept_by_shrinks(names, everywhere, is_all=elsewhere is not None):
-        if reason not in reasons.setdefault(name, []):
-            reasons[name].append(reason)
-    return [_decide(one, rules, reasons, incomplete_days, now) for one in named]
-
-
-def _kept_by_shrinks(names: list[str], everywhere: list[Found], *, is_all: bool) -> Iterator[tuple[str, str]]:
-    """(name, why) of what stays of these good snapshots of one place, newest first, until a person has looked.
-
-    Every shrunk snapshot counts, wherever it is: the last one in this place from before it may be the only one here
-    that still holds what is gone, whether or not the one it was compared with ever came to this place. It is over when
-    a person has deleted the shrunk snapshot, or there is nothing left from before it in any place.
-    """
-    oldest = min(one.name for one in everywhere if one.is_ours and _is_complete_name(one.name)) if names else ""
-    for one in sorted(everywhere, key=lambda one: one.name):
-        older = [name for name in names if name < one.name]
-        if one.is_unread and older:
-            yield older[0], f"the last before {one.name}, which could not be read"
-        if not one.shrunk_from:
-            continue
-        for last in (*older[:1], *[name for name in older if name <= one.shrunk_from][:1]):
-            yield last, f"the last before the shrink in {one.name}"
-        if one.name in names and (oldest < one.name or not is_all):
-            yield one.name, f"shrank since {one.shrunk_from}"
-
-
-def _decide(
-    one: Found, rules: KeepRules, reasons: dict[str, list[str]], incomplete_days: int, now: datetime
-) -> Decision:
-    parsed = parse_snapshot_name(one.name)
-    if one.obstacle or parsed is None:
-        return Decision(one.name, True, one.obstacle or "not the name of a snapshot")
-    if not rules.is_on:
-        return Decision(one.name, True, "no --keep option is given")
-    if not _is_past(one.name, now):
-        return Decision(one.name, True, "dated in the future")
-    if parsed[1]:
-        is_old = now - snapshot_moment(one.name) > timedelta(days=incomplete_days)
-        age = f"{'more' if is_old else 'not more'} than {plural(incomplete_days, 'day')} old"
-        return Decision(one.name, not is_old, f"incomplete, {age}")
-    if not one.is_good:
-        return Decision(one.name, True, "not proved to be whole")
-    kept = reasons.get(one.name)
-    return Decision(one.name, bool(kept), "; ".join(kept) if kept else "no rule keeps it")
-
-
-def _kept_by_rules(names: list[str], rules: KeepRules) -> dict[str, list[str]]:
-    """Why each of these good snapshots, newest first, is kept; those that no rule keeps are not in it."""
-    reasons: dict[str, list[str]] = {name: ["the newest good one"] for name in names[:1]}
-    periods: tuple[tuple[str, int | None, str], ...] = (
-        ("last", rules.last, "%Y%m%d_%H%M%S"),
-        ("daily", rules.daily, "%Y-%m-%d"),
-        ("weekly", rules.weekly, "%G-W%V"),
-        ("monthly", rules.monthly, "%Y-%m"),
-    )
-    for rule, count, form in periods:
-        taken: list[str] = []
-        for name in names:
-            period = snapshot_moment(name).strftime(form)
-            if period in taken or len(taken) >= (count or 0):
-                continue
-            taken.append(period)
-            place = f"{len(taken)} of {count}"
-            reasons.setdefault(name, []).append(f"{rule} {place}" if rule == "last" else f"{rule} {period}, {place}")
-    return reasons
-
-
 def snapshot_moment(name: str) -> datetime:
     """The time in a snapshot's name."""
     return datetime.strptime(name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
 
 
-def _is_past(name: str, now: datetime) -> bool:
+def is_past(name: str, now: datetime) -> bool:
+    """Whether it is the name of a snapshot that is not from the future."""
     return parse_snapshot_name(name) is not None and snapshot_moment(name) <= now
 
 
@@ -4171,8 +4046,8 @@ def local_manifests(
     """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
     names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
     now = utc_now()
-    for name in sorted(filter(_is_complete_name, names), reverse=True):
-        if not _is_past(name, now):
+    for name in sorted(filter(is_complete_name, names), reverse=True):
+        if not is_past(name, now):
             continue
         try:
             manifest = read_manifest(output_dir / name)
@@ -4189,15 +4064,6 @@ def read_manifest(directory: Path) -> Manifest:
     if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
         raise FormatError(f"{MANIFEST_NAME} is no file")
     return decode_manifest(path.read_bytes())
-
-
-def box_manifests(box: Box) -> Iterator[tuple[BoxFile, Manifest]]:
-    """The same for a Box folder, with what `read_box_manifest` takes for complete. Raises BoxError."""
-    now = utc_now()
-    for file in box.snapshots():
-        with contextlib.suppress(FormatError):
-            if _is_past(file.stem, now):
-                yield file, read_box_manifest(box, file)
 
 
 def read_manifest_text(box: Box, file: BoxFile) -> bytes:
@@ -4227,126 +4093,131 @@ def check_box_manifest(file: BoxFile, text: bytes, manifest: Manifest) -> None:
         raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
 
 
-def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
-    """What `sha256sum -c` does, and that no file is missing or extra. Raises FormatError, OSError.
+@dataclass(frozen=True)
+class Stored:
+    """What has a snapshot's name in a place: its manifest, or why it cannot be read; both: what is wrong with it."""
 
-    `advance` is told of the bytes that were read.
-    """
-    sums = read_sums(directory)
-    del sums[CHECKSUMS_NAME]
-    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.collections}
-    if sums != {**expected, MANIFEST_NAME: sums.get(MANIFEST_NAME)}:
-        raise FormatError(f"{CHECKSUMS_NAME} and {MANIFEST_NAME} name different files")
-    if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
-        raise FormatError("a file is missing or extra")
-    for name, digest in sums.items():
-        sha256 = hashlib.sha256()
-        with (directory / name).open("rb") as file:
-            while chunk := file.read(DOWNLOAD_BYTES):
-                sha256.update(chunk)
-                advance(len(chunk))
-        if sha256.hexdigest() != digest:
-            raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
+    at: Path | BoxFile
+    size_bytes: int = 0
+    manifest: Manifest | None = None
+    error: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name: in Box without `.zip`."""
+        return self.at.stem if isinstance(self.at, BoxFile) else self.at.name
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return "in Box" if isinstance(self.at, BoxFile) else "here"
+
+    @property
+    def status(self) -> str:
+        """Complete, incomplete, unreadable, or of another size than it should have."""
+        if self.manifest is None:
+            return "unreadable"
+        is_complete = self.manifest.is_complete and not self.name.endswith(INCOMPLETE_SUFFIX)
+        return "incomplete" if not is_complete else "damaged" if self.error else "complete"
+
+    def row(self) -> dict[str, Any]:
+        """What a list says of it."""
+        manifest = self.manifest or Manifest("")
+        return {
+            "name": self.name,
+            "place": self.place,
+            "created_at_utc": manifest.created_at_utc,
+            "documents": sum(record.document_count for record in manifest.collections),
+            "size_bytes": self.size_bytes,
+            "status": self.status,
+            "is_selection": manifest.selection is not msgspec.UNSET,
+            "api_endpoint": manifest.source.api_endpoint,
+            "keyspace": manifest.source.keyspace,
+        }
 
 
-def unchecked_local(output_dir: Path, scope: Scope) -> list[Found]:
-    """The complete snapshots of the scope by their manifests alone: what one says of a shrink counts in Box, too."""
-    names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
+    """(path, (timestamp, is_incomplete)) of what has a snapshot's name, newest first by the name."""
     found = []
-    for name in filter(_is_complete_name, names):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in output_dir.iterdir():
+            parsed = parse_snapshot_name(path.name.removesuffix(".zip") if path.is_file() else path.name)
+            if parsed and (path.is_file() or path.is_dir()):
+                found.append((path, parsed))
+    return sorted(found, key=lambda item: (item[1][0], item[0].is_dir()), reverse=True)
+
+
+def read_stored(path: Path) -> tuple[Manifest, int]:
+    """The manifest of a local snapshot, a directory or a zip of ours, and its size. Raises FormatError, OSError."""
+    if path.is_dir():
+        return read_manifest(path), directory_size(path)
+    with path.open("rb") as file:
+        return decode_manifest(first_zip_entry(lambda size: os.pread(file.fileno(), size, 0))), path.stat().st_size
+
+
+def list_here(
+    output_dir: Path, read: Callable[[Path], tuple[Manifest, int]] = read_stored, *, must_exist: bool = True
+) -> list[Stored]:
+    """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
+    if must_exist and not output_dir.is_dir():
+        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
+    found = []
+    for path, _ in local_snapshots(output_dir):
         try:
-            manifest = read_manifest(output_dir / name)
-        except (FormatError, OSError):
-            found.append(Found(name, is_unread=True))
-            continue
-        if Scope.of(manifest) == scope:
-            found.append(Found(name, is_good=manifest.is_complete, shrunk_from=manifest.shrunk_from or None))
+            manifest, size_bytes = read(path)
+            found.append(Stored(path, size_bytes, manifest))
+        except (FormatError, OSError, BackupError) as error:
+            found.append(Stored(path, error=error))
     return found
 
 
-def survey_local(output_dir: Path, scope: Scope, report: Report) -> list[Found]:
-    """Everything in a directory but hidden names; every complete snapshot of the scope is read to the last byte."""
-    paths = sorted(output_dir.iterdir()) if output_dir.is_dir() else []
-    return [_survey_directory(path, scope, report) for path in paths if not path.name.startswith(".")]
+def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bool = False) -> Iterator[Stored]:
+    """The snapshots in Box, newest first, or these files; several are read at once.
 
+    Raises BoxError; `is_tolerant`: what Box does not show of a single file is that file's `error`.
+    """
 
-def _survey_directory(path: Path, scope: Scope, report: Report) -> Found:
-    name, parsed = path.name, parse_snapshot_name(path.name)
-    if parsed is None:
-        return Found(name)
-    if path.is_symlink() or not path.is_dir():
-        return Found(name, obstacle="not a directory", is_unread=not parsed[1])
-    busy = "a restore of it has not ended" if any(path.parent.glob(f".restore-{name}-*.journal")) else ""
+    def look(file: BoxFile) -> Stored:
+        manifest = None
+        try:
+            text = read_manifest_text(box, file)
+            manifest = decode_manifest(text)
+            if manifest.is_complete:
+                check_box_manifest(file, text, manifest)
+        except (FormatError, BoxError) as error:
+            if isinstance(error, BoxError) and not is_tolerant:
+                raise
+            return Stored(file, file.size_bytes, manifest, error)
+        return Stored(file, file.size_bytes, manifest)
+
+    pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
     try:
-        manifest = read_manifest(path)
-    except (FormatError, OSError) as error:
-        if parsed[1] and not isinstance(error, OSError):
-            return Found(name, obstacle=busy)  # no restore would take it
-        damage = f"damaged: {describe_error(error)}"
-        return Found(name, obstacle=busy or damage, is_damaged=not busy, is_unread=not parsed[1])
-    if obstacle := _foreign_scope(Scope.of(manifest), scope, is_incomplete=parsed[1]):
-        return Found(name, obstacle=obstacle, is_ours=False)
-    if parsed[1]:
-        return Found(name, obstacle=busy)
-    found = Found(name, obstacle=busy, shrunk_from=manifest.shrunk_from or None)
-    return found if busy else _prove_local(path, manifest, found, report)
+        yield from pool.map(look, box.snapshots() if files is None else files)
+    finally:  # who asked may have seen enough
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -> Found:
-    """The same with what reading every byte of it says."""
-    name = path.name
-    try:
-        if not manifest.is_complete:
-            raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
-        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
-            old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
-            return dataclasses.replace(found, obstacle=old)
-        report.start(name, sum(file.stat().st_size for file in path.iterdir()), "checking", unit="bytes")
-        verify_files(path, manifest, lambda size: report.advance(name, size))
-        return dataclasses.replace(found, is_good=True)
-    except (FormatError, UnicodeDecodeError, OSError) as error:
-        return dataclasses.replace(found, obstacle=f"damaged: {describe_error(error)}", is_damaged=True)
-    finally:
-        report.finish(name)
+def print_list(found: Iterable[Stored], *, as_json: bool) -> int:
+    """Print a list of snapshots, newest first: source, time (the name), documents, size, status. Returns 0."""
+    rows = [one.row() for one in sorted(found, key=lambda one: (one.name[:15], one.place), reverse=True)]
+    if as_json:
+        print_result(json.dumps({"status": "ok", "exit_code": 0, "snapshots": rows}))
+        return Exit.OK
+    is_place_needed = len({row["place"] for row in rows}) > 1
+    for row in rows:
+        place = f"{row['place']:<7}" if is_place_needed else ""
+        source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
+        mark = ", some collections only" if row["is_selection"] else ""
+        documents, size = f"{row['documents']:>12,} documents", f"{size_text(row['size_bytes']):>10}"
+        print_result(f"{row['name']:<28} {place}{row['status']:<11} {documents} {size}{source}{mark}")
+    if not rows:
+        log.warning("There are no snapshots.")
+    return Exit.OK
 
 
-def _foreign_scope(found: Scope, wanted: Scope, *, is_incomplete: bool = False) -> str:
-    """Why a snapshot of that scope does not compete; "" if it does."""
-    if not found.is_same_source(wanted):
-        return "of another database or keyspace"
-    if found != wanted and not is_incomplete:
-        return "of other collections (--collection, --exclude)"
-    return ""
-
-
-def survey_box(box: Box, scope: Scope) -> dict[str, tuple[BoxFile, Found]]:
-    """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
-    files = box.files()
-    with ThreadPoolExecutor(BOX_PARALLEL_PARTS) as pool:
-        found = pool.map(lambda file: _survey_box_file(box, file, scope), files)
-        return {one.name: (file, one) for file, one in zip(files, found, strict=True)}
-
-
-def _survey_box_file(box: Box, file: BoxFile, scope: Scope) -> Found:
-    name = file.stem
-    if name == file.name or not _is_complete_name(name):
-        return Found(file.name, obstacle="not the name of a snapshot")
-    try:
-        text = read_manifest_text(box, file)
-        manifest = decode_manifest(text)
-    except FormatError as error:
-        return Found(name, obstacle=f"damaged: {describe_error(error)}", is_damaged=True, is_unread=True)
-    except BoxError as error:
-        return Found(name, obstacle=f"could not be looked at: {error.message}", is_unread=True)
-    if obstacle := _foreign_scope(Scope.of(manifest), scope):
-        return Found(name, obstacle=obstacle, is_ours=False)
-    found = Found(name, is_good=True, shrunk_from=manifest.shrunk_from or None)
-    try:
-        check_box_manifest(file, text, manifest)
-    except FormatError as error:
-        damage = f"damaged: {describe_error(error)}"
-        return dataclasses.replace(found, is_good=False, obstacle=damage, is_damaged=True)
-    return found
+def place_text(keyspace: str, api_endpoint: str) -> str:
+    """A keyspace of a database, in words."""
+    return f"keyspace {keyspace or '(unknown)'} at {api_endpoint or '(unknown)'}"
 
 
 def delete_local(output_dir: Path, name: str) -> None:
@@ -4386,12 +4257,15 @@ def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None
     config = dataclasses.replace(config, retry_budget_s=min(config.retry_budget_s, LAST_IN_BOX_S / 2))
     is_over = threading.Event()
 
-    def look() -> tuple[BoxFile, Manifest] | None:
-        manifests = box_manifests(Box(config, is_over))
-        return _newest_of(itertools.takewhile(lambda _: not is_over.is_set(), manifests), scope)
+    def manifests() -> Iterator[tuple[BoxFile, Manifest]]:
+        box, now = Box(config, is_over), utc_now()
+        for file in box.snapshots():
+            with contextlib.suppress(FormatError):
+                if is_past(file.stem, now) and not is_over.is_set():
+                    yield file, read_box_manifest(box, file)
 
     try:
-        found = in_time(look, LAST_IN_BOX_S)
+        found = in_time(lambda: _newest_of(manifests(), scope), LAST_IN_BOX_S)
     except TimeoutError as error:
         raise BackupError(f"it was not found in Box within {LAST_IN_BOX_S:.0f} s.") from error
     finally:
@@ -4705,7 +4579,7 @@ class OutputDir:
 
     def names_after(self, moment: datetime) -> list[str]:
         """Complete snapshots whose names are later than `moment`: the clock was, or is, wrong."""
-        names = sorted(path.name for path in self.path.iterdir() if _is_complete_name(path.name))
+        names = sorted(path.name for path in self.path.iterdir() if is_complete_name(path.name))
         return [name for name in names if name > snapshot_name(moment)]
 
 
@@ -5233,14 +5107,9 @@ def _shrinkage_since(name: str, old: Manifest, new: Manifest, max_percent: float
     return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"{more:,} more"]
 
 
-def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope | None) -> tuple[_T, Manifest] | None:
-    """The first snapshot that holds all that one of the scope would, or of a whole keyspace; None if there is none."""
-
-    def is_ours(manifest: Manifest) -> bool:
-        found = Scope.of(manifest)
-        return found.is_whole() if scope is None else found.covers(scope)
-
-    return next(((key, manifest) for key, manifest in manifests if is_ours(manifest)), None)
+def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope) -> tuple[_T, Manifest] | None:
+    """The first snapshot that holds all that one of the scope would; None if there is none."""
+    return next(((key, manifest) for key, manifest in manifests if Scope.of(manifest).covers(scope)), None)
 
 
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
@@ -5429,92 +5298,138 @@ def _private_key_error(place: str) -> BackupError:
     )
 
 
-def _option(name: str, variable: str, text: str, **settings: Any) -> Callable[[_F], _F]:
-    """An option that a variable can set too."""
-    if "default" in settings:
-        settings["show_default"] = True
-    return click.option(name, envvar=variable, show_envvar=True, help=text, **settings)
+WHAT, WHERE, DATABASE, BEHAVIOUR = "What to back up", "Where to", "Database", "Behaviour"
+OUTPUT, RARE = "Output", "Rarely needed"
+GROUPS = (WHAT, WHERE, DATABASE, BEHAVIOUR, OUTPUT, RARE)
+HELP_COLUMN = 24
 
 
-def _with_options(options: list[Callable[[Any], Any]], function: _F) -> _F:
+class Option(click.Option):
+    """An option with the heading that it stands under in the help, and a short help of its variable and default."""
+
+    def __init__(self, *arguments: Any, group: str = OUTPUT, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.group = group
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The left and the right column."""
+        if self.hidden or not (record := super().get_help_record(ctx)):
+            return record
+        default = "" if self.default is None or not self.show_default else str(self.default)
+        if isinstance(self.default, bool):
+            default = (self.opts if self.default else self.secondary_opts)[0]
+        facts = "; ".join(fact for fact in (self.envvar, default) if isinstance(fact, str) and fact)
+        return record[0].replace(" / ", "/"), f"{self.help} [{facts}]" if facts else str(self.help)
+
+
+class Command(click.Command):
+    """A command whose help has its options under headings: its own ones first, then `GROUPS`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them, what has no heading under the last one."""
+        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        groups = [getattr(param, "group", OUTPUT) for param in params]
+        for group in dict.fromkeys([*(group for group in groups if group not in GROUPS), *GROUPS]):
+            found = [param.get_help_record(ctx) for param, own in zip(params, groups, strict=True) if own == group]
+            if records := [record for record in found if record]:
+                with formatter.section(group):
+                    formatter.write_dl(
+                        [(left.ljust(HELP_COLUMN), right) for left, right in records], col_max=HELP_COLUMN + 2
+                    )
+
+
+def option(group: str, names: str, text: str, variable: str = "", **settings: Any) -> Callable[[_F], _F]:
+    """An option, named as in the help: `--keyspace NAME`, `-q, --quiet`. `variable`: what can set it too."""
+    words = names.replace(",", " ").split()
+    flags, metavars = [word for word in words if word[0] == "-"], [word for word in words if word[0] != "-"]
+    declared = [*flags, *([settings.pop("dest")] if "dest" in settings else [])]
+    settings |= {"metavar": metavars[0]} if metavars else {}
+    settings |= {"show_default": "default" in settings, "envvar": variable or None, "show_envvar": True, "help": text}
+    return click.option(*declared, cls=Option, group=group, **settings)
+
+
+def with_options(options: Iterable[Callable[[Any], Any]], function: _F) -> _F:
     """Put options on a command, in their order."""
-    for option in reversed(options):
-        function = option(function)
+    for each in reversed([*options]):
+        function = each(function)
     return function
 
 
-_CONNECTION_OPTIONS = [
-    _option("--api-endpoint", "ASTRA_DB_API_ENDPOINT", "The database's Data API endpoint.", metavar="URL"),
-    _option("--keyspace", "ASTRA_DB_KEYSPACE", "The keyspace.", metavar="NAME", default=DEFAULT_KEYSPACE),
-    _option(
-        "--environment",
-        "ASTRA_DB_ENVIRONMENT",
-        "What kind of database it is, by astrapy's names.",
-        type=click.Choice(ENVIRONMENTS),
-        default="prod",
+class Duration(click.ParamType[float]):
+    """A time span: a number and one of s, m, h, d; a bare number is in `unit` ("": there has to be one).
+
+    Converted to a number of `unit`s, or of seconds where a unit has to be given.
+    """
+
+    name = "duration"
+    SECONDS: ClassVar = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def __init__(self, unit: str = "", *, may_be_zero: bool = True) -> None:
+        self.unit, self.may_be_zero = unit, may_be_zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read `90s`, `5m`, `26h`, `7d`."""
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|[smhd])?", str(value))
+        unit = match and (match[2] or self.unit)
+        if not match or not unit or (unit == "ms" and "." in match[1]):
+            self.fail(f"{value!r} is not a duration: a number and one of s, m, h, d, as in 26h.", param, ctx)
+        amount = float(match[1]) * self.SECONDS[unit] / self.SECONDS[self.unit or "s"]
+        if not amount and not self.may_be_zero:
+            self.fail(f"{value!r} is no time at all.", param, ctx)
+        return amount
+
+
+DIRECTORY, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
+
+output_dir_option = option(
+    WHERE, "--output-dir DIR", "Directory of the snapshots.", "BACKUP_OUTPUT_DIR", type=DIRECTORY, default="backups"
+)
+box_option = option(WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True)
+_KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
+_RETRY = "How long to keep retrying, per collection."
+_FORM = "Log on stderr: text, or json, an object a line."
+_FORMS = click.Choice(["text", "json"])
+_database_options = [
+    option(DATABASE, "--api-endpoint URL", "Its Data API endpoint.", "ASTRA_DB_API_ENDPOINT"),
+    option(DATABASE, "--keyspace NAME", "The keyspace.", "ASTRA_DB_KEYSPACE", default=DEFAULT_KEYSPACE),
+    option(
+        DATABASE, "--environment NAME", _KINDS, "ASTRA_DB_ENVIRONMENT", type=click.Choice(ENVIRONMENTS), default="prod"
     ),
-    _option(
-        "--workers",
-        "BACKUP_WORKERS",
-        "How many collections are read, or batches written, at once.",
-        metavar="N",
-        type=click.IntRange(1, 64),
-        default=DEFAULT_WORKERS,
-    ),
-    _option(
-        "--request-timeout-ms",
+]
+_workers_option = option(
+    BEHAVIOUR, "--workers N", "Requests in flight.", "BACKUP_WORKERS", type=click.IntRange(1, 64), default=4
+)
+patience_options = [
+    option(BEHAVIOUR, "--retry-budget SECONDS", _RETRY, "BACKUP_RETRY_BUDGET", type=Duration("s"), default="5m"),
+    option(
+        BEHAVIOUR,
+        "--request-timeout-ms MS",
+        "Time for one request.",
         "BACKUP_REQUEST_TIMEOUT_MS",
-        "Time for one request, its reply included.",
-        metavar="MS",
-        type=click.IntRange(1),
-        default=DEFAULT_REQUEST_TIMEOUT_MS,
+        type=Duration("ms", may_be_zero=False),
+        default="60s",
     ),
-    _option(
-        "--retry-budget",
-        "BACKUP_RETRY_BUDGET",
-        "Patience for one collection with a failing service.",
-        metavar="SECONDS",
-        type=click.FloatRange(0),
-        default=DEFAULT_RETRY_BUDGET_S,
-    ),
-    _option(
-        "--output-dir",
-        "BACKUP_OUTPUT_DIR",
-        "Where the snapshots are.",
-        metavar="DIR",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=DEFAULT_OUTPUT_DIR,
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout at the end."),
-    _option(
-        "--log-format",
-        "BACKUP_LOG_FORMAT",
-        "Form of the log on stderr: lines for people, or one JSON object a line.",
-        type=click.Choice(["text", "json"]),
-        default="text",
-    ),
-    click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an error."),
-    click.option("-q", "--quiet", is_flag=True, help="Say warnings and errors only."),
+]
+output_options = [
+    option(OUTPUT, "-q, --quiet", "Print warnings and errors only.", dest="verbosity", flag_value="quiet"),
+    option(OUTPUT, "-v, --verbose", "Print more; the last of -q and -v wins.", dest="verbosity", flag_value="verbose"),
+    option(OUTPUT, "--json", "Print one JSON object on stdout at the end.", dest="as_json", is_flag=True),
+    option(OUTPUT, "--log-format FORM", _FORM, "BACKUP_LOG_FORMAT", type=_FORMS, default="text"),
 ]
 
 
+version_option: Callable[[_F], _F] = click.version_option(TOOL_VERSION, cls=Option, help="Print the version.")
+
+
 def connection_options(function: _F) -> _F:
-    """Options that name a database, for both scripts."""
-    return _with_options(_CONNECTION_OPTIONS, function)
+    """Options of what talks to a database, for the backup and the restore."""
+    options = [*_database_options, output_dir_option, _workers_option, *patience_options, *output_options]
+    return with_options(options, function)
 
 
-class Duration(click.ParamType[timedelta]):
-    """A time span: a whole number and one of s, m, h, d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Read `26h`, `90m`, `7d`."""
-        match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
-        if not match:
-            self.fail(f"{value!r} is no duration: a whole number and one of s, m, h, d, as in 26h.", param, ctx)
-        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[match[2]]
-        return timedelta(**{unit: int(match[1])})
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+_SHRINK = "Exit with 5 if a collection lost more of its documents or vectors; 100 disables this."
+_PING = "Ping this check (of healthchecks.io, or alike) at start and end."
 
 
 class CommaSeparated(click.ParamType[str]):
@@ -5524,171 +5439,61 @@ class CommaSeparated(click.ParamType[str]):
     envvar_list_splitter = ","
 
 
-def _keep_options() -> Iterator[Callable[[Any], Any]]:
-    """What is kept, here and in Box."""
-    for place, prefix in (("here", "keep"), ("in Box", "box-keep")):
-        for rule, text in {
-            "last": f"Keep the newest N snapshots {place}, and delete what no --{prefix} option keeps.",
-            "daily": f"Keep {place} the newest snapshot of each of the last N days that have one.",
-            "weekly": "The same for weeks (Monday to Sunday, UTC).",
-            "monthly": "The same for months.",
-        }.items():
-            name = f"{prefix}-{rule}"
-            variable = f"BACKUP_{name.upper().replace('-', '_')}"
-            yield _option(f"--{name}", variable, text, metavar="N", type=click.IntRange(1, 100_000))
+_ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatable; the variable takes commas."
 
 
-_OPERATIONS_OPTIONS = [
-    *_keep_options(),
-    _option(
-        "--keep-incomplete-days",
-        "BACKUP_KEEP_INCOMPLETE_DAYS",
-        "With a --keep option: delete INCOMPLETE snapshots that are older.",
-        metavar="N",
-        type=click.IntRange(0, 100_000),
-        default=DEFAULT_KEEP_INCOMPLETE_DAYS,
-    ),
-    click.option(
-        "--prune-dry-run", is_flag=True, help="Say why each snapshot would stay or go; delete and back up nothing."
-    ),
-    _option(
-        "--max-shrink",
-        "BACKUP_MAX_SHRINK",
-        "End in 5, and delete nothing, if more of a collection is gone since the last snapshot. 100: never.",
-        metavar="PERCENT",
-        type=click.FloatRange(0, 100),
-        default=DEFAULT_MAX_SHRINK_PERCENT,
-    ),
-    click.option("--status", is_flag=True, help="Show the newest snapshots, here and in Box; ends in 1 without one."),
-    _option(
-        "--max-age",
-        "BACKUP_MAX_AGE",
-        "With --status: 1 if it is older than, say, 26h.",
-        metavar="TIME",
-        type=Duration(),
-    ),
-    _option(
-        "--ping-url",
-        "BACKUP_PING_URL",
-        "Tell this check (healthchecks.io or alike) of start, success and failure.",
-        metavar="URL",
-    ),
-    _option(
-        "--metrics-file",
-        "BACKUP_METRICS_FILE",
-        "Write metrics for Prometheus (node_exporter's textfile collector).",
-        metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
-    ),
-]
-
-
-def operations_options(function: _F) -> _F:
-    """Options of a backup that runs unattended: what is kept, what raises an alarm, who is told."""
-    return _with_options(_OPERATIONS_OPTIONS, function)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(cls=Command, context_settings=CONTEXT)
+@option(WHAT, "--collection NAME", "This collection only. Repeatable.", dest="collections", multiple=True)
+@option(WHAT, "--exclude NAME", "Leave this collection out. Repeatable.", multiple=True)
+@option(WHAT, "--check", "Back up nothing: test credentials, rights, disk, sizes.", is_flag=True)
+@box_option
+@option(WHERE, "--compress/--no-compress", "Whether to gzip the data files.", default=True)
+@option(WHERE, "--encrypt-to RECIPIENT", _ENCRYPT, "BACKUP_ENCRYPT_TO", multiple=True, type=CommaSeparated())
 @connection_options
-@click.option(
-    "--collection",
-    "collections",
-    metavar="NAME",
-    multiple=True,
-    help="Back up this collection only. Repeatable.",
-)
-@click.option("--exclude", metavar="NAME", multiple=True, help="Leave this collection out. Repeatable.")
-@click.option("--compress/--no-compress", default=True, show_default=True, help="Whether data files are gzipped.")
-@_option(
-    "--encrypt-to",
-    "BACKUP_ENCRYPT_TO",
-    "Encrypt data files to an age or SSH public key, or to those in a file. Repeatable; the variable takes commas.",
-    metavar="RECIPIENT",
-    multiple=True,
-    type=CommaSeparated(),
-)
-@click.option("--box/--no-box", "to_box", default=True, show_default=True, help="Whether the snapshot goes to Box.")
-@click.option(
-    "--upload-only", metavar="NAME", help="Put an existing snapshot of --output-dir into Box; read no database."
-)
-@click.option("--check", is_flag=True, help="Test credentials, rights, the disk and its free space.")
-@operations_options
-@click.version_option(TOOL_VERSION)
+@option(BEHAVIOUR, "--max-shrink PERCENT", _SHRINK, "BACKUP_MAX_SHRINK", type=click.FloatRange(0, 100), default=50)
+@option(OUTPUT, "--ping-url URL", _PING, "BACKUP_PING_URL")
+@option(OUTPUT, "--metrics-file FILE", "Write metrics for Prometheus.", "BACKUP_METRICS_FILE", type=FILE)
+@version_option
 def main(
-    collections: tuple[str, ...],
-    exclude: tuple[str, ...],
-    *,
-    compress: bool,
-    to_box: bool,
-    upload_only: str | None,
-    check: bool,
-    **options: Any,
+    collections: tuple[str, ...], exclude: tuple[str, ...], *, compress: bool, to_box: bool, check: bool, **options: Any
 ) -> int:
-    """Back up every collection of one keyspace, vectors and ids included, and put the snapshot into Box.
+    """Back up every collection of one keyspace, vectors and ids included, to a directory and to Box.
 
-    The token comes from ASTRA_DB_APPLICATION_TOKEN or from the file that ASTRA_DB_APPLICATION_TOKEN_FILE names.
-    A file .env in the working directory is read; real variables win.
+    The token comes from ASTRA_DB_APPLICATION_TOKEN, or from the file named by ASTRA_DB_APPLICATION_TOKEN_FILE.
+    `.env` in the working directory is read; environment variables override it. In brackets below: an option's
+    variable, and its default. A duration takes s, m, h or d: 90s, 5m.
 
     \b
     Examples:
-      python astra_backup.py --no-box                    every collection, kept on this machine
-      python astra_backup.py --check                     test everything, leave nothing behind
-      python astra_backup.py --no-box --collection docs  one collection
-      python astra_backup.py --keep-daily 7              and delete what is not among the last 7 days
-      python astra_backup.py --status --max-age 26h      for a monitor: is there a snapshot, is it young?
+      python astra_backup.py --check              test everything, change nothing
+      python astra_backup.py --no-box             keep it on this machine
+      python astra_backup.py --collection docs    back up one collection
+      python astra_backup.py && python snapshots.py prune --keep-daily 7
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    modes = {run_check: check, run_status: options["status"], run_prune_dry_run: options["prune_dry_run"]}
-    chosen = [run for run, is_chosen in modes.items() if is_chosen]
-    if len(chosen) + bool(upload_only) > 1:
-        raise BackupError("Only one of --check, --status, --prune-dry-run, --upload-only.", "Nothing was touched.")
-    if chosen:
-        return chosen[0](options, collections, exclude, to_box=to_box)
+    if check:
+        return run_check(options, collections, exclude, to_box=to_box)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
-    hint = "Set them." if upload_only else "Set them, or give --no-box."
-    with Report(quiet=options["quiet"]) as report:
+    with Report(quiet=is_quiet(options)) as report:
         record.pinger.start()
-        box_config = read_box_config(options, hint) if to_box or upload_only else None
-        if upload_only:
-            result = existing_snapshot(options["output_dir"], upload_only, report)
-        else:
-            output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
-            encryption, target = read_encryption(options["encrypt_to"]), make_target(options)
-            plan = BackupPlan(
-                target, output_dir, collections, exclude, compress, workers, max_shrink, box_config, encryption
-            )
-            result = run_backup(plan, report, stop_event)
+        box_config = read_box_config(options) if to_box else None
+        output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
+        encryption, target = read_encryption(options["encrypt_to"]), make_target(options)
+        plan = BackupPlan(
+            target, output_dir, collections, exclude, compress, workers, max_shrink, box_config, encryption
+        )
+        result = run_backup(plan, report, stop_event)
         record.step("backup", result)
-        result = deliver(result, options, box_config, record, report)
+        if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
+            result = upload_snapshot(result, box_config, report)
+            record.step("upload", result)
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
 
 
-def deliver(
-    result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, record: RunRecord, report: Report
-) -> BackupResult:
-    """Bring a good snapshot to Box and, after a success, delete what no rule keeps."""
-    if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
-        result = upload_snapshot(result, box_config, report)
-        record.step("upload", result)
-    if result.exit_code is Exit.OK:
-        result = _prune_safely(result, options, box_config, report)
-        record.step("prune", result)
-    return result
-
-
-def _prune_safely(
-    result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, report: Report
-) -> BackupResult:
-    """What `prune` does; an error in it is a warning. What was deleted before stays named."""
-    try:
-        pruned = prune(result, options, box_config, report)
-    except Exception as error:  # noqa: BLE001  (the new snapshot stands)
-        report.warn(f"Old snapshots could not be deleted: {describe_error(error)}")
-        return result
-    places = {**result.deleted, **pruned.deleted}
-    names = {place: [*result.deleted.get(place, []), *pruned.deleted.get(place, [])] for place in places}
-    return dataclasses.replace(pruned, deleted=names)
+def is_quiet(options: dict[str, Any]) -> bool:
+    """Whether only warnings and errors are wanted."""
+    return bool(options["verbosity"] == "quiet")
 
 
 class RunRecord:
@@ -5748,144 +5553,6 @@ def directory_size(path: Path) -> int:
     return 0
 
 
-def keep_rules(options: dict[str, Any], prefix: str) -> KeepRules:
-    """The rules that the options `{prefix}_last`, … give."""
-    return KeepRules(*(options[f"{prefix}_{rule}"] for rule in ("last", "daily", "weekly", "monthly")))
-
-
-def prune(result: BackupResult, options: dict[str, Any], box_config: BoxConfig | None, report: Report) -> BackupResult:
-    """Delete the snapshots that no rule keeps, after a success. What cannot be deleted is a warning."""
-    scope, days, now = Scope.of(result.manifest), options["keep_incomplete_days"], utc_now()
-    deleted: dict[str, list[str]] = {}
-    here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
-    local, files = unchecked_local(options["output_dir"], scope), {}
-    box = Box(box_config, stop_event) if in_box.is_on and box_config else None
-    if box:
-        try:
-            files = survey_box(box, scope)
-        except BackupError as error:  # what is in Box may be a reason to keep something here
-            report.warn(f"No old snapshots were deleted, here or in Box: {describe_error(error)}")
-            return dataclasses.replace(result, deleted=deleted)
-    stored = [one for _, one in files.values()]
-    if here.is_on:
-        try:
-            with OutputDir(options["output_dir"]) as output:
-                output.sweep()
-                found = survey_local(output.path, scope, report)
-                elsewhere = stored if box or not box_config else None
-                decisions = plan_retention(found, here, incomplete_days=days, now=now, elsewhere=elsewhere)
-                deleted["here"] = _delete(decisions, lambda name: delete_local(output.path, name), "here", report)
-                _warn_of_damage(found, str(output.path), report)
-        except (BackupError, OSError) as error:
-            report.warn(f"No old snapshots were deleted here: {describe_error(error)}")
-    if box and files:
-        decisions = plan_retention(stored, in_box, incomplete_days=days, now=now, elsewhere=local)
-        deleted["in Box"] = _delete(decisions, lambda name: box.delete(files[name][0]), "in Box", report)
-        _warn_of_damage(stored, "Box", report)
-    return dataclasses.replace(result, deleted=deleted)
-
-
-def _delete(decisions: list[Decision], delete: Callable[[str], None], place: str, report: Report) -> list[str]:
-    """Delete what goes, the oldest first; return the names of what is gone."""
-    deleted = []
-    for decision in reversed(decisions):
-        if decision.stays:
-            continue
-        try:
-            delete(decision.name)
-        except (BackupError, OSError) as error:
-            report.warn(f"{decision.name} could not be deleted {place}: {describe_error(error)}")
-            continue
-        log.info("Deleted %s %s: %s.", decision.name, place, decision.reason)
-        deleted.append(decision.name)
-    return deleted
-
-
-def _warn_of_damage(found: list[Found], place: str, report: Report) -> None:
-    for one in found:
-        if one.is_damaged:
-            report.warn(f"{one.name} in {place} is {one.obstacle}. It stays, and counts as nothing.")
-
-
-def read_scope(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> Scope:
-    """What a backup with these options is of. Raises BackupError when no database is named."""
-    if not options["api_endpoint"]:
-        raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    return Scope.make(options["api_endpoint"], options["keyspace"], collections, exclude)
-
-
-def run_prune_dry_run(
-    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
-) -> int:
-    """Print why each snapshot stays or goes. Changes nothing."""
-    scope, days, now = read_scope(options, collections, exclude), options["keep_incomplete_days"], utc_now()
-    box = Box(read_box_config(options), stop_event) if to_box else None
-    here, in_box = keep_rules(options, "keep"), keep_rules(options, "box_keep")
-    with Report(quiet=options["quiet"]) as report:
-        found = survey_local(options["output_dir"], scope, report)
-        stored = [one for _, one in survey_box(box, scope).values()] if box else []
-    elsewhere = stored if in_box.is_on or not box else None  # the real run looks into Box to prune there only
-    plans = {"here": plan_retention(found, here, incomplete_days=days, now=now, elsewhere=elsewhere)}
-    if box:
-        local = unchecked_local(options["output_dir"], scope)
-        plans["in Box"] = plan_retention(stored, in_box, incomplete_days=days, now=now, elsewhere=local)
-    rows = [(place, decision) for place, decisions in plans.items() for decision in decisions]
-    if options["as_json"]:
-        snapshots = [{"place": place, **dataclasses.asdict(decision)} for place, decision in rows]
-        print_result(json.dumps({"exit_code": 0, "snapshots": snapshots}))
-    for place, decision in [] if options["as_json"] else rows:
-        verb = "stays" if decision.stays else "goes"
-        print_result(f"{place:<7} {verb:<6} {decision.name:<28} {decision.reason}")
-    if not rows:
-        log.warning("There are no snapshots.")
-    return Exit.OK
-
-
-def run_status(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
-    """Print the newest complete snapshot here and in Box. Returns 1 if the one that counts is missing or too old.
-
-    With Box the one in Box counts, without it the one here. Snapshots of other databases and selections are left out.
-    """
-    scope = read_scope(options, collections, exclude) if options["api_endpoint"] else None
-    here = _newest_of(local_manifests(options["output_dir"]), scope)
-    facts = here and (here[0], here[1], directory_size(options["output_dir"] / here[0]))
-    rows = [_status_row("here", facts, options["max_age"])]
-    if to_box:
-        in_box = _newest_of(box_manifests(Box(read_box_config(options), stop_event)), scope)
-        facts = in_box and (in_box[0].stem, in_box[1], in_box[0].size_bytes)
-        rows.append(_status_row("in Box", facts, options["max_age"]))
-    code = Exit.OK if rows[-1]["ok"] else Exit.FAILED
-    if options["as_json"]:
-        print_result(json.dumps({"ok": code is Exit.OK, "exit_code": int(code), "newest": rows}))
-    for row in [] if options["as_json"] else rows:
-        print_result(_status_line(row))
-    return code
-
-
-def _status_row(place: str, newest: tuple[str, Manifest, int] | None, max_age: timedelta | None) -> dict[str, Any]:
-    """The newest in a place: its name, manifest and size in bytes.
-
-    `ok`: there is one, and it is not older than `max_age` (None: of any age).
-    """
-    if newest is None:
-        return {"place": place, "name": None, "ok": False, "age_seconds": None}
-    name, manifest, size_bytes = newest
-    age = utc_now() - snapshot_moment(name)
-    row = {"place": place, "name": name, "ok": max_age is None or age <= max_age}
-    facts = {"documents": manifest.totals.documents, "size_bytes": size_bytes}
-    return {**row, "age_seconds": int(age.total_seconds()), **facts, "warnings": list(manifest.warnings or [])}
-
-
-def _status_line(row: dict[str, Any]) -> str:
-    mark = "✓" if row["ok"] else "✗"
-    if row["name"] is None:
-        return f"{mark} {row['place']:<7} no complete snapshot"
-    minutes = row["age_seconds"] // 60
-    age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
-    text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
-    return "; ".join([f"{mark} {row['place']:<7} {row['name']}: {text}", *row["warnings"]])
-
-
 BOX_VARIABLES = (
     "BOX_CLIENT_ID",
     "BOX_ENTERPRISE_ID",
@@ -5932,22 +5599,6 @@ def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no
     )
 
 
-def existing_snapshot(output_dir: Path, name: str, report: Report) -> BackupResult:
-    """A complete snapshot that is there already. Raises BackupError for any other."""
-    directory = output_dir / name
-    if Path(name).name != name or not _is_complete_name(directory.name) or not directory.is_dir():
-        raise BackupError(
-            f"There is no complete snapshot {name} in {output_dir}.", "restore.py --list shows what is there."
-        )
-    try:
-        manifest = read_manifest(directory)
-    except (OSError, FormatError) as error:
-        raise BackupError(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
-    code = Exit.SHRUNK if manifest.shrunk_from else Exit.OK
-    report.warnings += manifest.warnings or []
-    return BackupResult(code, directory, manifest, report.warnings)
-
-
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
     """Bring a complete snapshot to Box. A failure is exit 3: the local copy stays, and the message says what to do."""
     directory = result.snapshot_dir
@@ -5964,7 +5615,7 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
         log.debug("%s", traceback.format_exc())
         where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
-        log.error("%s stays. To upload it: astra_backup.py --upload-only %s%s", directory, directory.name, where)  # noqa: TRY400
+        log.error("%s stays. To upload it: snapshots.py upload %s%s", directory, directory.name, where)  # noqa: TRY400
         failure = {"error": redactor.redact(describe_error(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)
@@ -5995,11 +5646,12 @@ class Check:
 def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
     rows = [*_check_database(options, collections, exclude), _check_encryption(options["encrypt_to"])]
-    rows += _check_output_dir(options, collections, exclude, to_box=to_box)
+    last = _last_size(options, collections, exclude, to_box=to_box)
+    rows += _check_output_dir(options["output_dir"], last)
     if options["metrics_file"]:
         rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
     if to_box:
-        rows += _check_box(options)
+        rows += _check_box(options, last)
     is_ok = all(row.ok for row in rows)
     if options["as_json"]:
         checks = [
@@ -6054,7 +5706,7 @@ def _check_encryption(values: Sequence[str]) -> Check:
     return Check("encryption", True, f"to {', '.join(map(short_key, encryption.names))}")
 
 
-def _check_box(options: dict[str, Any]) -> list[Check]:
+def _check_box(options: dict[str, Any], last: tuple[str, int] | None) -> list[Check]:
     """Token, who we are, the folder, the right to upload; what comes after a failure is not tried."""
     rows: list[Check] = []
     try:
@@ -6066,9 +5718,18 @@ def _check_box(options: dict[str, Any]) -> list[Check]:
         may_upload = bool(folder.permissions and folder.permissions.can_upload)
         hint = f"Make {account.login} an Editor of the folder."
         rows.append(Check("Box upload", may_upload, "allowed" if may_upload else "not allowed", hint))
+        rows += _check_box_size(last, account.max_upload_size)
     except BackupError as error:
         rows.append(Check.failed("Box folder" if rows else "Box account", error))
     return rows
+
+
+def _check_box_size(last: tuple[str, int] | None, limit_bytes: int) -> list[Check]:
+    """Whether Box's largest file has room for a snapshot like the last one."""
+    if last is None or last[1] <= limit_bytes:
+        return []
+    detail = f"at most {size_text(limit_bytes)}, the last snapshot ({last[0]}) has {size_text(last[1])}"
+    return [Check("Box file size", False, detail, BOX_HINTS["file_size_limit_exceeded"])]
 
 
 def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[Check]:
@@ -6096,11 +5757,8 @@ def _check_keyspaces(api: DataApi) -> list[Check]:
     return []
 
 
-def _check_output_dir(
-    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
-) -> list[Check]:
+def _check_output_dir(path: Path, last: tuple[str, int] | None) -> list[Check]:
     """What the file system can do, and whether there is room for a snapshot as large as the last one."""
-    path: Path = options["output_dir"]
     row = _check_directory("output directory", path, "--output-dir (BACKUP_OUTPUT_DIR)")
     if not row.ok:
         return [row]
@@ -6110,7 +5768,7 @@ def _check_output_dir(
     except BackupError as error:
         return [Check.failed(row.name, error)]
     free_bytes = shutil.disk_usage(existing).free
-    if (last := _last_size(options, collections, exclude, to_box=to_box)) and last[1] > free_bytes:
+    if last and last[1] > free_bytes:
         detail = f"{path}: {size_text(free_bytes)} free, the last snapshot ({last[0]}) took {size_text(last[1])}"
         row = Check(row.name, False, detail, "Free some space, or choose another --output-dir (BACKUP_OUTPUT_DIR).")
     return [row, *(Check("file system", True, weakness, is_warning=True) for weakness in weaknesses)]
@@ -6121,7 +5779,8 @@ def _last_size(
 ) -> tuple[str, int] | None:
     """Name of the last snapshot, and the bytes that what is asked for had in it; None if there is none."""
     try:
-        scope = read_scope(options, collections, exclude)
+        target = make_target(options)
+        scope = Scope.make(target.api_endpoint, target.keyspace, collections, exclude)
         box_config = read_box_config(options) if to_box else None
     except BackupError:  # another row says so
         return None
@@ -6242,6 +5901,24 @@ def _exit_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
+early: dict[str, Any] = {}
+"""What `read_early` found on the command line: how a mistake in it is told."""
+
+
+def read_early(command: click.Command, arguments: list[str]) -> dict[str, Any]:
+    """What the command's own parser makes of a command line, unknown options and mistakes passed over, by name.
+
+    The form of an error has to be known before there can be one: in the other options, in `.env`, in a value.
+    """
+    if isinstance(command, click.Group):
+        name = arguments[0] if arguments and arguments[0] in command.commands else next(iter(command.commands))
+        return read_early(command.commands[name], [each for each in arguments if each != name])
+    settings = {**command.context_settings, "resilient_parsing": True, "ignore_unknown_options": True}
+    context = click.Context(command, **settings)
+    found, _, _ = command.make_parser(context).parse_args([*arguments])
+    return dict(found)
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and end the process: the one place where errors become exit codes."""
     _open_standard_streams()
@@ -6249,9 +5926,10 @@ def run_command(command: click.Command) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):  # in a core there would be secrets, keys and documents
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     hide_secrets()
+    early.update(read_early(command, sys.argv[1:]))
     start_logging(
-        verbose={"-v", "--verbose"} & set(sys.argv) != set(),
-        quiet={"-q", "--quiet"} & set(sys.argv) != set(),
+        verbose=early.get("verbosity") == "verbose",
+        quiet=early.get("verbosity") == "quiet",
         as_json=_is_json_wanted(),
     )
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, and have nothing to do here
@@ -6308,13 +5986,8 @@ def read_dotenv() -> None:
 
 
 def _is_json_wanted() -> bool:
-    """--log-format, looked up before the options are read: what is wrong with those is logged too."""
-    wanted = os.environ.get("BACKUP_LOG_FORMAT", "")
-    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if argument == "--log-format":
-            wanted = following
-        wanted = argument.removeprefix("--log-format=") if argument.startswith("--log-format=") else wanted
-    return wanted == "json"
+    """Whether the log is JSON, by the options or else by the environment."""
+    return bool(early.get("log_format", os.environ.get("BACKUP_LOG_FORMAT")) == "json")
 
 
 def _open_standard_streams() -> None:
@@ -6378,7 +6051,7 @@ def _show_error(message: str, hint: str, code: int) -> int:
     if log.isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
-    if "--json" in sys.argv:
+    if early.get("as_json"):
         message, hint = (safe_text(redactor.redact_error(text)) for text in (message, hint))  # before JSON escapes it
         print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
     return int(code)

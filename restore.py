@@ -44,13 +44,14 @@ import msgspec
 from astra_backup import (
     AGE_SUFFIX,
     CHECKSUMS_NAME,
+    CONTEXT,
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     MAX_AGE_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
+    RARE,
     READ_BYTES,
     READ_COMMANDS,
-    TOOL_VERSION,
     UNEXPECTED_ATTEMPTS,
     ApiError,
     BackupError,
@@ -58,6 +59,7 @@ from astra_backup import (
     BoxFile,
     CollectionInfo,
     CollectionRecord,
+    Command,
     DataApi,
     DataStats,
     Document,
@@ -87,15 +89,22 @@ from astra_backup import (
     escape_controls,
     in_clear,
     in_groups,
+    is_quiet,
     iter_decoded,
     iter_documents,
     key_of,
     list_collections,
+    list_here,
+    list_in_box,
+    local_snapshots,
     log,
     make_target,
+    option,
     parse_snapshot_name,
+    place_text,
     plain_number,
     plural,
+    print_list,
     print_result,
     read_box_config,
     read_definition,
@@ -110,6 +119,7 @@ from astra_backup import (
     size_text,
     stop_event,
     until_whole,
+    version_option,
 )
 
 _S = TypeVar("_S")
@@ -133,7 +143,6 @@ CREATIONS_AT_ONCE = 4
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
 DROP_BUDGET_S = 30.0
 CLEANING_S = 5.0  # what dropping scratch collections may take once a signal wants the end
-MANIFESTS_AT_ONCE = 8  # beginnings of zips that are read from Box at once
 VISIBLE_WITHIN_S = 30.0  # how long a new collection may take to be listed
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others take as much memory as the zip says
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
@@ -155,6 +164,7 @@ class RestoreExit(ExitCode):
         "the target is refused (not empty, other definition, a choice missing): nothing was written",
     )
     DIFFERENT = 5, "restored, but the comparison found a difference"
+    HUNG_UP = 129, "stopped by SIGHUP (the terminal is gone)"
     INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
     TERMINATED = 143, "stopped by SIGTERM"
 
@@ -390,29 +400,13 @@ def local_candidates(output_dir: Path) -> Iterator[Candidate[Path]]:
 
 def box_candidates(box: Box, files: list[BoxFile]) -> Iterator[Candidate[BoxFile]]:
     """What could be the latest in Box, newest first, by the beginnings of the zips."""
-    for file, manifest in box_manifests(box, files):
-        if isinstance(manifest, FormatError):
-            yield Candidate(file.stem, file, None, f"{file.name} in Box: {manifest}.")
-        elif not manifest.is_complete:
+    for file, one in zip(files, list_in_box(box, files), strict=True):
+        if one.manifest is None:
+            yield Candidate(file.stem, file, None, f"{file.name} in Box: {one.error}.")
+        elif not one.manifest.is_complete:
             yield Candidate(file.stem, file, None, f"{file.name} in Box: {MANIFEST_NAME} says that it is incomplete.")
         else:
-            yield Candidate(file.stem, file, manifest)
-
-
-def box_manifests(box: Box, files: list[BoxFile]) -> Iterator[tuple[BoxFile, Manifest | FormatError]]:
-    """Each file with its manifest, or why it has none; several are read at once. Raises BoxError."""
-
-    def read_or_fail(file: BoxFile) -> Manifest | FormatError:
-        try:
-            return decode_manifest(read_manifest_text(box, file))
-        except FormatError as error:
-            return error
-
-    pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
-    try:
-        yield from zip(files, pool.map(read_or_fail, files), strict=True)
-    finally:  # who asked may have seen enough
-        pool.shutdown(wait=False, cancel_futures=True)
+            yield Candidate(file.stem, file, one.manifest)
 
 
 @dataclass
@@ -519,22 +513,6 @@ def may_be_of(manifest: Manifest, sources: Iterable[str]) -> bool:
 def source_text(manifest: Manifest) -> str:
     """What a snapshot is of, in words."""
     return place_text(manifest.source.keyspace, manifest.source.api_endpoint)
-
-
-def place_text(keyspace: str, api_endpoint: str) -> str:
-    """A keyspace of a database, in words."""
-    return f"keyspace {keyspace or '(unknown)'} at {api_endpoint or '(unknown)'}"
-
-
-def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
-    """(path, (timestamp, is_incomplete)) of what has a snapshot's name, newest first by the name."""
-    found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in output_dir.iterdir():
-            parsed = parse_snapshot_name(path.name.removesuffix(".zip") if path.is_file() else path.name)
-            if parsed and (path.is_file() or path.is_dir()):
-                found.append((path, parsed))
-    return sorted(found, key=lambda item: (item[1][0], item[0].is_dir()), reverse=True)
 
 
 @dataclass
@@ -2456,62 +2434,44 @@ def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 # ======================================================================================================================
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SNAPSHOT, _MODE, _TARGET = "Which snapshot", "What to do instead", "What to restore"
+_FILE = click.Path(path_type=Path)
+_IDENTITY = "Decrypt with this age identity or SSH private key. Repeatable."
+_SOURCE = "`latest` and --list: only of this keyspace or database. Given twice, both must match."
+_BOTH = "Documents with $vector and $vectorize: fail, keep-vectors or recompute."
+_EXISTING = "Collections that hold documents: fail, skip, overwrite or drop."
+_EXISTING_CHOICES = click.Choice([choice.value for choice in OnExisting])
+_BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("snapshot", default="latest")
-@click.option("--from-box", is_flag=True, help="The snapshot is in the Box folder.")
-@click.option("--keep-download", is_flag=True, help="With --from-box: keep the zip in --output-dir.")
-@click.option("--list", "show_list", is_flag=True, help="Show the snapshots there are, newest first.")
-@click.option(
-    "--source",
-    "sources",
-    metavar="KEYSPACE|ENDPOINT",
-    multiple=True,
-    help="With `latest` or --list: snapshots of this keyspace or database only. Given twice, both must match.",
-)
-@click.option("--verify-only", is_flag=True, help="Check the snapshot and stop; needs no credentials.")
-@click.option("--show", metavar="ID", help="Print a document of the snapshot and stop; needs no credentials.")
-@click.option("--dry-run", is_flag=True, help="Everything but writing; prints the plan.")
-@click.option("--compare", "compare_only", is_flag=True, help="Compare the target with the snapshot; writes nothing.")
-@click.option(
-    "--differences", metavar="FILE", type=click.Path(path_type=Path), help="Write a line for each difference."
-)
-@click.option("--drill", is_flag=True, help="Restore into scratch collections, compare, drop them; tells the times.")
-@click.option("--collection", "collections", metavar="NAME", multiple=True, help="This collection only. Repeatable.")
-@click.option("--rename", "renames", metavar="OLD=NEW", multiple=True, help="Restore under another name. Repeatable.")
-@click.option(
-    "--on-existing",
-    type=click.Choice([choice.value for choice in OnExisting]),
-    default="fail",
-    show_default=True,
-    help="What to do about a collection that already holds documents.",
-)
-@click.option(
-    "--vectorize",
-    type=click.Choice([choice.value for choice in Vectorize]),
-    default="fail",
-    show_default=True,
-    help="What to send of documents with both $vector and $vectorize.",
-)
-@click.option("--vectorize-text-field", metavar="NAME", help="With keep-vectors: the field that takes the text.")
-@click.option("--without-vectorize-service", is_flag=True, help="Create collections without embedding services.")
-@click.option("--without-lexical", is_flag=True, help="Create collections without lexical search.")
-@click.option("--without-rerank", is_flag=True, help="Create collections without rerankers.")
-@click.option("--force-incomplete", is_flag=True, help="Use an INCOMPLETE snapshot's good collections.")
-@click.option(
-    "--identity",
-    envvar="BACKUP_IDENTITY_FILE",
-    show_envvar=True,
-    metavar="FILE",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Decrypt with this age identity file or SSH private key. Repeatable.",
-)
-@click.option("--resume", is_flag=True, help="Go on with a restore that broke off.")
-@click.option("--journal", metavar="FILE", type=click.Path(path_type=Path), help="Where to note what is done.")
-@click.option("--rejects", metavar="FILE", type=click.Path(path_type=Path), help="Where refused documents go.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@option(_SNAPSHOT, "--from-box", "It is in the Box folder.", is_flag=True)
+@option(_SNAPSHOT, "--source KEYSPACE|URL", _SOURCE, dest="sources", multiple=True)
+@option(_SNAPSHOT, "--force-incomplete", "Use an INCOMPLETE snapshot's good collections.", is_flag=True)
+@option(_SNAPSHOT, "--identity FILE", _IDENTITY, "BACKUP_IDENTITY_FILE", multiple=True, type=_FILE)
+@option(_SNAPSHOT, "--keep-download", "With --from-box: keep the zip in --output-dir.", is_flag=True)
+@option(_MODE, "--list", "List the snapshots there are, newest first.", dest="show_list", is_flag=True)
+@option(_MODE, "--verify-only", "Check the snapshot; needs no credentials.", is_flag=True)
+@option(_MODE, "--dry-run", "Do everything but write; print the plan.", is_flag=True)
+@option(_MODE, "--compare", "Compare the target with the snapshot.", dest="compare_only", is_flag=True)
+@option(_MODE, "--drill", "Restore into scratch collections, compare, drop them.", is_flag=True)
+@option(_MODE, "--show ID", "Print a document of the snapshot.")
+@option(_TARGET, "--collection NAME", "This collection only. Repeatable.", dest="collections", multiple=True)
+@option(_TARGET, "--rename OLD=NEW", "Restore under another name. Repeatable.", dest="renames", multiple=True)
+@option(_TARGET, "--on-existing HOW", _EXISTING, type=_EXISTING_CHOICES, default="fail")
+@option(_TARGET, "--vectorize HOW", _BOTH, type=_BOTH_CHOICES, default="fail")
+@option(_TARGET, "-y, --yes", "Do not ask for confirmation.", is_flag=True)
+@option(_TARGET, "--resume", "Continue a restore that was interrupted.", is_flag=True)
 @connection_options
-@click.version_option(TOOL_VERSION)
+@option(RARE, "--vectorize-text-field NAME", "With keep-vectors: the field that takes the text.")
+@option(RARE, "--without-vectorize-service", "Create collections without embedding services.", is_flag=True)
+@option(RARE, "--without-lexical", "Create collections without lexical search.", is_flag=True)
+@option(RARE, "--without-rerank", "Create collections without rerankers.", is_flag=True)
+@option(RARE, "--differences FILE", "Write a line for each difference.", type=_FILE)
+@option(RARE, "--rejects FILE", "Where to write refused documents.", type=_FILE)
+@option(RARE, "--journal FILE", "Where to note what is done.", type=_FILE)
+@version_option
 def main(snapshot: str, **options: Any) -> int:
     """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
@@ -2520,11 +2480,11 @@ def main(snapshot: str, **options: Any) -> int:
 
     \b
     Examples:
-      python restore.py --list                         what there is
-      python restore.py --verify-only                  is the latest whole?
-      python restore.py --dry-run --keyspace scratch   what would happen
-      python restore.py 20260616_085246                restore that one
-      python restore.py --from-box --drill --keyspace scratch   prove that a restore works
+      python restore.py --list                          what there is
+      python restore.py --verify-only                   is the latest whole?
+      python restore.py --dry-run --keyspace scratch    what would happen
+      python restore.py 20260616_085246                 restore that one
+      python restore.py --from-box --drill              prove that a restore works
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     choices = read_choices(options)
     if options["sources"] and not options["show_list"] and snapshot != "latest":
@@ -2536,7 +2496,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     """Fetch and verify a snapshot, and do with it what was chosen. Returns the exit code."""
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
-    with Report(quiet=options["quiet"]) as report:
+    with Report(quiet=is_quiet(options)) as report:
         # What is wrong with the endpoint or a key is told before a download and a verification that may take hours.
         key_files = read_identity_files(options["identity"])
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
@@ -2931,72 +2891,21 @@ def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report)
     raise BackupError(f"There is {what} in the Box folder.", "restore.py --from-box --list shows what is there.")
 
 
-def list_box(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each snapshot in Box, newest first; the beginning of each zip has its manifest."""
-    box = Box(read_box_config(options, BOX_HINT), stop_event)
-    rows = []
-    for file, manifest in box_manifests(box, box.snapshots()):
-        row = _list_row(file.stem) | {"size_bytes": file.size_bytes}
-        if isinstance(manifest, FormatError):
-            rows.append(row)
-        elif may_be_of(manifest, options["sources"]):
-            rows.append(row | _manifest_row(manifest))
-    return rows
-
-
 def list_snapshots(options: dict[str, Any]) -> int:
     """Print the snapshots there are, newest first. Raises BackupError if the directory is not there."""
-    place = "Box" if options["from_box"] else options["output_dir"]
-    rows = list_box(options) if options["from_box"] else list_local(options["output_dir"], options["sources"])
-    if options["as_json"]:
-        print_result(json.dumps(rows))
-    for row in [] if options["as_json"] else rows:
-        size = size_text(row["size_bytes"])
-        source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
-        mark = ", some collections only" if row["is_selection"] else ""
-        print_result(
-            f"{row['name']:<28} {row['status']:<11} {row['documents']:>12,} documents {size:>10}{source}{mark}"
-        )
-    if not rows:
-        log.warning("There are no snapshots in %s.", place)
-    return RestoreExit.OK
+    if options["from_box"]:
+        found = list(list_in_box(Box(read_box_config(options, BOX_HINT), stop_event)))
+    else:
+        found = list_here(options["output_dir"], read_any)
+    sources = options["sources"]
+    wanted = [one for one in found if one.manifest is None or may_be_of(one.manifest, sources)]
+    return print_list(wanted, as_json=options["as_json"])
 
 
-def list_local(output_dir: Path, sources: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row for each snapshot in a directory, newest first."""
-    if not output_dir.is_dir():
-        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
-    rows = []
-    for path, (_, incomplete) in local_snapshots(output_dir):
-        row = _list_row(path.name)
-        with contextlib.suppress(SnapshotRefused, OSError):
-            snapshot = open_snapshot(path)
-            manifest = read_manifest(snapshot)
-            if not may_be_of(manifest, sources):
-                continue
-            row |= _manifest_row(manifest) | {"size_bytes": sum(snapshot.sizes.values())}
-        if incomplete and row["status"] == "complete":
-            row["status"] = "incomplete"
-        rows.append(row)
-    return rows
-
-
-def _list_row(name: str) -> dict[str, Any]:
-    """A row of the list for a snapshot of which nothing is known yet."""
-    row: dict[str, Any] = {"name": name, "created_at_utc": "", "documents": 0, "size_bytes": 0}
-    return row | {"status": "unreadable", "is_selection": False, "api_endpoint": "", "keyspace": ""}
-
-
-def _manifest_row(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest has to say in the list."""
-    return {
-        "created_at_utc": manifest.created_at_utc,
-        "documents": sum(record.document_count for record in manifest.collections),
-        "status": "complete" if manifest.is_complete else "incomplete",
-        "is_selection": manifest.selection is not msgspec.UNSET,
-        "api_endpoint": manifest.source.api_endpoint,
-        "keyspace": manifest.source.keyspace,
-    }
+def read_any(path: Path) -> tuple[Manifest, int]:
+    """The manifest and the size of a snapshot, also of a zip that another tool made. Raises SnapshotRefused."""
+    snapshot = open_snapshot(path)
+    return read_manifest(snapshot), sum(snapshot.sizes.values())
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> int:

@@ -103,7 +103,7 @@ def restored(cwd: Path, wait_ms: int, at_once: int, count: int) -> Row:
 
 
 def upload(size: Size) -> list[Row]:
-    """`--upload-only` of a snapshot that is not compressed against one plain stream of `requests` of its data file."""
+    """`snapshots.py upload` of a snapshot that is not compressed against one plain stream of its data file."""
     count = max(size(12_000), 1_500)  # Box takes less than 20 MB in another way
     with tempfile.TemporaryDirectory() as name, trial([Collection("docs", "binary", 1536, count)]) as there:
         for each in ("one", "docs"):
@@ -120,7 +120,7 @@ def uploads(cwd: Path, wait_ms: int, size: Size) -> list[Row]:
     def ours(each: str) -> Usage:
         snapshot = next((cwd / each).glob("2*")).name
         with server("box", "--latency-ms", str(wait_ms)) as box:
-            command = script("astra_backup.py", "-q", "--upload-only", snapshot, "--output-dir", str(cwd / each))
+            command = script("snapshots.py", "upload", "-q", snapshot, "--output-dir", str(cwd / each))
             return run(command, cwd, box_variables(box.url))
 
     def plain() -> Usage:
@@ -133,7 +133,7 @@ def uploads(cwd: Path, wait_ms: int, size: Size) -> list[Row]:
     rows = []
     for title, usages, seconds in (
         ("requests, part after part", found["plain"], plain_s),
-        ("astra_backup.py --upload-only", found["ours"], ours_s),
+        ("snapshots.py upload", found["ours"], ours_s),
     ):
         rss_mb = max(usage.peak_rss_mib for usage in usages) * 2**20 / 1e6
         figures = {"mb_s": mb / max(seconds, 0.001), "cpu_s": middle(usages, of="cpu_s"), "rss_mb": rss_mb}

@@ -85,7 +85,7 @@ def print_sizes() -> None:
     checks = [row for row in found["verify"] if row["command"] == "restore.py --verify-only"]
     kept = {row["form"]: row for row in checks}
     loose = kept["not compressed"]["mb"] * 1e6 / kept["not compressed"]["documents"]
-    sent = [row for row in found["upload"] if "upload-only" in row["way"]]
+    sent = [row for row in found["upload"] if "upload" in row["way"]]
     rows = [
         ["disk, GB", *(rounded(count * packed / 1e9) for count in COUNTS)],
         ["disk with `--no-compress`, GB", *(rounded(count * loose / 1e9) for count in COUNTS)],

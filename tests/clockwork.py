@@ -1,10 +1,10 @@
-"""Runs astra_backup.py at another time of the calendar, without waiting for it and without starting Python each time.
+"""Runs a script at another time of the calendar, without waiting for it and without starting Python each time.
 
     python -m tests.clockwork
 
-imports what the script imports, then forks for each job that it reads from stdin, one JSON object a line: `argv`,
-`cwd`, `env`, `moment` (the clock's time when the job starts; it goes on from there), `out` and `err` (files). The child
-is the script's own `main` in a process of its own; the answer is its exit code. Only the clock is not real.
+imports what the scripts import, then forks for each job that it reads from stdin, one JSON object a line: `script`,
+`argv`, `cwd`, `env`, `moment` (the clock's time when the job starts; it goes on from there), `out` and `err` (files).
+The child is the script's own `main` in a process of its own; the answer is its exit code. Only the clock is not real.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import astra_backup
+import snapshots
+from tests.conftest import Cli, Result, assert_no_secret
+from tests.support import PING_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"astra_backup.py": astra_backup, "snapshots.py": snapshots}
 HEAVY = ("astrapy", "box_sdk_gen", "dotenv", "httpx", "isal.igzip_threaded", "numpy", "orjson", "tenacity")
 
 
@@ -37,9 +41,10 @@ def run_job(job: dict[str, Any]) -> NoReturn:
     ):
         os.dup2(os.open(name, flags, 0o600), descriptor)
     gap = datetime.fromisoformat(job["moment"]) - datetime.now(UTC)
-    astra_backup.utc_now = lambda: datetime.now(UTC) + gap
-    sys.argv = ["astra_backup.py", *job["argv"]]
-    astra_backup.run_command(astra_backup.main)
+    for module in (astra_backup, snapshots):
+        module.utc_now = lambda: datetime.now(UTC) + gap
+    sys.argv = [job["script"], *job["argv"]]
+    astra_backup.run_command(SCRIPTS[job["script"]].main)
 
 
 def serve() -> None:
@@ -65,16 +70,41 @@ class Clockwork:
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=30)
 
-    def run(self, argv: Sequence[str], *, moment: datetime, cwd: Path, env: Mapping[str, str]) -> tuple[int, str, str]:
+    def run(
+        self, script: str, argv: Sequence[str], *, moment: datetime, cwd: Path, env: Mapping[str, str]
+    ) -> tuple[int, str, str]:
         """Run to the end: exit code, stdout, stderr."""
         assert self._process.stdin
         assert self._process.stdout
         files = {"out": cwd / ".clockwork-out", "err": cwd / ".clockwork-err"}
-        job = {"argv": argv, "moment": moment.isoformat(), "cwd": str(cwd), "env": dict(env)}
+        job = {"script": script, "argv": argv, "moment": moment.isoformat(), "cwd": str(cwd), "env": dict(env)}
         self._process.stdin.write(json.dumps(job | {name: str(path) for name, path in files.items()}) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         return code, files["out"].read_text(), files["err"].read_text()
+
+
+RUNNING: list[Clockwork] = []
+"""The one of the module that is tested; the fixture `clockwork` starts it."""
+
+
+def run_at(cli: Cli, moment: datetime, *arguments: object, script: str = "astra_backup.py", **environ: str) -> Result:
+    """A script under a clock that is at `moment` when it starts, and goes on from there."""
+    env = cli.environ | environ
+    code, out, err = RUNNING[0].run(script, [*map(str, arguments)], moment=moment, cwd=cli.directory, env=env)
+    assert_no_secret(out + err)
+    assert PING_KEY not in out + err
+    return Result(code, out, err)
+
+
+def look_at(cli: Cli, moment: datetime, command: str, *arguments: object, **environ: str) -> Result:
+    """A command of snapshots.py under such a clock."""
+    return run_at(cli, moment, command, *arguments, script="snapshots.py", **environ)
+
+
+def names(cli: Cli) -> list[str]:
+    """The snapshots here."""
+    return [path.name for path in cli.snapshots()]
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Result:
 
 
 class Cli:
-    """Runs the two scripts as a user would: another process, a directory of its own, a clean environment."""
+    """Runs the scripts as a user would: another process, a directory of its own, a clean environment."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -167,6 +167,10 @@ class Cli:
         """astra_backup.py against an emulator, without Box."""
         return self.run("astra_backup.py", "--no-box", "--api-endpoint", emulator.url, *arguments, **environ)
 
+    def stored(self, command: str, *arguments: object, **environ: str) -> Result:
+        """A command of snapshots.py."""
+        return self.run("snapshots.py", command, *arguments, **environ)
+
     def restore(self, emulator: DataApiEmulator, *arguments: object, **environ: str) -> Result:
         """restore.py into an emulator."""
         return self.run("restore.py", "--api-endpoint", emulator.url, *arguments, **environ)
@@ -175,7 +179,7 @@ class Cli:
 WARM = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-import astra_backup, restore
+import astra_backup, restore, snapshots
 import astrapy, httpx, numpy, rich.console, rich.progress, tenacity
 for line in sys.stdin:
     directory, environ, sys.argv, outputs = json.loads(line)
@@ -187,7 +191,7 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in enumerate(outputs, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        module = {"restore.py": restore, "astra_backup.py": astra_backup}[sys.argv[0]]
+        module = {"restore.py": restore, "astra_backup.py": astra_backup, "snapshots.py": snapshots}[sys.argv[0]]
         astra_backup.run_command(module.main)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -255,6 +259,17 @@ def assert_no_secret_in(directory: Path) -> None:
         if path.is_file() and path.stat().st_size < 50_000_000:
             content = path.read_bytes()
             assert not any(form.encode() in content for form in secret_forms()), f"a secret leaked into {path}"
+
+
+@pytest.fixture(scope="module")
+def clockwork() -> Iterator[None]:
+    """One process for all of a module's runs under another clock: `tests.clockwork.run_at`."""
+    from tests.clockwork import RUNNING, Clockwork
+
+    with Clockwork() as running:
+        RUNNING.append(running)
+        yield
+    RUNNING.clear()
 
 
 @pytest.fixture

@@ -11,15 +11,25 @@ import click
 
 import astra_backup
 import restore
+import snapshots
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS: dict[str, click.Command] = {"astra_backup.py": astra_backup.main, "restore.py": restore.main}
-EXITS: dict[str, type[IntEnum]] = {"astra_backup.py": astra_backup.Exit, "restore.py": restore.RestoreExit}
+SCRIPTS = ("astra_backup.py", "restore.py", "snapshots.py")
+COMMANDS: dict[str, click.Command] = {
+    "astra_backup.py": astra_backup.main,
+    "restore.py": restore.main,
+    **{f"snapshots.py {name}": command for name, command in snapshots.main.commands.items()},
+}
+EXITS: dict[str, type[IntEnum]] = {
+    "astra_backup.py": astra_backup.Exit,
+    "restore.py": restore.RestoreExit,
+    "snapshots.py": snapshots.SnapshotsExit,
+}
 HELP_WIDTH = 80
 GROUPS = ("ASTR", "BACK", "BOX_")  # how variables begin, in the order of the table
 
 NO_OPTION = {
-    "ASTRA_DB_APPLICATION_TOKEN": "The token. Required, but for `--list`, `--verify-only` and `--upload-only`.",
+    "ASTRA_DB_APPLICATION_TOKEN": "The token. Required for a backup and a restore.",
     "ASTRA_DB_APPLICATION_TOKEN_FILE": "A file that holds the token, instead.",
     "BACKUP_PING_URL_FILE": "A file that holds the URL, instead.",
     "BOX_CLIENT_ID": "The Box application's client id; needed with Box.",
@@ -69,13 +79,16 @@ def print_exit_codes(script: str) -> None:
 
 
 def print_variables() -> None:
-    """Print every environment variable: those of the options of both scripts, and those that no option sets."""
+    """Print every environment variable: those of the options of all scripts, and those that no option sets."""
     rows: list[tuple[str, ...]] = []
-    options = {option.name: option for command in COMMANDS.values() for option in command.params}
-    for option in options.values():
-        if isinstance(option, click.Option) and isinstance(option.envvar, str):
-            default = "" if option.default in (None, ()) or not option.show_default else f"`{option.default}`"
-            rows.append((f"`{option.envvar}`", f"`{option.opts[0]}`", option.help or "", default))
+    options: dict[str | None, click.Parameter] = {}
+    for command in COMMANDS.values():
+        for option in command.params:
+            options.setdefault(option.name, option)
+    for each in options.values():
+        if isinstance(each, click.Option) and isinstance(each.envvar, str):
+            default = "" if each.default in (None, ()) or not each.show_default else f"`{each.default}`"
+            rows.append((f"`{each.envvar}`", f"`{each.opts[0]}`", each.help or "", default))
     rows += [(f"`{variable}`", "", meaning, "") for variable, meaning in NO_OPTION.items()]
     _print_table(("variable", "option", "meaning", "default"), sorted(rows, key=lambda row: GROUPS.index(row[0][1:5])))
 

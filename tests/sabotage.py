@@ -288,8 +288,9 @@ def fork_for_each_job() -> None:
 
     import astra_backup
     import restore
+    import snapshots
 
-    modules = {"astra_backup.py": astra_backup, "restore.py": restore}
+    modules = {"astra_backup.py": astra_backup, "restore.py": restore, "snapshots.py": snapshots}
     for line in sys.stdin:
         job = json.loads(line)
         if (child := os.fork()) == 0:

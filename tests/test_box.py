@@ -267,8 +267,7 @@ class Kept:
     def upload(self, cli: Cli, where: str, *arguments: object, **environ: str) -> Result:
         """Upload one of them; it is untouched afterwards."""
         before = self.state()
-        command = ("--upload-only", self.NAMES[where], "--output-dir", self.directory, *arguments)
-        result = cli.run("astra_backup.py", *command, **environ)
+        result = cli.stored("upload", self.NAMES[where], "--output-dir", self.directory, *arguments, **environ)
         assert self.state() == before, "the local snapshots are not what they were"
         return result
 
@@ -293,7 +292,7 @@ def pad(snapshot: Path, size: int) -> None:
 WARM = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-import astra_backup, restore
+import astra_backup, restore, snapshots
 import astrapy, box_sdk_gen, dotenv, httpx, isal.isal_zlib, requests, rich.progress, tenacity
 for line in sys.stdin:
     job = json.loads(line)
@@ -304,8 +303,8 @@ for line in sys.stdin:
         for number, name in enumerate((os.devnull, job["out"], job["err"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
         sys.argv = job["command"]
-        module = {"astra_backup.py": astra_backup, "restore.py": restore}[sys.argv[0]]
-        module.run_command(module.main)
+        module = {"astra_backup.py": astra_backup, "restore.py": restore, "snapshots.py": snapshots}[sys.argv[0]]
+        astra_backup.run_command(module.main)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -419,7 +418,7 @@ def run_row(row: Row, kept: Kept, box: BoxEmulator, cli: Cli) -> Result:
         assert (upload["name"], upload["size_bytes"]) == (kept.file_name(row.where), len(kept.zips[row.where]))
         assert upload["sha1"] == hashlib.sha1(kept.zips[row.where]).hexdigest()
     else:
-        assert f"--upload-only {Kept.NAMES[row.where]}" in result.err
+        assert f"snapshots.py upload {Kept.NAMES[row.where]}" in result.err
     return result
 
 
@@ -578,8 +577,8 @@ def test_a_token_is_renewed_before_it_is_stale(kept: Kept, box: BoxEmulator, cli
     assert [request for request in box.calls("part") if request.status == 401] == []
 
 
-def test_upload_only_needs_no_database(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
-    """--upload-only works without any variable of Astra's."""
+def test_upload_needs_no_database(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """`snapshots.py upload` works without any variable of Astra's."""
     cli.environ = {name: value for name, value in cli.environ.items() if not name.startswith("ASTRA")}
     result = kept.upload(cli.with_box(box), "small")
     assert result.code == 0, result.err
@@ -590,19 +589,19 @@ def test_upload_only_needs_no_database(kept: Kept, box: BoxEmulator, cli: Cli) -
 @pytest.mark.parametrize(
     "name", ["20270101_000000", "latest", "20260304_000000.INCOMPLETE", ".", "..", "manifest.json"]
 )
-def test_upload_only_refuses_what_is_no_complete_snapshot(kept: Kept, box: BoxEmulator, cli: Cli, name: str) -> None:
-    """A name that is not there, or not of a complete snapshot, is 1, and Box is not even asked."""
+def test_upload_refuses_what_is_no_complete_snapshot(kept: Kept, box: BoxEmulator, cli: Cli, name: str) -> None:
+    """A name that is not there is 1, one of an incomplete snapshot 3, and Box is not even asked."""
     shutil.copytree(kept.path("small"), cli.backups / "20260304_000000.INCOMPLETE")
-    result = cli.with_box(box).run("astra_backup.py", "--upload-only", name)
-    assert result.code == Exit.FAILED
+    result = cli.with_box(box).stored("upload", name)
+    assert result.code == (3 if name.endswith("INCOMPLETE") else 1)
     assert name in result.err
     assert box.requests == []
 
 
-def test_upload_only_does_not_take_another_of_the_same_name(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+def test_upload_does_not_take_another_of_the_same_name(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
     """A path to a snapshot that is not in the output directory does not upload its namesake that is."""
     shutil.copytree(kept.path("small"), cli.backups / Kept.NAMES["small"])
-    result = cli.with_box(box).run("astra_backup.py", "--upload-only", f"elsewhere/{Kept.NAMES['small']}")
+    result = cli.with_box(box).stored("upload", f"elsewhere/{Kept.NAMES['small']}")
     assert result.code == Exit.FAILED
     assert box.requests == []
 
@@ -616,7 +615,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["a bit", "a file", "the manifest", "the checksums"])
 def test_a_damaged_snapshot_is_not_uploaded(kept: Kept, box: BoxEmulator, cli: Cli, damage: str) -> None:
-    """A snapshot that is not what its checksums say is no complete one: exit 1, nothing in Box, no word of praise."""
+    """A snapshot that is not what its checksums say is refused: exit 3, nothing in Box, no word of praise."""
     snapshot = cli.backups / Kept.NAMES["small"]
     shutil.copytree(kept.path("small"), snapshot)
     if damage == "a bit":
@@ -624,10 +623,10 @@ def test_a_damaged_snapshot_is_not_uploaded(kept: Kept, box: BoxEmulator, cli: C
     else:
         name = {"a file": "assets.jsonl.gz", "the manifest": "manifest.json", "the checksums": "SHA256SUMS"}[damage]
         (snapshot / name).unlink()
-    result = cli.with_box(box).run("astra_backup.py", "--upload-only", snapshot.name)
+    result = cli.with_box(box).stored("upload", snapshot.name)
     assert box.files() == {}
     assert "is good" not in result.err
-    assert result.code == Exit.FAILED, result.err
+    assert result.code == 3, result.err
 
 
 def test_an_incomplete_snapshot_is_not_uploaded(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
@@ -675,7 +674,7 @@ def test_what_box_refuses_is_explained(
     result = kept.upload(cli, where, "--json")
     assert result.code == FAILED, result.err
     assert says in result.err
-    assert f"--upload-only {Kept.NAMES[where]}" in result.err
+    assert f"snapshots.py upload {Kept.NAMES[where]}" in result.err
     assert time.monotonic() - started < 5
     assert (box.files(), box.sessions, box.calls("part")) == ({}, {}, [])
     if "max_upload_size" in knobs or "space_amount" in knobs:
@@ -690,8 +689,8 @@ def test_what_it_says_to_do_works(source: DataApiEmulator, box: BoxEmulator, cli
     assert failed.code == FAILED
     (snapshot,) = cli.snapshots()
     box.folder_shared = True
-    (arguments,) = re.findall(r"astra_backup\.py (--upload-only \S+)", failed.err)
-    assert cli.run("astra_backup.py", *arguments.split()).code == 0
+    (arguments,) = re.findall(r"snapshots\.py (upload \S+)", failed.err)
+    assert cli.run("snapshots.py", *arguments.split()).code == 0
     assert list(box.files()) == [f"{snapshot.name}.zip"]
 
 
@@ -702,8 +701,8 @@ def test_what_it_says_to_do_works_in_another_directory(source: DataApiEmulator, 
     failed = box_run(cli.with_box(box), source, "--output-dir", "elsewhere")
     assert failed.code == FAILED
     box.folder_shared = True
-    (arguments,) = re.findall(r"astra_backup\.py (--upload-only .*)", failed.err)
-    assert cli.run("astra_backup.py", *arguments.split()).code == 0
+    (arguments,) = re.findall(r"snapshots\.py (upload .*)", failed.err)
+    assert cli.run("snapshots.py", *arguments.split()).code == 0
     assert len(box.files()) == 1
 
 
@@ -713,7 +712,7 @@ def test_a_run_that_is_stopped_ends_in_time(kept: Kept, box: BoxEmulator, cli: C
     box.part_size = PART
     box.faults = [{"api": ["upload", "part"], "action": "silence", "times": None, "skip": 0 if where == "small" else 2}]
     cli.with_box(box)
-    running = cli.start("astra_backup.py", "--upload-only", Kept.NAMES[where], "--output-dir", kept.directory)
+    running = cli.start("snapshots.py", "upload", Kept.NAMES[where], "--output-dir", kept.directory)
     wait_for(lambda: any(request.fault == "silence" for request in box.requests))
     started = time.monotonic()
     running.send_signal(signal.SIGTERM)
@@ -775,9 +774,7 @@ def test_a_version_that_changes_meanwhile_is_not_overwritten(
     """When somebody else stores a version between our look and our upload, theirs is not replaced unseen."""
     box.add_file(kept.file_name(where), OLDER)
     box.part_size, box.latency_s = PART, 0.3
-    running = cli.with_box(box).start(
-        "astra_backup.py", "--upload-only", Kept.NAMES[where], "--output-dir", kept.directory
-    )
+    running = cli.with_box(box).start("snapshots.py", "upload", Kept.NAMES[where], "--output-dir", kept.directory)
     wait_for(lambda: box.calls("upload_version" if where == "small" else "session_version"))
     box.add_file(kept.file_name(where), b"theirs")
     running.communicate(timeout=60)
@@ -813,7 +810,7 @@ def test_a_name_that_differs_in_case_is_not_ours(kept: Kept, box: BoxEmulator, c
 def test_two_uploads_at_once_make_one_file(kept: Kept, box: BoxEmulator, cli: Cli, where: str) -> None:
     """The same snapshot uploaded by two processes at the same time is one file, and no session stays open."""
     box.part_size, box.latency_s = PART, 0.2
-    command = ("astra_backup.py", "--upload-only", Kept.NAMES[where], "--output-dir", kept.directory)
+    command = ("snapshots.py", "upload", Kept.NAMES[where], "--output-dir", kept.directory)
     running = [cli.with_box(box).start(*command) for _ in range(2)]
     said = [process.communicate(timeout=60)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
@@ -869,13 +866,18 @@ def test_the_list_has_our_snapshots_newest_first(stocked: BoxEmulator, kept: Kep
     """--from-box --list shows each snapshot by its name, with documents and size, and no foreign file."""
     result = cli.run("restore.py", "--from-box", "--list", "--json")
     assert result.code == 0, result.err
-    assert [row["name"] for row in result.json] == [Kept.NAMES[where] for where in ("chunked", "below", "small")]
+    rows = result.json["snapshots"]
+    assert [row["name"] for row in rows] == [Kept.NAMES[where] for where in ("chunked", "below", "small")]
     documents = json.loads((kept.path("small") / "manifest.json").read_text())["totals"]["documents"]
-    assert [row["documents"] for row in result.json] == [6, 6, documents]
-    assert [row["size_bytes"] for row in result.json] == [LEAST_SESSION, LEAST_SESSION - 1, len(kept.zips["small"])]
-    assert {row["status"] for row in result.json} == {"complete"}
+    assert [row["documents"] for row in rows] == [6, 6, documents]
+    assert [row["size_bytes"] for row in rows] == [
+        LEAST_SESSION,
+        LEAST_SESSION - 1,
+        len(kept.zips["small"]),
+    ]
+    assert {row["status"] for row in rows} == {"complete"}
     lines = cli.run("restore.py", "--from-box", "--list").out.splitlines()
-    assert [line.split()[0] for line in lines] == [row["name"] for row in result.json]
+    assert [line.split()[0] for line in lines] == [row["name"] for row in rows]
     assert strangers(stocked) == dict.fromkeys(FOREIGN, (b"not ours", 0))
     assert {request.method for request in stocked.requests if request.api != "token"} == {"GET"}
     assert sum(request.api == "download" for request in stocked.requests) >= 3
@@ -924,8 +926,8 @@ def test_the_latest_of_two_databases_in_box_is_ambiguous(kept: Kept, box: BoxEmu
     assert not cli.backups.exists()
     source = ("--source", "https://other.EXAMPLE.com", "--source", "default_keyspace")
     listed = cli.run("restore.py", "--from-box", "--list", "--json", *source)
-    assert [row["name"][6:8] for row in listed.json] == [f"{day:02}" for day in range(25, 0, -2)]
-    assert {row["api_endpoint"] for row in listed.json} == {"https://Other.example.com/"}
+    assert [row["name"][6:8] for row in listed.json["snapshots"]] == [f"{day:02}" for day in range(25, 0, -2)]
+    assert {row["api_endpoint"] for row in listed.json["snapshots"]} == {"https://Other.example.com/"}
     before = len(box.calls("download"))
     found = cli.run("restore.py", "--from-box", "--verify-only", *source)
     assert "Downloading 20270125_000000.zip" in found.err
@@ -969,7 +971,7 @@ def test_an_empty_folder_is_1(box: BoxEmulator, target: DataApiEmulator, cli: Cl
     """With nothing in Box a restore is 1 and the list is empty."""
     assert cli.with_box(box).restore(target, "--from-box").code == RestoreExit.FAILED
     listed = cli.run("restore.py", "--from-box", "--list", "--json")
-    assert (listed.code, listed.json) == (0, [])
+    assert (listed.code, listed.json["snapshots"]) == (0, [])
 
 
 def test_the_download_can_be_kept(stocked: BoxEmulator, kept: Kept, cli: Cli) -> None:
@@ -1130,7 +1132,7 @@ def test_one_bad_file_does_not_hide_the_others(stocked: BoxEmulator, kept: Kept,
         stocked.add_file(name, content)
     result = cli.run("restore.py", "--from-box", "--list", "--json")
     assert result.code == 0, result.err
-    rows = {row["name"]: row["status"] for row in result.json}
+    rows = {row["name"]: row["status"] for row in result.json["snapshots"]}
     assert {name: status for name, status in rows.items() if status == "complete"}.keys() == set(Kept.NAMES.values())
     assert {f"{name}.zip" for name, status in rows.items() if status == "unreadable"} == bad.keys()
 
@@ -1146,20 +1148,20 @@ def test_a_folder_of_many_pages_is_read_to_its_end(kept: Kept, box: BoxEmulator,
     box.add_file("20250101_000000.zip", kept.zips["small"])
     result = cli.with_box(box).run("restore.py", "--from-box", "--list", "--json")
     assert result.code == 0, result.err
-    assert [row["name"] for row in result.json] == [Kept.NAMES["small"], "20250101_000000"]
+    assert [row["name"] for row in result.json["snapshots"]] == [Kept.NAMES["small"], "20250101_000000"]
 
 
 # ------------------------------------------------------------------------------------------------ configuration
 
 
-@pytest.mark.parametrize("script", ["backup", "upload-only", "restore", "list"])
+@pytest.mark.parametrize("script", ["backup", "upload", "restore", "list"])
 def test_every_missing_variable_is_named(
     kept: Kept, box: BoxEmulator, target: DataApiEmulator, cli: Cli, script: str
 ) -> None:
     """Box that is asked for and not configured is 1, names each missing variable, and nothing is read."""
     command: dict[str, list[object]] = {
         "backup": ["astra_backup.py", "--api-endpoint", target.url],
-        "upload-only": ["astra_backup.py", "--upload-only", Kept.NAMES["small"], "--output-dir", kept.directory],
+        "upload": ["snapshots.py", "upload", Kept.NAMES["small"], "--output-dir", kept.directory],
         "restore": ["restore.py", "--api-endpoint", target.url, "--from-box"],
         "list": ["restore.py", "--from-box", "--list"],
     }

@@ -62,7 +62,7 @@ class Run:
     environ: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.recipe}-{self.script}{'-status' if '--status' in self.arguments else ''}"
+        return f"{self.recipe}-{self.script}{f'-{self.arguments[0]}' if self.script == 'snapshots.py' else ''}"
 
 
 def load_yaml(name: str) -> list[Any]:
@@ -90,7 +90,7 @@ def commands_in(text: str) -> Iterator[tuple[dict[str, str], str, list[str]]]:
     """Our commands in lines of shell: variables in front, the script, its arguments."""
     for line in text.replace("\\\n", " ").splitlines():
         for match in re.finditer(
-            r"((?:[A-Z_]+=\S+ +)*)\S*python3? +(?:\S*/)?(astra_backup|restore)\.py\b([^#`]*)", line
+            r"((?:[A-Z_]+=\S+ +)*)\S*python3? +(?:\S*/)?(astra_backup|restore|snapshots)\.py\b([^#`]*)", line
         ):
             shell = shlex.shlex(re.sub(r"\d?>", " >", match[3]), posix=True, punctuation_chars=True)
             shell.whitespace_split = True
@@ -108,37 +108,48 @@ def cron_runs() -> list[Run]:
     return runs
 
 
-def systemd_run() -> Run:
-    """The service's ExecStart=."""
-    own, script, words = next(commands_in((DEPLOY / "systemd" / "astra-backup.service").read_text()))
-    return Run("systemd", script, words, env_file() | own)
+def systemd_runs() -> list[Run]:
+    """The services' ExecStart=."""
+    texts = [(DEPLOY / "systemd" / f"{name}.service").read_text() for name in ("astra-backup", "astra-prune")]
+    found = [
+        next(commands_in(text.replace("\\\n", " ").split("ExecStart=/usr/bin/env", 1)[1].split("\n")[0]))
+        for text in texts
+    ]
+    return [Run("systemd", script, words, env_file() | own) for own, script, words in found]
 
 
-def github_run() -> Run:
-    """The workflow's step that makes the backup."""
+def github_runs() -> list[Run]:
+    """The workflow's steps that make the backup and prune."""
     (workflow,) = load_yaml("github/astra-backup.yml")
-    job = workflow["jobs"]["backup"]
-    (step,) = [step for step in job["steps"] if "astra_backup.py" in step.get("run", "")]
-    _, script, words = next(commands_in(step["run"]))
-    return Run("github", script, words, job["env"] | step["env"])
+    runs = []
+    for job in workflow["jobs"].values():
+        step = job["steps"][-1]
+        _, script, words = next(commands_in(step["run"]))
+        runs.append(Run("github", script, words, job["env"] | step["env"]))
+    return runs
 
 
 def container_runs() -> list[Run]:
     """The containers' arguments, which follow the image's entry point."""
-    _, cronjob = load_yaml("kubernetes/astra-backup.yaml")
-    (job,) = load_yaml("cloud-run/job.yaml")
-    (azure,) = load_yaml("azure/job.yaml")
-    (ecs,) = load_json("ecs/task-definition.json")["containerDefinitions"]
-    pods = {
-        "kubernetes": cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"],
-        "cloud-run": job["spec"]["template"]["spec"]["template"]["spec"],
-        "azure": azure["properties"]["template"],
-    }
-    runs = [Run("ecs", *first_word(ecs["command"]), environ_of(ecs["environment"] + ecs["secrets"]))]
-    for name, pod in pods.items():
+    runs = [
+        Run("ecs", *first_word(container["command"]), environ_of(container["environment"] + container["secrets"]))
+        for container in load_json("ecs/task-definition.json")["containerDefinitions"]
+    ]
+    pods = [("kubernetes", job["spec"]["jobTemplate"]["spec"]["template"]["spec"]) for job in cron_jobs()]
+    for name in ("job", "prune-job"):
+        (job,) = load_yaml(f"cloud-run/{name}.yaml")
+        (azure,) = load_yaml(f"azure/{name}.yaml")
+        pods += [("cloud-run", job["spec"]["template"]["spec"]["template"]["spec"])]
+        pods += [("azure", azure["properties"]["template"])]
+    for name, pod in pods:
         (container,) = pod["containers"]
         runs.append(Run(name, *first_word(container["args"]), environ_of(container["env"])))
     return runs
+
+
+def cron_jobs() -> list[Any]:
+    """Kubernetes' two jobs: the backup, and the one that prunes."""
+    return [each for each in load_yaml("kubernetes/astra-backup.yaml") if each["kind"] == "CronJob"]
 
 
 def first_word(words: list[str]) -> tuple[str, list[str]]:
@@ -146,8 +157,9 @@ def first_word(words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
-RUNS = [*cron_runs(), systemd_run(), github_run(), *container_runs()]
-BACKUPS = [run for run in RUNS if run.script == "astra_backup.py" and "--status" not in run.arguments]
+RUNS = [*cron_runs(), *systemd_runs(), *github_runs(), *container_runs()]
+BACKUPS = [run for run in RUNS if run.script == "astra_backup.py"]
+PRUNES = [run for run in RUNS if run.script == "snapshots.py" and run.arguments[0] == "prune"]
 DOCUMENTED = [
     Run(path.name, script, words)
     for path in [*sorted((ROOT / "docs").glob("*.md")), *sorted(DEPLOY.rglob("*.*"))]
@@ -182,7 +194,10 @@ def test_every_command_of_a_recipe_goes_through_the_option_parser(run: Run, monk
     clear_variables(monkeypatch)
     for name, value in run.environ.items():
         monkeypatch.setenv(name, value)
-    docs.COMMANDS[run.script].make_context(run.script, list(run.arguments))
+    name, *arguments = [run.script, *run.arguments]
+    if name == "snapshots.py":
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
+    docs.COMMANDS[name].make_context(name, arguments)
 
 
 @pytest.mark.parametrize("path", sorted(path for path in DEPLOY.rglob("*.*")), ids=lambda path: path.name)
@@ -202,12 +217,51 @@ def test_every_variable_in_the_scheduling_guide_is_known() -> None:
 def test_every_recipe_makes_a_backup(
     run: Run, cli: Cli, source: DataApiEmulator, box: BoxEmulator, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Run with nothing but its own variables, each recipe ends with 0 and the snapshot in Box.
-
-    Placeholders become the emulators' values, and the files of secrets become files with the emulators' secrets.
-    """
+    """Run with nothing but its own variables, each recipe ends with 0 and the snapshot in Box."""
     load_catalog(source)
-    secrets = tmp_path_factory.mktemp("secrets")
+    set_variables(run, cli, source, box, tmp_path_factory.mktemp("secrets"))
+    done = cli.run(run.script, *run.arguments)
+    assert done.code == 0, done.err
+    (snapshot,) = cli.snapshots()
+    assert list(box.files()) == [f"{snapshot.name}.zip"]
+    if "--quiet" in run.arguments:  # cron mails what is printed to stderr
+        assert done.err == ""
+
+
+def test_every_scheduler_prunes() -> None:
+    """Each recipe that makes a backup has a job of its own, or a second container, that deletes."""
+    assert sorted(run.recipe for run in PRUNES) == sorted(run.recipe for run in BACKUPS)
+
+
+@pytest.mark.parametrize("run", PRUNES, ids=str)
+def test_every_recipe_deletes_what_no_rule_keeps(
+    run: Run, cli: Cli, source: DataApiEmulator, box: BoxEmulator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Run with nothing but its own variables, without a token of the database, each recipe's job leaves what its rules
+    keep: of five snapshots of one day in Box the newest, and on a disk that lasts the last three.
+    """
+    fields = ("ASTRA_DB_APPLICATION_TOKEN", "ASTRA_DB_APPLICATION_TOKEN_FILE")
+    source.create("default_keyspace", "docs")
+    assert cli.with_box(box).run("astra_backup.py", "--api-endpoint", source.url).code == 0
+    (newest,) = cli.snapshots()
+    old = [f"20240101_00000{number}" for number in range(5)]
+    for name in old:
+        shutil.copytree(newest, cli.backups / name)
+        assert cli.stored("upload", name).code == 0
+    set_variables(run, cli, source, box, tmp_path_factory.mktemp("secrets"))
+    for name in fields if run.recipe not in ("cron", "systemd") else ():
+        assert name not in cli.environ
+    done = cli.run(run.script, *run.arguments)
+    assert done.code == 0, done.err
+    assert sorted(box.files()) == [f"{old[-1]}.zip", f"{newest.name}.zip"]
+    is_lasting = any(word.startswith("--keep-last") for word in run.arguments)
+    assert [path.name for path in cli.snapshots()] == [*(old[-2:] if is_lasting else old), newest.name]
+    if "--quiet" in run.arguments:
+        assert done.err == ""
+
+
+def set_variables(run: Run, cli: Cli, source: DataApiEmulator, box: BoxEmulator, secrets: Path) -> None:
+    """A recipe's variables: placeholders become the emulators' values, files of secrets files with the emulators'."""
     (secrets / "astra").write_text(f"{TOKEN}\n")
     (secrets / "box").write_text(f"{BOX_SECRET}\n")
     values = {
@@ -224,12 +278,6 @@ def test_every_recipe_makes_a_backup(
     }
     cli.environ = {name: values.get(name, value) for name, value in run.environ.items()}
     cli.environ |= {"BOX_BASE_URL": box.url, "BOX_UPLOAD_URL": box.upload_url, "ASTRA_DB_ENVIRONMENT": "hcd"}
-    done = cli.run(run.script, *run.arguments)
-    assert done.code == 0, done.err
-    (snapshot,) = cli.snapshots()
-    assert list(box.files()) == [f"{snapshot.name}.zip"]
-    if "--quiet" in run.arguments:  # cron mails what is printed to stderr
-        assert done.err == ""
 
 
 def test_what_goes_wrong_under_cron_is_printed(cli: Cli, source: DataApiEmulator) -> None:
@@ -253,7 +301,7 @@ def test_the_kubernetes_recipe_is_valid(version: str) -> None:
 
 def test_the_cron_job_does_what_the_guide_says() -> None:
     """No overlap, no second attempt after 1, 4 and 5, a read-only root, a numeric user, volumes that exist."""
-    _, cronjob = load_yaml("kubernetes/astra-backup.yaml")
+    cronjob, _ = cron_jobs()
     assert cronjob["spec"]["concurrencyPolicy"] == "Forbid"
     job = cronjob["spec"]["jobTemplate"]["spec"]
     fail, ignore = job["podFailurePolicy"]["rules"]
@@ -293,8 +341,9 @@ def discovery_schemas(name: str) -> Any:
 
 def test_the_cloud_run_recipe_is_valid() -> None:
     """The schemas of Cloud Run and of Cloud Monitoring accept the job and the alert policy."""
-    (job,) = load_yaml("cloud-run/job.yaml")
-    check_discovery(job, {"$ref": "Job"}, discovery_schemas("run.v1.json"), "job")
+    for name in ("job", "prune-job"):
+        (job,) = load_yaml(f"cloud-run/{name}.yaml")
+        check_discovery(job, {"$ref": "Job"}, discovery_schemas("run.v1.json"), name)
     policy = load_json("cloud-run/alert-policy.json")
     check_discovery(policy, {"$ref": "AlertPolicy"}, discovery_schemas("monitoring.v3.json"), "policy")
 
@@ -357,8 +406,9 @@ def check_typed(value: Any, kind: Any, where: str) -> None:
 
 def test_the_azure_recipe_is_valid() -> None:
     """The types of Azure's client for Container Apps accept the job; a misspelt field is found."""
-    (job,) = load_yaml("azure/job.yaml")
-    check_typed(job, azure_types.Job, "job")
+    for name in ("prune-job", "job"):
+        (job,) = load_yaml(f"azure/{name}.yaml")
+        check_typed(job, azure_types.Job, name)
     job["properties"]["configuration"]["replicaRetries"] = 0
     with pytest.raises(AssertionError, match="replicaRetries is unknown"):
         check_typed(job, azure_types.Job, "job")
@@ -394,9 +444,10 @@ def test_the_systemd_units_are_valid() -> None:
     units = sorted((DEPLOY / "systemd").glob("*.service")) + sorted((DEPLOY / "systemd").glob("*.timer"))
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    service = DEPLOY / "systemd" / "astra-backup.service"
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", service]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    for name in ("astra-backup", "astra-prune"):
+        service = DEPLOY / "systemd" / f"{name}.service"
+        command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", service]
+        assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_systemd_does_not_try_again_what_must_be_looked_at() -> None:
@@ -666,7 +717,7 @@ def test_the_image_backs_up_and_restores_as_another_user(
     assert done.returncode == 0, done.stderr
     (snapshot,) = (image.root / "backups").glob("[0-9]*")
     assert snapshot.stat().st_uid == USER_ID
-    assert {path.name for path in (image.root / "work").iterdir()} == {"LICENSE", "astra_backup.py", "restore.py"}
+    assert {path.name for path in (image.root / "work").iterdir()} == {"LICENSE", *docs.SCRIPTS}
     measured = sum(path.stat().st_size for path in (image.root / "packages").rglob("*") if path.is_file()) / 1e6
     match = re.search(r"packages: (\d+) MB", SCHEDULING)
     assert match

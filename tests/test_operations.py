@@ -1,6 +1,4 @@
-"""The scheduler's and the monitor's side: retention by command line, the shrink alarm, status, pings, metrics, logs,
-and what a person sees on a terminal.
-"""
+"""The scheduler's and the monitor's side: a month of nights, the shrink alarm, pings, metrics, logs; the terminal."""
 
 from __future__ import annotations
 
@@ -8,58 +6,26 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import astra_backup
-from tests.clockwork import Clockwork
-from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, Result, assert_no_secret, load_catalog
+from tests.clockwork import look_at, names, run_at
+from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, Result, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.screens import Screen, watch
 from tests.screens import fill as fill_many
-from tests.support import PING_KEY, Monitor
+from tests.support import PING_KEY, Monitor, fill
 
-CLOCKWORK: list[Clockwork] = []
-
-
-def fill(emulator: DataApiEmulator, name: str, count: int) -> None:
-    """A collection of small documents."""
-    emulator.create(KEYSPACE, name)
-    for number in range(count):
-        emulator.put(KEYSPACE, name, f'{{"_id":"d{number:05}","n":{number}}}')
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _clockwork() -> Iterator[None]:
-    """One process for all runs under another clock."""
-    with Clockwork() as clockwork:
-        CLOCKWORK.append(clockwork)
-        yield
-    CLOCKWORK.clear()
-
-
-def run_at(cli: Cli, moment: datetime, *arguments: object, **environ: str) -> Result:
-    """astra_backup.py under a clock that is at `moment` when it starts, and goes on from there."""
-    env = cli.environ | environ
-    code, out, err = CLOCKWORK[0].run([*map(str, arguments)], moment=moment, cwd=cli.directory, env=env)
-    assert_no_secret(out + err)
-    assert PING_KEY not in out + err
-    return Result(code, out, err)
-
-
-def names(cli: Cli) -> list[str]:
-    """The snapshots here."""
-    return [path.name for path in cli.snapshots()]
+pytestmark = pytest.mark.usefixtures("clockwork")
 
 
 @pytest.fixture
@@ -132,7 +98,11 @@ class Month:
         with (self.cli.backups / ".lock").open("w") if code == 4 else open(os.devnull) as lock:
             if code == 4:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            return run_at(self.cli, moment, "--json", **environ)
+            result = run_at(self.cli, moment, "--json", **environ)
+        if result.code == 0:
+            pruned = look_at(self.cli, moment + timedelta(minutes=1), "prune", **environ)
+            assert pruned.code == 0, pruned.err
+        return result
 
 
 def test_a_month_of_nights(source: DataApiEmulator, box: BoxEmulator, cli: Cli, monitor: Monitor) -> None:
@@ -185,79 +155,12 @@ def test_a_month_of_nights(source: DataApiEmulator, box: BoxEmulator, cli: Cli, 
     # In Box, where 9 and 26 are missing: the last 5 days that have one; of months only June; 15 and 16 again.
     assert [name[6:8] for name in sorted(box.files())] == ["15", "16", "25", "27", "28", "29", "30"]
     assert all(name.removesuffix(".zip") in stored for name in box.files())
-    dry = run_at(
-        cli, datetime(2026, 6, 30, 12, 0, tzinfo=UTC), "--prune-dry-run", **SETTINGS, ASTRA_DB_API_ENDPOINT=source.url
-    )
+    noon = datetime(2026, 6, 30, 12, 0, tzinfo=UTC)
+    dry = look_at(cli, noon, "prune", "--dry-run", **SETTINGS, ASTRA_DB_API_ENDPOINT=source.url)
     assert dry.out.count(" stays ") == 13
     assert " goes " not in dry.out
     for snapshot in cli.snapshots():
         subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=snapshot, check=True, capture_output=True)
-
-
-def test_a_dry_run_predicts_box_too(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """--prune-dry-run lists what is here and in Box with reasons and changes nothing; the real run does just that."""
-    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    fill(source, "docs", 5)
-    for day in range(1, 6):
-        assert run_at(cli, datetime(2026, 6, day, tzinfo=UTC)).code == 0
-    assert run_at(cli, datetime(2026, 6, 6, tzinfo=UTC), "--collection", "docs").code == 0
-    box.add_file("20260501_000000.zip", b"no zip of ours")
-    box.add_file("20260509_000000.zip", box.files()[f"{names(cli)[0]}.zip"].content[:-1])  # its manifest promises more
-    box.add_file("report.pdf", b"foreign")
-    box.add_file("20260502_000000.INCOMPLETE.zip", b"foreign")
-    (cli.backups / "20260501_000000").mkdir()
-    (cli.backups / "notes").mkdir()
-    newest, files = names(cli)[4], set(box.files())
-    keep = ("--keep-last", "2", "--box-keep-last", "3")
-    now = datetime(2026, 6, 7, tzinfo=UTC)
-    nothing = run_at(cli, now, "--prune-dry-run")
-    assert " goes " not in nothing.out
-    assert nothing.out.count("no --keep option is given") == 10
-    dry = run_at(cli, now, "--prune-dry-run", "--json", *keep)
-    rows = dry.json["snapshots"]
-    goes = {(row["place"], row["name"][6:8]) for row in rows if not row["stays"]}
-    assert goes == {("here", "01"), ("here", "02"), ("here", "03"), ("in Box", "01"), ("in Box", "02")}
-    assert (set(box.files()), len(names(cli))) == (files, 8)
-    real = run_at(cli, now, "--upload-only", newest, "--json", *keep)
-    assert real.code == 0, real.err
-    assert {(place, name[6:8]) for place, some in real.json["deleted"].items() for name in some} == goes
-    assert set(names(cli)) == {row["name"] for row in rows if row["place"] == "here" and row["stays"]}
-    left = {row["name"] for row in rows if row["place"] == "in Box" and row["stays"]}
-    assert {name.removesuffix(".zip") if len(name) == 19 else name for name in box.files()} == left
-    assert "report.pdf" in box.files()
-    assert len(box.trash()) == 2
-    assert [warning for warning in real.json["warnings"] if "damaged" in warning]
-
-
-@pytest.mark.parametrize(
-    ("knob", "value"), [("can_delete", False), ("faults", [{"api": "delete", "action": "reset_after", "times": 1}])]
-)
-def test_what_box_does_not_delete_changes_no_result(
-    source: DataApiEmulator, box: BoxEmulator, cli: Cli, knob: str, value: Any
-) -> None:
-    """A deletion that Box refuses is a warning, one whose reply is lost is done; the run is a success both times."""
-    cli.with_box(box)
-    fill(source, "docs", 2)
-    backup = ("--api-endpoint", source.url, "--json", "--box-keep-last", "1")
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), *backup).code == 0
-    setattr(box, knob, value)
-    result = run_at(cli, datetime(2026, 6, 2, tzinfo=UTC), *backup)
-    assert result.code == 0, result.err
-    is_gone = knob == "faults"
-    assert len(box.files()) == (1 if is_gone else 2)
-    assert bool(result.json["deleted"]["in Box"]) == is_gone
-    assert bool(result.json["warnings"]) != is_gone
-
-
-def test_other_databases_are_left_alone(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
-    """Two databases in one directory: retention for one never counts or deletes the other's snapshots."""
-    fill(source, "docs", 2)
-    fill(target, "docs", 2)
-    for day, emulator in ((1, source), (2, target), (3, source), (4, target), (5, target)):
-        moment = datetime(2026, 6, day, tzinfo=UTC)
-        keep = ("--no-box", "--keep-last", "1") if emulator is target else ("--no-box",)
-        assert run_at(cli, moment, "--api-endpoint", emulator.url, *keep).code == 0
-    assert [name[6:8] for name in names(cli)] == ["01", "03", "05"]
 
 
 # ------------------------------------------------------------------------------------------------ the shrink alarm
@@ -284,8 +187,9 @@ def test_the_shrink_alarm(
     source.delete_all(KEYSPACE, "docs")
     for number in range(after):
         source.put(KEYSPACE, "docs", f'{{"_id":{number}}}')
-    result = cli.backup(source, "--json", "--keep-last", "1", *arguments)
+    result = cli.backup(source, "--json", *arguments)
     assert result.code == code, result.err
+    assert cli.stored("prune", "--no-box", "--keep-last", "1").code == 0
     assert len(cli.snapshots()) == (2 if code else 1)
     manifest = json.loads((max(cli.snapshots()) / "manifest.json").read_text())
     assert manifest["status"] == "complete"
@@ -339,291 +243,6 @@ def test_a_partial_backup_does_not_hide_a_shrink(source: DataApiEmulator, cli: C
     assert cli.backup(source).code == 5
 
 
-def test_without_local_snapshots_the_one_in_box_is_compared(
-    source: DataApiEmulator, box: BoxEmulator, cli: Cli
-) -> None:
-    """In a container whose disk is empty each time the new snapshot is compared with the last one in Box."""
-    cli.with_box(box)
-    fill(source, "docs", 10)
-    backup = ("--api-endpoint", source.url, "--json", "--box-keep-last", "1")
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), *backup).code == 0
-    source.delete_all(KEYSPACE, "docs")
-    for path in cli.snapshots():
-        path.rename(cli.directory / path.name)
-    result = run_at(cli, datetime(2026, 6, 2, tzinfo=UTC), *backup)
-    assert result.code == 5
-    assert result.json["upload"]["sent"]
-    assert len(box.files()) == 2
-    third = run_at(cli, datetime(2026, 6, 3, tzinfo=UTC), *backup)
-    assert (third.code, len(box.files())) == (0, 3), "the last one before the shrink stays until somebody has looked"
-
-
-def test_a_shrunk_snapshot_that_could_not_be_uploaded(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """The failed upload decides: 3; when it is uploaded later, the alarm is there again: 5, and nothing is deleted."""
-    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
-    fill(source, "docs", 10)
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
-    source.delete_all(KEYSPACE, "docs")
-    box.can_upload = False
-    assert run_at(cli, datetime(2026, 6, 2, tzinfo=UTC)).code == 3
-    box.can_upload = True
-    later = run_at(cli, datetime(2026, 6, 2, 9, tzinfo=UTC), "--upload-only", names(cli)[-1])
-    assert later.code == 5
-    assert "SHRUNK" in later.out
-    assert (len(box.files()), len(names(cli))) == (2, 2)
-
-
-def test_a_shrink_whose_upload_failed_protects_the_last_good_one_in_box(
-    source: DataApiEmulator, box: BoxEmulator, cli: Cli
-) -> None:
-    """The night after compares with the shrunk one and ends in 0: what was there before the shrink stays in Box."""
-    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
-    cli.environ |= {"BACKUP_KEEP_LAST": "1", "BACKUP_BOX_KEEP_LAST": "1"}
-    fill(source, "docs", 10)
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
-    (good,) = box.files()
-    source.delete_all(KEYSPACE, "docs")
-    box.can_upload = False
-    assert run_at(cli, datetime(2026, 6, 2, tzinfo=UTC)).code == 3
-    box.can_upload = True
-    assert run_at(cli, datetime(2026, 6, 3, tzinfo=UTC)).code == 0
-    dry = run_at(cli, datetime(2026, 6, 3, 1, tzinfo=UTC), "--prune-dry-run")
-    assert good in box.files()
-    assert re.search(rf"in Box +stays +{good[:-4]} .*shrink", dry.out), dry.out
-    shutil.rmtree(cli.backups / "20260602_000000")
-    assert run_at(cli, datetime(2026, 6, 4, tzinfo=UTC)).code == 0
-    assert good not in box.files(), "once a person has deleted the shrunk one, the rules decide again"
-
-
-def night(cli: Cli, day: int, code: int, *arguments: object) -> Result:
-    """The run of a night in June, and what it must end with."""
-    result = run_at(cli, datetime(2026, 6, day, tzinfo=UTC), *arguments)
-    assert result.code == code, result.err
-    return result
-
-
-def days(snapshots: Iterable[str]) -> list[str]:
-    """The days in June of some names."""
-    return sorted(name[6:8] for name in snapshots)
-
-
-def prune_predicted(cli: Cli, box: BoxEmulator, day: int, *keep: object) -> tuple[list[str], list[str]]:
-    """Prune once more, with the newest snapshot, after a dry run that must predict it: the days left here, in Box."""
-    moment = datetime(2026, 6, day, tzinfo=UTC)
-    rows = run_at(cli, moment, "--prune-dry-run", "--json", *keep).json["snapshots"]
-    result = run_at(cli, moment, "--upload-only", names(cli)[-1], "--json", *keep)
-    assert result.code == 0, result.err
-    gone = {(place, name) for place, some in result.json["deleted"].items() for name in some}
-    assert gone == {(row["place"], row["name"]) for row in rows if not row["stays"]}
-    assert set(names(cli)) == {row["name"] for row in rows if row["stays"] and row["place"] == "here"}
-    assert {name[:-4] for name in box.files()} == {
-        row["name"] for row in rows if row["stays"] and row["place"] != "here"
-    }
-    for row in rows:
-        reasons = row["reason"].split("; ")
-        assert len(set(reasons)) == len(reasons), f"a reason is given twice: {row}"
-    return days(names(cli)), days(box.files())
-
-
-KEEP_TWO = ("--keep-last", "2", "--box-keep-last", "2")
-
-
-def test_a_shrink_since_a_snapshot_that_never_came_to_box(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """The snapshot before the shrink is only here: in Box, too, the last one that holds the dropped collection stays,
-    until a person has deleted the shrunk one; once the one before has come to Box, that one stays instead.
-    """
-    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    fill(source, "docs", 3)
-    fill(source, "gone", 3)
-    night(cli, 1, 0, *KEEP_TWO)
-    night(cli, 2, 0, *KEEP_TWO)
-    box.can_upload = False
-    night(cli, 3, 3, *KEEP_TWO)
-    box.can_upload = True
-    source.drop(KEYSPACE, "gone")
-    night(cli, 4, 5, *KEEP_TWO)
-    for day in (5, 6, 7):
-        night(cli, day, 0, *KEEP_TWO)
-        assert "02" in days(box.files()), "the only snapshot in Box with the dropped collection was deleted"
-    assert days(names(cli)) == ["03", "04", "06", "07"]
-    assert days(box.files()) == ["02", "04", "06", "07"]
-    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["03", "04", "06", "07"], ["02", "04", "06", "07"])
-    run_at(cli, datetime(2026, 6, 8, tzinfo=UTC), "--upload-only", "20260603_000000")
-    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["03", "04", "06", "07"], ["03", "04", "06", "07"])
-    shutil.rmtree(cli.backups / "20260604_000000")
-    assert prune_predicted(cli, box, 8, *KEEP_TWO)[1] == ["03", "04", "06", "07"], "Box still has the shrunk one"
-    box.purge(box.files()["20260604_000000.zip"])
-    assert prune_predicted(cli, box, 8, *KEEP_TWO) == (["06", "07"], ["06", "07"])
-
-
-def test_two_shrinks_of_which_one_is_settled(source: DataApiEmulator, cli: Cli) -> None:
-    """Two collections vanish night after night; deleting the first shrunk snapshot settles the first shrink only, and
-    what both had before stays for the second.
-    """
-    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
-    for name in ("docs", "first", "second"):
-        fill(source, name, 3)
-    night(cli, 1, 0, "--no-box")
-    source.drop(KEYSPACE, "first")
-    night(cli, 2, 5, "--no-box")
-    source.drop(KEYSPACE, "second")
-    night(cli, 3, 5, "--no-box")
-    night(cli, 4, 0, "--no-box")
-    assert days(names(cli)) == ["01", "02", "03", "04"]
-    shutil.rmtree(cli.backups / "20260602_000000")
-    night(cli, 5, 0, "--no-box")
-    assert days(names(cli)) == ["01", "03", "05"]
-    shutil.rmtree(cli.backups / "20260603_000000")
-    night(cli, 6, 0, "--no-box")
-    assert days(names(cli)) == ["06"]
-
-
-def test_a_shrink_is_not_forgotten_while_the_snapshot_before_is_restored(source: DataApiEmulator, cli: Cli) -> None:
-    """A restore's journal beside the snapshot before the shrink, or beside the shrunk one, lets neither go."""
-    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_KEEP_LAST": "1"}
-    fill(source, "docs", 3)
-    night(cli, 1, 0, "--no-box")
-    source.delete_all(KEYSPACE, "docs")
-    night(cli, 2, 5, "--no-box")
-    for day, restored in ((3, "20260601_000000"), (4, "20260602_000000")):
-        journal = cli.backups / f".restore-{restored}-0123abcd.journal"
-        journal.touch()
-        night(cli, day, 0, "--no-box")
-        assert days(names(cli)) == ["01", "02", f"{day:02}"]
-        journal.unlink()
-    night(cli, 5, 0, "--no-box")
-    assert days(names(cli)) == ["01", "02", "05"]
-
-
-@pytest.mark.parametrize(("rotten", "file"), [(2, "docs.jsonl.gz"), (3, "docs.jsonl.gz"), (3, "manifest.json")])
-def test_a_disk_that_rots_settles_no_shrink(source: DataApiEmulator, cli: Cli, rotten: int, file: str) -> None:
-    """The snapshot before the shrink rots: the one before that stays. The shrunk one rots: what was before it stays,
-    even if nobody can read any more that it shrank.
-    """
-    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
-    fill(source, "docs", 3)
-    night(cli, 1, 0, "--no-box")
-    night(cli, 2, 0, "--no-box")
-    source.delete_all(KEYSPACE, "docs")
-    night(cli, 3, 5, "--no-box")
-    night(cli, 4, 0, "--no-box")
-    path = cli.backups / f"2026060{rotten}_000000" / file
-    path.write_bytes(path.read_bytes()[:-20])
-    for day in (5, 6):
-        night(cli, day, 0, "--no-box", "--keep-last", "1")
-        left = ["01", "02", "03"] if rotten == 2 else ["02", "03"]
-        assert days(names(cli)) == [*left, f"{day:02}"]
-
-
-def test_a_box_that_cannot_be_listed_costs_nothing_here(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """Box is to be pruned and does not list what it holds: nothing is deleted in either place, what was deleted before
-    is named once, and the run is a success.
-    """
-    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    fill(source, "docs", 3)
-    night(cli, 1, 0)
-    source.add_fault("error", command="find", times=1, errorCode="INVALID_QUERY")
-    night(cli, 2, 2)
-    source.faults.clear()
-    box.faults.append({"api": "items", "action": "status", "status": 403, "times": None})
-    result = night(cli, 3, 0, "--keep-last", "1", "--box-keep-last", "1", "--json")
-    assert result.json["deleted"] == {"here": ["20260602_000000.INCOMPLETE"]}
-    assert [warning for warning in result.json["warnings"] if "here or in Box" in warning]
-    assert (days(names(cli)), days(box.files())) == (["01", "03"], ["01", "03"])
-
-
-def test_what_box_does_not_show_is_a_reason_to_keep(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """In a container whose disk is empty each time the shrunk snapshot is in Box alone: a night on which Box does not
-    give its beginning deletes nothing from before it.
-    """
-    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url}
-    fill(source, "docs", 3)
-    for day, code in ((1, 0), (2, 5), (3, 0)):
-        night(cli, day, code)
-        source.delete_all(KEYSPACE, "docs")
-        shutil.rmtree(cli.snapshots()[0])
-    hidden = f"/files/{box.files()['20260602_000000.zip'].id}/"
-    box.faults.append({"api": "content", "contains": hidden, "action": "status", "status": 403, "times": None})
-    result = night(cli, 4, 0, "--box-keep-last", "1")
-    assert days(box.files()) == ["01", "02", "04"], result.err
-
-
-# ------------------------------------------------------------------------------------------------ --status
-
-
-def test_an_empty_file_with_a_snapshots_name_is_none(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """Box refuses to read a range of it: it counts as nothing, for --status, the list, the alarm and the retention."""
-    cli.with_box(box).environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX_KEEP_LAST": "1"}
-    box.add_file("20260501_000000.zip", b"")
-    fill(source, "docs", 3)
-    status = run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), "--status")
-    assert (status.code, status.out.count("no complete snapshot")) == (1, 2)
-    listed = cli.run("restore.py", "--from-box", "--list", "--json")
-    assert [row["status"] for row in listed.json] == ["unreadable"]
-    result = run_at(cli, datetime(2026, 6, 1, 1, tzinfo=UTC))
-    assert result.code == 0, result.err
-    assert "Could not" not in result.err
-    assert "20260501_000000.zip" in box.files()
-
-
-def test_status_says_what_is_newest_and_whether_it_is_too_old(
-    source: DataApiEmulator, box: BoxEmulator, cli: Cli
-) -> None:
-    """--status names the newest complete snapshot here and in Box; with --max-age 1 when the one that counts is old."""
-    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    first, second = datetime(2026, 6, 1, 3, tzinfo=UTC), datetime(2026, 6, 2, 3, tzinfo=UTC)
-    nothing = run_at(cli, first, "--status")
-    assert (nothing.code, nothing.out.count("no complete snapshot")) == (1, 2)
-    fill(source, "docs", 1234)
-    assert run_at(cli, first).code == 0
-    assert run_at(cli, second, "--no-box").code == 0
-    assert run_at(cli, second + timedelta(hours=1), "--no-box", "--collection", "docs").code == 0
-    now = second + timedelta(hours=20)
-    status = run_at(cli, now, "--status")
-    assert status.code == 0
-    here, there = status.out.splitlines()
-    assert re.fullmatch(r"✓ here +20260602_030000: (19 h 59|20 h 0) min old, 1,234 documents, [0-9.]+ kB", here)
-    assert re.fullmatch(r"✓ in Box +20260601_030000: (43 h 59|44 h 0) min old, 1,234 documents, [0-9.]+ kB", there)
-    limits = {("26h",): 1, ("3d",): 0, ("26h", "--no-box"): 0, ("1190m", "--no-box"): 1, ("90000s", "--no-box"): 0}
-    for arguments, code in limits.items():
-        result = run_at(cli, now, "--status", "--max-age", *arguments)
-        assert result.code == code, arguments
-    assert "✗ in Box" in run_at(cli, now, "--status", "--max-age", "26h").out
-    assert run_at(cli, now, "--status", BACKUP_MAX_AGE="26h").code == 1
-    rows = run_at(cli, now, "--status", "--json").json["newest"]
-    assert [(row["place"], row["name"], row["documents"]) for row in rows] == [
-        ("here", "20260602_030000", 1234),
-        ("in Box", "20260601_030000", 1234),
-    ]
-    other = run_at(cli, now, "--status", "--no-box", "--keyspace", "other")
-    assert (other.code, "no complete snapshot" in other.out) == (1, True)
-    assert "is no duration" in run_at(cli, now, "--status", "--max-age", "26").err
-
-
-def test_status_does_not_count_what_is_damaged_or_incomplete(source: DataApiEmulator, cli: Cli) -> None:
-    """An INCOMPLETE snapshot, and a directory without a manifest, are not the newest complete one."""
-    fill(source, "docs", 3)
-    cli.environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC), "--no-box").code == 0
-    source.add_fault("error", command="find", collection="docs", times=None, errorCode="INVALID_QUERY")
-    assert run_at(cli, datetime(2026, 6, 2, tzinfo=UTC), "--no-box").code == 2
-    (cli.backups / "20260603_000000").mkdir()
-    result = run_at(cli, datetime(2026, 6, 4, tzinfo=UTC), "--status", "--no-box", "--max-age", "2d")
-    assert (result.code, "20260601_000000" in result.out) == (1, True)
-
-
-def test_a_snapshot_from_the_future_hides_nothing(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
-    """A snapshot of a night with a wrong clock makes no monitor content, and a shrink is still found."""
-    fill(source, "docs", 10)
-    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
-    assert run_at(cli, datetime(2026, 6, 1, tzinfo=UTC)).code == 0
-    source.delete_all(KEYSPACE, "docs")
-    assert run_at(cli, datetime(2036, 6, 1, tzinfo=UTC), "--max-shrink", "100").code == 0
-    status = run_at(cli, datetime(2026, 6, 5, tzinfo=UTC), "--status", "--max-age", "2d")
-    assert (status.code, status.out.count("20260601_000000"), status.out.count("2036")) == (1, 2, 0)
-    assert run_at(cli, datetime(2026, 6, 5, tzinfo=UTC)).code == 5
-
-
 # ------------------------------------------------------------------------------------------------ pings and metrics
 
 
@@ -639,7 +258,7 @@ def test_pings_tell_start_and_end(source: DataApiEmulator, cli: Cli, monitor: Mo
     assert "docs: 3 documents" in last
     assert last.endswith(result.out.strip())
     monitor.pings.clear()
-    for arguments in (["--check"], ["--status"], ["--prune-dry-run"], ["--help"], ["--version"]):
+    for arguments in (["--check"], ["--help"], ["--version"]):
         cli.backup(source, *arguments, "--ping-url", monitor.url)
     assert monitor.paths() == []
 
@@ -831,21 +450,14 @@ def test_quiet_says_nothing_when_all_is_well_but_pings_all(source: DataApiEmulat
 def test_the_json_result_has_everything(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
     """--json prints one object: status, code, snapshot, collections, upload, what was deleted, warnings, durations."""
     load_catalog(source)
-    result = cli.with_box(box).run("astra_backup.py", "--api-endpoint", source.url, "--json", "--keep-last", "2")
+    result = cli.with_box(box).run("astra_backup.py", "--api-endpoint", source.url, "--json")
     assert result.out.count("\n") == 1
     assert set(result.json) == {
         *("status", "exit_code", "snapshot", "documents", "collections", "upload", "deleted", "warnings"),
         *("duration_seconds", "steps_seconds"),
     }
-    assert set(result.json["steps_seconds"]) == {"backup", "upload", "prune"}
-    assert result.json["deleted"] == {"here": []}
-
-
-@pytest.mark.parametrize("modes", [("--check", "--status"), ("--prune-dry-run", "--upload-only", "x")])
-def test_one_thing_at_a_time(cli: Cli, modes: tuple[str, ...]) -> None:
-    """Two modes at once are a mistake."""
-    result = cli.run("astra_backup.py", *modes)
-    assert (result.code, "Only one of" in result.err) == (1, True)
+    assert set(result.json["steps_seconds"]) == {"backup", "upload"}
+    assert result.json["deleted"] == {}
 
 
 # ------------------------------------------------------------------------------------------------ at a terminal

@@ -194,7 +194,7 @@ def test_the_list_is_newest_first(source: DataApiEmulator, cli: Cli) -> None:
     snapshot = snapshot_of(source, cli)
     (cli.backups / "20990101_000000").mkdir()
     (cli.backups / "foreign").mkdir()
-    rows = cli.run("restore.py", "--list", "--json").json
+    rows = cli.run("restore.py", "--list", "--json").json["snapshots"]
     assert [row["name"] for row in rows] == ["20990101_000000", snapshot.name]
     assert [row["status"] for row in rows] == ["unreadable", "complete"]
     assert rows[1]["documents"] == 3
@@ -264,7 +264,7 @@ def test_the_list_and_the_plan_name_the_source(source: DataApiEmulator, target: 
         emulator.create(KEYSPACE, "docs")
     ours = dated(cli, source, "20260102_000000")
     theirs = dated(cli, target, "20260103_000000")
-    rows = cli.run("restore.py", "--list", "--json").json
+    rows = cli.run("restore.py", "--list", "--json").json["snapshots"]
     assert [(row["name"], row["api_endpoint"], row["keyspace"]) for row in rows] == [
         (theirs.name, target.url, KEYSPACE),
         (ours.name, source.url, KEYSPACE),

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import astra_backup
-from astra_backup import Decision, Found, KeepRules, Scope, parse_snapshot_name, plan_retention, snapshot_name
+import snapshots
+from astra_backup import Scope, parse_snapshot_name, snapshot_name
+from snapshots import Decision, Found, KeepRules, Wanted, plan_retention
+from tests.conftest import Cli
 
 NOW = datetime(2026, 7, 1, 3, 0, 0, tzinfo=UTC)
 ENDPOINT = "http://127.0.0.1:8181"
@@ -37,6 +39,9 @@ FOREIGN = (
     "latest",
     "20260616_085246.deleting",
 )
+
+SCOPE = Scope(ENDPOINT, "default_keyspace")
+OTHER = Scope(ENDPOINT, "other")
 
 HISTORIES = 200  # of 25 nights each
 
@@ -104,14 +109,15 @@ def found_of(name: str, kind: str, shrunk_from: str | None) -> Found:
         "other source": "of another database",
         "other selection": "of others",
     }
+    scope = OTHER if kind.startswith("other") else SCOPE
     return Found(
         name,
+        scope if kind not in ("unreadable", "foreign") else None,
         is_good=kind == "good",
         obstacle=obstacles.get(kind, ""),
         is_damaged=kind in ("damaged", "unreadable"),
         shrunk_from=shrunk_from if kind in READABLE else None,
         is_unread=kind == "unreadable",
-        is_ours=not kind.startswith("other"),
     )
 
 
@@ -196,7 +202,11 @@ def test_what_must_survive_survives(history: list[Made], given_rules: KeepRules,
         if not given_rules.is_on:
             assert gone == set()
             continue
-        old = {name for name in there if there[name] == "incomplete" and name[:15] < oldest_incomplete}
+        old = {
+            name
+            for name in there
+            if there[name] == "incomplete" and name[:15] < oldest_incomplete and any(other > name for other in good)
+        }
         assert gone == (set(good) - expected_kept(history, good, given_rules)) | old
         assert not gone & set(good[:1])
         reasons = [decision.reason.split("; ") for decision in decided.values()]
@@ -248,14 +258,15 @@ def nights(count: int) -> list[str]:
 )
 def test_each_rule_keeps_the_newest_of_its_periods(given_rules: KeepRules, kept: list[str]) -> None:
     """A hundred nights under each rule, counted by hand."""
-    decisions = decide([Found(name, is_good=True) for name in nights(100)], given_rules)
+    decisions = decide([Found(name, SCOPE, is_good=True) for name in nights(100)], given_rules)
     assert [name[:8] for name, decision in decisions.items() if decision.stays] == kept
 
 
 def test_a_damaged_snapshot_takes_no_place() -> None:
     """With --keep-last 2 and the newest damaged, two good ones stay, and the damaged one stays too."""
     names = nights(4)
-    found = [Found(names[0], obstacle="damaged", is_damaged=True), *(Found(name, is_good=True) for name in names[1:])]
+    found = [Found(name, SCOPE, is_good=True) for name in names[1:]]
+    found += [Found(names[0], SCOPE, obstacle="damaged", is_damaged=True)]
     decisions = decide(found, KeepRules(last=2))
     assert [decision.stays for decision in decisions.values()] == [True, True, True, False]
 
@@ -263,14 +274,14 @@ def test_a_damaged_snapshot_takes_no_place() -> None:
 def test_a_snapshot_from_the_future_pushes_nothing_out() -> None:
     """A clock that was once wrong leaves a snapshot of the future; it stays, and so does the newest of today."""
     future = snapshot_name(NOW + timedelta(days=3650))
-    decisions = decide([Found(name, is_good=True) for name in (future, *nights(3))], KeepRules(last=1))
+    decisions = decide([Found(name, SCOPE, is_good=True) for name in (future, *nights(3))], KeepRules(last=1))
     assert [name for name, decision in decisions.items() if decision.stays] == [future, nights(1)[0]]
 
 
 def test_what_was_there_before_a_shrink_stays_until_a_person_deletes_it() -> None:
     """After a shrink each night looks fine again, but retention never eats the last copy of what is gone."""
     names = nights(100)
-    found = [Found(name, is_good=True, shrunk_from=names[51] if name == names[50] else None) for name in names]
+    found = [Found(name, SCOPE, is_good=True, shrunk_from=names[51] if name == names[50] else None) for name in names]
     decisions = decide(found, KeepRules(last=3))
     assert [name for name, decision in decisions.items() if decision.stays] == [*names[:3], *names[50:52]]
     assert decisions[names[51]].reason == f"the last before the shrink in {names[50]}"
@@ -456,24 +467,27 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 class Quiet(astra_backup.Report):
     """A report that nobody watches."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: object) -> None:
         super().__init__(quiet=True)
         self.is_live = False
 
 
-OPTIONS = {"keep_incomplete_days": 7, **{f"box_keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}}
-SCOPE = Scope(ENDPOINT, "default_keyspace")
+OPTIONS = {"keep_incomplete_days": 7, "to_box": False, "verbosity": None, "as_json": True, "dry_run": False}
+OPTIONS |= {f"box_keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
+OPTIONS |= {f"keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
+OPTIONS |= {"api_endpoint": ENDPOINT, "keyspace": "default_keyspace"}
+OURS = Wanted(ENDPOINT, "default_keyspace")
 
 
 @contextlib.contextmanager
 def at(moment: datetime) -> Iterator[None]:
     """The product's clock stands still."""
-    real = astra_backup.utc_now
-    astra_backup.utc_now = lambda: moment
+    real = snapshots.utc_now
+    snapshots.utc_now = lambda: moment
     try:
         yield
     finally:
-        astra_backup.utc_now = real
+        snapshots.utc_now = real
 
 
 @given(history=histories(), given_rules=st.builds(KeepRules, last=st.integers(1, 2), monthly=st.none() | st.just(2)))
@@ -481,34 +495,23 @@ def at(moment: datetime) -> Iterator[None]:
 def test_a_dry_run_predicts_the_real_run(
     tmp_path_factory: pytest.TempPathFactory, history: list[Made], given_rules: KeepRules
 ) -> None:
-    """On real directories: what --prune-dry-run prints is what is left and what goes afterwards, name by name; what
+    """On real directories: what the dry run prints is what is left and what goes afterwards, name by name; what
     stays is untouched to the last byte, and no name is left behind that promises more than is there.
     """
     directory = tmp_path_factory.mktemp("backups")
     history = [made for made in history if made.kind]
     for made in history:
         make_snapshot(directory, made)
-    options = OPTIONS | {
-        "output_dir": directory,
-        "api_endpoint": ENDPOINT,
-        "keyspace": "default_keyspace",
-        "quiet": True,
-        "as_json": True,
-        "keep_last": given_rules.last,
-        "keep_daily": given_rules.daily,
-        "keep_weekly": given_rules.weekly,
-        "keep_monthly": given_rules.monthly,
-    }
+    options = OPTIONS | {"output_dir": directory, "keep_last": given_rules.last, "keep_monthly": given_rules.monthly}
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     printed: list[str] = []
     with at(NOW), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(astra_backup, "print_result", printed.append)  # where it goes, not what it says
-        assert astra_backup.run_prune_dry_run(options, (), (), to_box=False) == 0
+        patch.setattr(snapshots, "print_result", printed.append)  # where it goes, not what it says
+        patch.setattr(snapshots, "Report", Quiet)
+        assert snapshots.run_prune(options | {"dry_run": True}) == 0
         assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
-        source = astra_backup.Source(ENDPOINT, "default_keyspace")
-        manifest = astra_backup.Manifest("1.0", source=source)
-        result = astra_backup.BackupResult(astra_backup.Exit.OK, directory, manifest, [])
-        deleted = astra_backup.prune(result, options, None, Quiet()).deleted.get("here", [])
+        assert snapshots.run_prune(options) == 0
+    deleted = json.loads(printed[1])["deleted"]["here"]
     predicted = {row["name"]: row["stays"] for row in json.loads(printed[0])["snapshots"]}
     left = {path.name for path in directory.iterdir() if parse_snapshot_name(path.name) or path.name in FOREIGN}
     assert left == {name for name, stays in predicted.items() if stays}
@@ -557,19 +560,24 @@ def test_what_is_damaged_is_found_stays_and_takes_no_place(tmp_path: Path, damag
     for name in nights(3):
         make_snapshot(tmp_path, Made(name, "good"))
     DAMAGES[damage](tmp_path / nights(1)[0])
-    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
+    decisions = decide(snapshots.survey_local(tmp_path, OURS, Quiet()), KeepRules(last=1))
     assert [decision.stays for decision in decisions.values()] == [True, True, False]
     assert decisions[nights(1)[0]].reason.startswith(("damaged: ", "of another"))
 
 
 def test_incomplete_ones_of_other_databases_stay(tmp_path: Path) -> None:
-    """An old INCOMPLETE snapshot goes, but not one of another keyspace or database: that is another job's business."""
+    """An old INCOMPLETE snapshot goes, but not one of another keyspace or database: it was not asked for."""
+    make_snapshot(tmp_path, Made(nights(1)[0], "good"))
     ours, theirs = (name + ".INCOMPLETE" for name in nights(30)[-2:])
     make_snapshot(tmp_path, Made(ours, "incomplete"))
     make_snapshot(tmp_path, Made(theirs, "incomplete"))
     change(tmp_path / theirs / "manifest.json", '"keyspace": "default_keyspace"', '"keyspace": "other"')
-    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
-    assert {name: decision.stays for name, decision in decisions.items()} == {ours: False, theirs: True}
+    decisions = decide(snapshots.survey_local(tmp_path, OURS, Quiet()), KeepRules(last=1))
+    assert {name: decision.stays for name, decision in decisions.items()} == {
+        nights(1)[0]: True,
+        ours: False,
+        theirs: True,
+    }
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
@@ -582,7 +590,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     make_snapshot(elsewhere, Made(old, "good"))
     (output / old).symlink_to(elsewhere / old)
     make_snapshot(output, Made(new, "good"))
-    found = astra_backup.survey_local(output, SCOPE, Quiet())
+    found = snapshots.survey_local(output, OURS, Quiet())
     assert decide(found, KeepRules(last=1))[old] == Decision(old, True, "not a directory")
 
 
@@ -591,7 +599,7 @@ def test_a_snapshot_that_is_being_restored_stays(tmp_path: Path) -> None:
     for name in nights(3):
         make_snapshot(tmp_path, Made(name, "good"))
     (tmp_path / f".restore-{nights(3)[2]}-0123abcd.journal").touch()
-    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
+    decisions = decide(snapshots.survey_local(tmp_path, OURS, Quiet()), KeepRules(last=1))
     assert [decision.stays for decision in decisions.values()] == [True, False, True]
 
 
@@ -601,23 +609,59 @@ def test_what_cannot_be_read_stays(tmp_path: Path) -> None:
     for name in nights(3):
         make_snapshot(tmp_path, Made(name, "good"))
     (tmp_path / nights(3)[2]).chmod(0)
-    decisions = decide(astra_backup.survey_local(tmp_path, SCOPE, Quiet()), KeepRules(last=1))
+    decisions = decide(snapshots.survey_local(tmp_path, OURS, Quiet()), KeepRules(last=1))
     (tmp_path / nights(3)[2]).chmod(0o700)
     assert [decision.stays for decision in decisions.values()] == [True, False, True]
 
 
-def test_while_another_run_holds_the_directory_nothing_is_deleted(tmp_path: Path) -> None:
-    """A prune that finds the directory locked deletes nothing and says so; the backup's result stands."""
+def test_while_another_run_holds_the_directory_nothing_is_deleted(tmp_path: Path, cli: Cli) -> None:
+    """A prune that finds the directory locked is 4 and deletes nothing; a dry run needs no lock."""
     for name in nights(3):
         make_snapshot(tmp_path, Made(name, "good"))
-    manifest = astra_backup.Manifest("1.0", source=astra_backup.Source(ENDPOINT, "default_keyspace"))
-    result = astra_backup.BackupResult(astra_backup.Exit.OK, tmp_path, manifest, [])
-    options = OPTIONS | {"output_dir": tmp_path, "keep_last": 1}
-    options |= dict.fromkeys(("keep_daily", "keep_weekly", "keep_monthly"))
-    report = Quiet()
+    arguments = ("prune", "--no-box", "--keep-last", "1", "--output-dir", tmp_path)
     with astra_backup.OutputDir(tmp_path):
-        thread = threading.Thread(target=lambda: astra_backup.prune(result, options, None, report))
-        thread.start()
-        thread.join(20)
-    assert len(report.warnings) == 1
+        assert cli.stored(*arguments).code == 4
+        dry = cli.stored(*arguments, "--dry-run")
+    assert (dry.code, dry.out.count("goes")) == (0, 2)
     assert len([path for path in tmp_path.iterdir() if parse_snapshot_name(path.name)]) == 3
+    assert cli.stored(*arguments).code == 0
+    assert len([path for path in tmp_path.iterdir() if parse_snapshot_name(path.name)]) == 1
+
+
+def of_scope(history: list[Made], scope: Scope) -> list[Found]:
+    """What a survey of the directory says, of one scope's snapshots; what nobody can read may be of any."""
+    return [
+        replace(one, scope=scope) if one.scope else one for one in found_here(history) if one.scope in (SCOPE, None)
+    ]
+
+
+@given(ours=histories(), theirs=histories(), given_rules=rules)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_each_scope_is_decided_about_on_its_own(ours: list[Made], theirs: list[Made], given_rules: KeepRules) -> None:
+    """Two scopes in one place are pruned as each would be alone, with what nobody can read counted in both."""
+    own = of_scope(ours, SCOPE)
+    other = [one for one in of_scope(theirs, OTHER) if one.name[:15] not in {each.name[:15] for each in own}]
+    unread = [one for one in (*own, *other) if one.scope is None]
+    both = decide([*own, *other], given_rules)
+    for part in (own, other):
+        alone = decide([*(one for one in part if one.scope), *unread], given_rules)
+        assert {one.name: both[one.name] for one in part if one.scope} == {
+            one.name: alone[one.name] for one in part if one.scope
+        }
+
+
+def test_an_incomplete_one_stays_while_it_may_be_the_only_copy() -> None:
+    """However old, it goes only when a good one of all that it could hold was made after it."""
+    old, newer = nights(30)[-1] + ".INCOMPLETE", nights(20)[-1]
+    some = Scope(ENDPOINT, "default_keyspace", frozenset({"docs"}))
+    for scope, after, stays in (
+        (SCOPE, None, True),
+        (SCOPE, OTHER, True),
+        (SCOPE, some, True),
+        (SCOPE, SCOPE, False),
+        (some, SCOPE, False),
+        (some, some, False),
+    ):
+        found = [Found(old, scope), Found(nights(31)[-1], SCOPE, is_good=True)]
+        found += [Found(newer, after, is_good=True)] if after else []
+        assert decide(found, KeepRules(last=1))[old].stays == stays, (scope, after)

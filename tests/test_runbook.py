@@ -41,7 +41,7 @@ def _incident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataAp
         load_catalog(emulator)
         cli.with_box(box)
         snapshot = snapshot_of(emulator, cli).rename(cli.backups / "20260616_085246")
-        assert cli.run("astra_backup.py", "--upload-only", snapshot.name).code == 0
+        assert cli.run("snapshots.py", "upload", snapshot.name).code == 0
         yield emulator, box, cli
     assert box.violations == []
 

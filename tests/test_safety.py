@@ -123,7 +123,7 @@ def test_a_damaged_last_snapshot_costs_a_warning(source: DataApiEmulator, cli: S
     assert manifest_of(cli.snapshots()[1])["status"] == "complete"
 
 
-@pytest.mark.parametrize("name", ["find_shrinkage", "local_manifests", "superseded_names", "prune"])
+@pytest.mark.parametrize("name", ["find_shrinkage", "local_manifests", "superseded_names"])
 def test_a_bug_beside_the_backup_costs_a_warning(source: DataApiEmulator, cli: SabotagedCli, name: str) -> None:
     """An error that nobody foresaw, in comparing or deleting, is a warning: exit 0, and the snapshot has its name."""
     fill(source, "docs", 3)
@@ -254,7 +254,7 @@ def test_incomplete_snapshots_go_when_newer_ones_hold_all_that_is_good_in_them(
 
 
 def test_a_removed_incomplete_snapshot_is_named(source: DataApiEmulator, cli: SabotagedCli) -> None:
-    """The JSON result, the line on stdout and the log name it, also beside what the retention deletes."""
+    """The JSON result, the line on stdout and the log name it."""
     for name in ("a", "b"):
         fill(source, name, 3)
     fail(source, "b")
@@ -265,7 +265,7 @@ def test_a_removed_incomplete_snapshot_is_named(source: DataApiEmulator, cli: Sa
     assert f"Deleted {first}: all that is good in it is good in a newer snapshot" in result.err
     (second,) = names(cli)
     fail(source)
-    assert cli.backup(source, "--json", "--keep-last", "1").json["deleted"] == {"here": [second]}
+    assert cli.backup(source, "--json").json["deleted"] == {"here": [second]}
 
 
 TOUCHES: dict[str, Callable[[Path], Any]] = {

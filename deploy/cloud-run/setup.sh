@@ -1,7 +1,8 @@
 #!/bin/sh
-# Everything that job.yaml needs, once. Run it in the repository, with PROJECT and REGION set:
+# Everything that job.yaml and prune-job.yaml need, once. Run it in the repository, with PROJECT and REGION set:
 #   PROJECT=my-project REGION=europe-west1 sh deploy/cloud-run/setup.sh
-# The files astra-token and box-secret in the working directory hold the two secrets. Put your values into job.yaml first.
+# The files astra-token, box-secret and box-prune-secret in the working directory hold the secrets. Put your values into
+# the two jobs first.
 set -eu
 image="$REGION-docker.pkg.dev/$PROJECT/astra-backup/astra-backup:1.0.0"
 account="astra-backup@$PROJECT.iam.gserviceaccount.com"
@@ -13,21 +14,29 @@ gcloud artifacts repositories create astra-backup --repository-format docker --l
 gcloud builds submit --tag "$image" .
 
 gcloud iam service-accounts create astra-backup
-for secret in astra-token box-secret; do
+for secret in astra-token box-secret box-prune-secret; do
   gcloud secrets create "$secret" --data-file "$secret"
   gcloud secrets add-iam-policy-binding "$secret" --member "serviceAccount:$account" \
     --role roles/secretmanager.secretAccessor
 done
 
-sed -e "s/PROJECT/$PROJECT/g" -e "s/image: REGION/image: $REGION/" deploy/cloud-run/job.yaml >job.yaml
-gcloud run jobs replace job.yaml --region "$REGION"
-gcloud run jobs add-iam-policy-binding astra-backup --region "$REGION" --member "serviceAccount:$account" \
-  --role roles/run.invoker
+for file in deploy/cloud-run/job.yaml deploy/cloud-run/prune-job.yaml; do
+  sed -e "s/PROJECT/$PROJECT/g" -e "s/image: REGION/image: $REGION/" "$file" >job.yaml
+  gcloud run jobs replace job.yaml --region "$REGION"
+done
+for job in astra-backup astra-prune; do
+  gcloud run jobs add-iam-policy-binding "$job" --region "$REGION" --member "serviceAccount:$account" \
+    --role roles/run.invoker
+done
 
 # The scheduler starts a run and does not wait for it; it repeats only a start that failed.
-gcloud scheduler jobs create http astra-backup --location "$REGION" --schedule '17 3 * * *' --time-zone Etc/UTC \
-  --uri "https://run.googleapis.com/v2/projects/$PROJECT/locations/$REGION/jobs/astra-backup:run" \
-  --http-method POST --oauth-service-account-email "$account" --max-retry-attempts 3
+start() {
+  gcloud scheduler jobs create http "$1" --location "$REGION" --schedule "$2" --time-zone Etc/UTC \
+    --uri "https://run.googleapis.com/v2/projects/$PROJECT/locations/$REGION/jobs/$1:run" \
+    --http-method POST --oauth-service-account-email "$account" --max-retry-attempts 3
+}
+start astra-backup '17 3 * * *'
+start astra-prune '17 10 * * *'
 
 # Rings when an execution failed. Add a notification channel: gcloud beta monitoring channels list
 gcloud monitoring policies create --policy-from-file deploy/cloud-run/alert-policy.json

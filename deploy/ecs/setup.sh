@@ -1,9 +1,9 @@
 #!/bin/sh
 # The task, its schedule and its alarm, once; put your account, region, network and values into the JSON files first.
 # The two roles, the cluster, the log group and the SNS topic must exist: docs/SCHEDULING.md says what they need.
-# The files astra-token and box-secret in the working directory hold the two secrets.
+# The files astra-token, box-secret and box-prune-secret in the working directory hold the secrets.
 set -eu
-for secret in astra-token box-secret; do
+for secret in astra-token box-secret box-prune-secret; do
   aws secretsmanager create-secret --name "astra-backup/$secret" --secret-string "file://$secret"
 done
 aws ecs register-task-definition --cli-input-json file://deploy/ecs/task-definition.json

@@ -66,7 +66,7 @@ def read_manifest(data: bytes) -> None:
         return
     once = astra_backup.encode_manifest(manifest)  # only white space in a definition may have changed
     assert astra_backup.encode_manifest(astra_backup.decode_manifest(once)) == once
-    f"{restore._manifest_row(manifest)['documents']:,}"
+    f"{astra_backup.Stored(Path('x'), 0, manifest).row()['documents']:,}"
     names = {record.data_file for record in manifest.collections if record.data_file}
     sizes = dict.fromkeys(names | {"manifest.json", "SHA256SUMS"}, 0)
     snapshot = restore.Snapshot(Path("x"), "x", sizes)
