@@ -439,27 +439,6 @@ def test_a_signal_in_a_finalizer(number: signal.Signals) -> None:
     assert f"Stopped by signal {int(number)}." in done.stderr
 
 
-IN_THE_FORK = """
-import os, signal, sys
-sys.path.insert(0, sys.argv.pop(1))
-import astra_backup
-os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
-astra_backup.run_command(astra_backup.main)
-"""
-
-
-def test_a_signal_while_the_second_process_is_made(source: DataApiEmulator, tmp_path: Path) -> None:
-    """SIGTERM in the middle of the fork: 143, said once, and without a traceback."""
-    cli = Cli(tmp_path)
-    command = [sys.executable, "-c", IN_THE_FORK, str(ROOT), "--no-box", "--api-endpoint", source.url]
-    done = subprocess.run(
-        command, env=cli.environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
-    )
-    assert done.returncode == 128 + signal.SIGTERM
-    assert done.stderr.count("Stopped by signal 15.") == 1
-    assert "Traceback" not in done.stderr
-
-
 def test_a_signal_while_it_waits_for_a_retry(slow: DataApiEmulator, cli: SabotagedCli) -> None:
     """SIGTERM during a back-off of minutes ends it at once."""
     slow.faults = [{"action": "status", "status": 429, "headers": {"Retry-After": "200"}, "times": None}]
