@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEV_INSTALLED := $(VENV)/.installed-dev
 FAST := docs install frozen show restore_options same_place box_emulator page_states tables_emulator
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
-DOCS := README.md docs/FORMAT.md docs/SCALE.md
+DOCS := docs/FORMAT.md docs/REFERENCE.md
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast lint format docs bench bench-compression bench-encryption memory memory-box float32 soak fuzz audit upgrade clean
@@ -50,7 +50,7 @@ docs: $(DEV_INSTALLED)  ## renew the generated parts of the documentation
 	$(BIN)/cog -P -r -I . $(DOCS)
 
 bench: $(DEV_INSTALLED)  ## measure everything side by side, write bench/RESULTS.md; some 20 minutes
-	$(BIN)/python -m bench; code=$$?; $(BIN)/cog -P -r -I . docs/SCALE.md; exit $$code
+	$(BIN)/python -m bench
 
 bench-compression: $(DEV_INSTALLED)  ## measure compression alone
 	$(BIN)/python -m bench.compression

@@ -230,7 +230,7 @@ def start_up(size: Size) -> list[Row]:
                 "astra_backup.py --help": lambda: run(script("astra_backup.py", "--help"), there.cwd, {}),
                 "restore.py --help": lambda: run(script("restore.py", "--help"), there.cwd, {}),
                 "restore.py --verify-only, one document": lambda: run(
-                    script("restore.py", "--verify-only"), there.cwd, {}
+                    script("restore.py", "--verify-only", str(there.snapshot())), there.cwd, {}
                 ),
                 "astra_backup.py --no-box, one document": lambda: there.ours("one"),
             },

@@ -28,7 +28,7 @@ def measure(count: int, rounds: int) -> dict[str, list[Usage]]:
             for form, to, key in (("clear", (), ()), ("encrypted", TO, KEY)):
                 found.setdefault(f"backup {form}", []).append(there.ours("docs", options=to))
                 found.setdefault(f"verify {form}", []).append(
-                    run(script("restore.py", "--verify-only", *key), there.cwd, {})
+                    run(script("restore.py", "--verify-only", str(there.snapshot()), *key), there.cwd, {})
                 )
                 found.setdefault(f"restore {form}", []).append(restore(there, key))
         return found
@@ -37,7 +37,7 @@ def measure(count: int, rounds: int) -> dict[str, list[Usage]]:
 def restore(there: Trial, key: tuple[str, ...]) -> Usage:
     """Restore into an empty server."""
     with server("data_api") as target:
-        return run(script("restore.py", *key), there.cwd, environment(target.url))
+        return run(script("restore.py", str(there.snapshot()), *key), there.cwd, environment(target.url))
 
 
 def main() -> int:

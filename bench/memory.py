@@ -21,8 +21,8 @@ def measure(count: int) -> dict[str, Usage]:
     with trial([Collection("docs", "binary", 384, count)]) as there, server("data_api") as target:
         return {
             "backup": there.ours("docs"),
-            "verify": run(script("restore.py", "--verify-only"), there.cwd, {}),
-            "restore": run(script("restore.py"), there.cwd, environment(target.url)),
+            "verify": run(script("restore.py", "--verify-only", str(there.snapshot())), there.cwd, {}),
+            "restore": run(script("restore.py", str(there.snapshot())), there.cwd, environment(target.url)),
         }
 
 

@@ -81,9 +81,7 @@ def measure_both(part_bytes: int) -> dict[str, Measured]:
         ):
             environ = environment(source.url) | box_variables(box.url)
             return {
-                "backup and upload": measure(
-                    "astra_backup.py", "--no-compress", "--collection", "docs", environ=environ
-                ),
+                "backup and upload": measure("astra_backup.py", "--no-compress", environ=environ),
                 "download and verify": measure("restore.py", "--from-box", "--verify-only", environ=environ),
             }
 

@@ -62,7 +62,9 @@ def checks(there: Trial) -> dict[str, Callable[[], Usage]]:
         return lambda: run(["bash", "-c", command], there.cwd, {})
 
     found = {
-        "restore.py --verify-only": lambda: run(script("restore.py", "--verify-only"), there.cwd, {}),
+        "restore.py --verify-only": lambda: run(
+            script("restore.py", "--verify-only", str(there.snapshot())), there.cwd, {}
+        ),
         "sha256sum": shell(f"sha256sum {data}; :"),  # a second command, so that the shell does not become the first
     }
     if data.suffix != ".gz":
@@ -91,7 +93,7 @@ def restored(cwd: Path, wait_ms: int, at_once: int, count: int) -> Row:
     with server("data_api", "--latency-ms", str(wait_ms), "--page-size", "1000", "--log", str(log)) as api:
         environ = environment(api.url)
         plain = run(way("writers", api.url, str(snapshot), str(at_once)), cwd, environ)
-        ours = run(script("restore.py", "--yes", "-q", "--workers", str(at_once)), cwd, environ)
+        ours = run(script("restore.py", str(snapshot), "--yes", "-q", "--workers", str(at_once)), cwd, environ)
     requests = [json.loads(line) for line in log.read_text().splitlines()]
     inserted = [request["time"] for request in requests if request["command"] == "insertMany"][-count // 100 :]
     before = [request["time"] for request in requests if request["command"] == "findCollections"]

@@ -1,4 +1,4 @@
-"""Prints the generated parts of README.md and docs/FORMAT.md; `make docs` runs it through cog."""
+"""Prints the generated parts of docs/REFERENCE.md and docs/FORMAT.md; `make docs` runs it through cog."""
 
 from __future__ import annotations
 

@@ -162,9 +162,9 @@ BACKUPS = [run for run in RUNS if run.script == "astra_backup.py"]
 PRUNES = [run for run in RUNS if run.script == "snapshots.py" and run.arguments[0] == "prune"]
 DOCUMENTED = [
     Run(path.name, script, words)
-    for path in [*sorted((ROOT / "docs").glob("*.md")), *sorted(DEPLOY.rglob("*.*"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(DEPLOY.rglob("*.*"))]
     for block in (
-        re.findall(r"```\w*\n(.*?)```", path.read_text(), re.DOTALL) if path.suffix == ".md" else [path.read_text()]
+        re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL) if path.suffix == ".md" else [path.read_text()]
     )
     for _, script, words in commands_in(block)
 ]
@@ -202,7 +202,7 @@ def test_every_command_of_a_recipe_goes_through_the_option_parser(run: Run, monk
 
 @pytest.mark.parametrize("path", sorted(path for path in DEPLOY.rglob("*.*")), ids=lambda path: path.name)
 def test_every_variable_of_a_recipe_is_one_that_the_product_knows(path: Path) -> None:
-    """Each variable that a file in deploy/ sets or names is in the README's table."""
+    """Each variable that a file in deploy/ sets or names is in the reference's table."""
     used = set(re.findall(r"\b(?:ASTRA_DB|BACKUP|BOX)_[A-Z_]*[A-Z]\b", path.read_text()))
     assert used - KNOWN_VARIABLES == set()
 

@@ -19,13 +19,16 @@ from tests.conftest import TOKEN, Cli, load_catalog
 from tests.emulators.data_api import DataApiEmulator
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = ("README.md", "docs/FORMAT.md", "docs/SCALE.md")
+GENERATED = ("docs/FORMAT.md", "docs/REFERENCE.md")
+README_LINES = 250
 NOT_OURS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
 NOT_OURS |= {".venv-fuzz", "backups", "build", "demo-backups", "data"}
 TEXT_SUFFIXES = {".md", ".py", ".txt", ".in", ".toml", ".yml", ".yaml", ".sh", ".cfg", ".json", ""}
 
 README = (ROOT / "README.md").read_text()
 FORMAT = (ROOT / "docs" / "FORMAT.md").read_text()
+REFERENCE = (ROOT / "docs" / "REFERENCE.md").read_text()
+BOX = (ROOT / "docs" / "BOX.md").read_text()
 
 
 def text_files(*suffixes: str) -> list[Path]:
@@ -51,10 +54,10 @@ def test_generated_parts_are_current() -> None:
 
 
 @pytest.mark.parametrize("script", docs.COMMANDS)
-def test_every_option_is_in_the_readme(script: str) -> None:
-    """Each option of each script stands in the README."""
+def test_every_option_is_in_the_reference(script: str) -> None:
+    """Each option of each script stands in docs/REFERENCE.md."""
     options = {name for name in options_of(docs.COMMANDS[script]) if name.startswith("-")}
-    assert {name for name in options if not re.search(rf"{re.escape(name)}(?![\w-])", README)} == set()
+    assert {name for name in options if not re.search(rf"{re.escape(name)}(?![\w-])", REFERENCE)} == set()
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
@@ -66,16 +69,26 @@ def test_every_command_in_the_docs_has_only_options_that_exist(path: Path) -> No
         assert used <= options_of(docs.COMMANDS[script]) | {"--help"}, f"{script}{rest}"
 
 
-def test_every_variable_is_in_the_readme() -> None:
-    """Each variable that the code reads stands in the README's table."""
+def test_every_variable_is_in_the_reference() -> None:
+    """Each variable that the code reads stands in the table of docs/REFERENCE.md."""
     pattern = r"\b(?:ASTRA_DB|BACKUP|BOX)_[A-Z_]+\b"
     read = set(re.findall(rf'"({pattern})"', "".join((ROOT / script).read_text() for script in docs.SCRIPTS)))
-    assert read - set(re.findall(pattern, README)) == set()
+    assert read
+    assert read - set(re.findall(rf"^\| `({pattern})` \|", REFERENCE, re.MULTILINE)) == set()
 
 
-def test_every_error_of_box_that_has_a_hint_is_in_the_readme() -> None:
-    """Each code of Box's for which the code knows what to do stands in the README's table of errors."""
-    assert [code for code in astra_backup.BOX_HINTS if f"| `{code}` |" not in README] == []
+def test_every_error_of_box_that_has_a_hint_is_explained() -> None:
+    """Each code of Box's for which the code knows what to do stands in the table of errors of docs/BOX.md."""
+    assert [code for code in astra_backup.BOX_HINTS if f"| `{code}` |" not in BOX] == []
+
+
+def test_the_readme_is_short() -> None:
+    """The README has at most 250 lines, and leads to every document."""
+    assert len(README.splitlines()) <= README_LINES
+    linked = set(re.findall(r"\]\(([^)#\s]+)", README))
+    assert {str(path.relative_to(ROOT)) for path in MARKDOWN if path.parent in (ROOT, ROOT / "docs")} - linked == {
+        "README.md"
+    }
 
 
 def test_make_targets_in_the_docs_exist() -> None:
