@@ -16,7 +16,7 @@ DOCS := docs/FORMAT.md docs/REFERENCE.md
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED)  ## make .venv with what runs, and nothing else; made anew when requirements.txt changes
+install: $(INSTALLED)  ## create .venv with what runs, and nothing else; recreated when requirements.txt changes
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.13 install")'

@@ -43,6 +43,7 @@ SCHEDULING = (ROOT / "docs" / "SCHEDULING.md").read_text()
 FIRST_STEPS = (ROOT / "docs" / "FIRST_STEPS.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 USER_ID = 10001
+RECIPIENTS = ROOT / "tests" / "data" / "frozen-encrypted" / "keys" / "recipients.txt"  # instead of a placeholder
 SHELL_PUNCTUATION = ";|&<>()}"  # where a command of ours ends
 KUBERNETES_VERSIONS = ("1.31", "1.34", "1.37")
 
@@ -273,6 +274,7 @@ def set_variables(run: Run, cli: Cli, source: DataApiEmulator, box: BoxEmulator,
         "BOX_CLIENT_ID": box.client_id,
         "BOX_ENTERPRISE_ID": box.enterprise_id,
         "BOX_FOLDER_ID": box.folder_id,
+        "BACKUP_ENCRYPT_TO": str(RECIPIENTS),
         "BACKUP_PING_URL": "",
         "BACKUP_METRICS_FILE": str(cli.directory / "metrics.prom"),
     }

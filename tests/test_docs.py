@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ import pytest
 
 import astra_backup
 from tests import demo, docs
-from tests.conftest import TOKEN, Cli, load_catalog
+from tests.conftest import BOX_SECRET, TOKEN, Cli, load_catalog
+from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
+from tests.support import snapshot_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = ("docs/FORMAT.md", "docs/REFERENCE.md")
@@ -220,6 +225,57 @@ def test_the_digest_example_computes_the_content_digest(cli: Cli, source: DataAp
     assert len(records) == 4
     for record in records:
         assert names["content_digest"](snapshot / record["data_file"]) == record["content_digest"]
+
+
+# ======================================================================================================================
+# Every command of the README and of docs/BOX.md
+# ======================================================================================================================
+
+KEYS = ROOT / "tests" / "data" / "frozen-encrypted" / "keys"
+COMMANDS = list(
+    dict.fromkeys(
+        line.split("  #")[0].strip()
+        for text in (README, BOX)
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if re.match(r"\.venv/bin/python [a-z_]+\.py ?", line)
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def _published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataApiEmulator, BoxEmulator, Cli]]:
+    """A database, its snapshot 20260616_085246 in a directory and in Box."""
+    cli = Cli(tmp_path_factory.mktemp("published"))
+    with DataApiEmulator(token=TOKEN) as emulator, BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as box:
+        load_catalog(emulator)
+        cli.with_box(box)
+        snapshot = snapshot_of(emulator, cli).rename(cli.backups / "20260616_085246")
+        assert cli.run("snapshots.py", "upload", snapshot.name).code == 0
+        yield emulator, box, cli
+    assert box.violations == []
+
+
+def test_the_commands_are_found() -> None:
+    """Both documents have commands of each script that are run below."""
+    assert len(COMMANDS) >= 12
+    assert {command.split()[1] for command in COMMANDS} == {*docs.SCRIPTS}
+
+
+@pytest.mark.warm
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_ends_well(command: str, cli: Cli, _published: tuple[DataApiEmulator, BoxEmulator, Cli]) -> None:
+    """Typed as it stands, with a real recipient for `age1…`, each command ends with exit code 0."""
+    emulator, box, made = _published
+    shutil.copytree(made.backups, cli.backups)
+    shutil.copy(KEYS / "x25519.txt", cli.directory / "key.txt")
+    cli.with_box(box)
+    emulator.database.keyspaces["scratch"] = {}
+    words = shlex.split(command.replace("age1…", str(KEYS / "recipients.txt")))
+    done = cli.run(*words[1:], ASTRA_DB_API_ENDPOINT=emulator.url)
+    assert done.code == 0, done.err
+    writes_here = "--keyspace scratch" in command and "--dry-run" not in command
+    assert len(emulator.collections("scratch")) == (4 if writes_here else 0)
 
 
 # ======================================================================================================================
