@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import select
 import statistics
 import subprocess
 import sys
@@ -15,16 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WATCH_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took, those that it waited for included: seconds and MiB.
-
-    The memory is the process's own peak, and that of what its largest child does not share with it.
-    """
+    """What a process took: seconds and MiB."""
 
     wall_s: float
     cpu_s: float
@@ -83,7 +77,6 @@ def run(
             stdin=subprocess.DEVNULL,
             preexec_fn=pin,  # noqa: PLW1509  (this process has no threads)
         )
-        child_rss_kib = watch_child(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         wall_s = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -93,29 +86,12 @@ def run(
             errors.seek(0)
             raise RuntimeError(f"{arguments} ended with {process.returncode}: {said}{errors.read()}")
     server_s = watched.cpu_s() - server_s if watched else 0.0
-    return Usage(wall_s, usage.ru_utime + usage.ru_stime, (usage.ru_maxrss + child_rss_kib) / 1024, server_s, said)
-
-
-def watch_child(pid: int) -> int:
-    """Wait until a process is about to end; return the most memory, in KiB, that a child had to itself meanwhile."""
-    peak = 0
-    with open(os.pidfd_open(pid), "rb") as ended:
-        while not select.select([ended], [], [], WATCH_S)[0]:
-            with contextlib.suppress(OSError):
-                for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                    peak = max(peak, private_kib(int(child)))
-    return peak
+    return Usage(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, server_s, said)
 
 
 def stat_fields(pid: int) -> list[str]:
     """What /proc/PID/stat says behind the name."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def private_kib(pid: int) -> int:
-    """KiB of the pages that a process shares with no other: what a fork takes beside its parent."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(found) for found in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
 
 
 def middle(usages: Iterable[Usage], *, of: str = "wall_s") -> float:
@@ -124,7 +100,7 @@ def middle(usages: Iterable[Usage], *, of: str = "wall_s") -> float:
 
 
 def script(name: str, *arguments: str) -> list[str]:
-    """The command line of one of the two scripts."""
+    """The command line of one of the scripts."""
     return [sys.executable, str(ROOT / name), *arguments]
 
 
@@ -134,7 +110,7 @@ def way(name: str, *arguments: str) -> list[str]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """The variables that both scripts need for an emulator."""
+    """The variables that the scripts need for an emulator."""
     return {
         "ASTRA_DB_API_ENDPOINT": url,
         "ASTRA_DB_APPLICATION_TOKEN": "AstraCS:bench",
