@@ -9,9 +9,9 @@
       20260617_085246.INCOMPLETE/ finished, but a collection failed
       .20260618_085246.inprogress/ a run in progress, or one that died
 
-A document is the dict of its members, each kept as the server's JSON text. What is wrapped in a line is unwrapped again and
-compared, the bytes of a file must decompress to its lines, and the disk must hold these bytes, before the manifest is
-written. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
+A document is the dict of its members, each kept as the server's JSON text. Before the manifest is written, what is
+wrapped in a line was unwrapped again and compared, the bytes of each file decompress to its lines, and the disk holds
+these bytes. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
 
 Importing this module promises: no side effect, and that the contract (`encode_document`, `decode_document`,
 `Manifest`, `check_data`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other

@@ -3,8 +3,8 @@
     python -m bench.soak [--documents 2000000] [--svg soak-rss.svg]
 
 Twice a second it reads from /proc what the script takes: resident memory, CPU time, threads, open files. How far the
-script is, it reads from the emulator's log. It prints a table, draws the memory over time, and fails if memory grows, if
-the last quarter of the documents costs more than the first, or if threads or open files pile up.
+script is, it reads from the emulator's log. It prints a table, draws the memory over time, and fails if memory grows,
+if the last quarter of the documents costs more than the first, or if threads or open files pile up.
 """
 
 from __future__ import annotations
