@@ -1171,7 +1171,7 @@ def check_data(
 ) -> DataStats:
     """Read a data file to its end, prove that every line can be decoded, and return what it holds.
 
-    `identities` decrypt it; none: it is in clear. `advance` is told now and then, and at the end, how many documents
+    `identities` decrypt it; none: it is unencrypted. `advance` is told now and then, and at the end, how many documents
     were read since. Raises FormatError.
     """
     reader: Any = HashingReader(stream)
@@ -1577,7 +1577,7 @@ class EncryptedFile:
         self._thread = self._pipe.serve(self._encrypt)
 
     def write(self, chunk: bytes) -> int:
-        """Append bytes in clear. Raises what failed since."""
+        """Append unencrypted bytes. Raises what failed since."""
         self._clear_sha256.update(chunk)
         return self._pipe.write(chunk)
 
@@ -1625,7 +1625,7 @@ class EncryptedFile:
 
 
 class DecryptingReader(io.RawIOBase):
-    """The bytes in clear of an encrypted file; a thread of its own decrypts. Raises FormatError."""
+    """The unencrypted bytes of an encrypted file; a thread of its own decrypts. Raises FormatError."""
 
     def __init__(self, stream: IO[bytes], identities: Sequence[Any]) -> None:
         self._stream, self._identities = stream, list(identities)
@@ -1660,7 +1660,7 @@ class DecryptingReader(io.RawIOBase):
 
 @contextlib.contextmanager
 def in_clear(stream: IO[bytes], identities: Sequence[Any]) -> Iterator[IO[bytes]]:
-    """The bytes in clear of an open data file; with no identities they are the file's own. The stream stays open."""
+    """The unencrypted bytes of an open data file; with no identities they are the file's own. The stream stays open."""
     if not identities:
         yield stream
         return
@@ -1901,7 +1901,7 @@ _count_decoder = msgspec.json.Decoder(CountStatus)
 
 
 class DataApi:
-    """The one way to the database: posts commands as text, returns replies as text, retries what may pass.
+    """The one way to the database: posts commands as text, returns replies as text, retries transient errors.
 
     Only the commands in `allowed` leave this process. Thread-safe. `on_retry` is called
     before a request is repeated.
@@ -2300,7 +2300,7 @@ def _http_error(status: int, retry_after: str | None, detail: str) -> RequestErr
     hints = {
         401: "The token is missing, wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN.",
         403: "The token may not do this: check its role and the database's access list.",
-        404: "Nothing answers there: check --api-endpoint, --environment and --keyspace.",
+        404: "The server has no such path: check --api-endpoint, --environment and --keyspace.",
         407: f"The proxy wants a user and a password, or others. HTTP_PROXY (ALL_PROXY): {PROXY_HINT}",
         413: "A request was too large for the server.",
         **dict.fromkeys(
@@ -3154,7 +3154,7 @@ BOX_HINTS = {
     "not_found": "Check BOX_FOLDER_ID, and invite the app's service account (--check prints its login) to that folder.",
     "access_denied_insufficient_permissions": "Make the service account Editor of that folder (see --check).",
     "storage_limit_exceeded": "Box is full (its trash counts too): empty the trash, or get more room.",
-    "file_size_limit_exceeded": "The account takes no file of that size: split the backup with --collection.",
+    "file_size_limit_exceeded": "The file exceeds the account's size limit: split the backup with --collection.",
 }
 BOX_TEMPORARY_CODES = frozenset({"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded"})
 
@@ -3305,7 +3305,7 @@ def read_sums(directory: Path) -> dict[str, str | None]:
 class Box:
     """One folder in Box: what is in it, uploads and downloads. Thread-safe.
 
-    Every failure is a BoxError; what may pass is tried again for `retry_budget_s`.
+    Every failure is a BoxError; transient errors are retried for `retry_budget_s`.
     """
 
     def __init__(self, config: BoxConfig, stop: threading.Event) -> None:
@@ -4424,7 +4424,7 @@ def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
 
 METRICS = {
     "last_run_timestamp_seconds": "When the last run ended, as Unix time.",
-    "last_run_exit_code": "Exit code of the last run: 0 is a success and nothing else is.",
+    "last_run_exit_code": "Exit code of the last run: only 0 means success.",
     "last_run_duration_seconds": "How long the last run took.",
     "last_success_timestamp_seconds": "When the last run that ended with exit code 0 ended, as Unix time.",
     "last_snapshot_timestamp_seconds": "Start of the newest complete snapshot, as Unix time.",
@@ -5964,7 +5964,7 @@ def read_environment() -> None:
 
 
 def read_dotenv() -> None:
-    """Read `.env` in the working directory. Real variables win, a real NAME_FILE over a NAME in the file, too."""
+    """Read `.env` in the working directory. Environment variables override it, NAME_FILE a NAME in the file too."""
     from dotenv import dotenv_values
 
     try:

@@ -1145,6 +1145,12 @@ def definition_differences(wanted: Any, found: Any, path: str = "") -> list[str]
 # ======================================================================================================================
 
 
+def counts_text(inserted: int, more: dict[str, int]) -> str:
+    """How many documents were inserted, and what else became of some; zeros are left out."""
+    rest = [f"{count:,} {what}" for what, count in more.items() if count]
+    return ", ".join([f"{plural(inserted, 'document')} inserted"] * bool(inserted or not rest) + rest)
+
+
 @dataclass
 class Outcome:
     """What became of one collection."""
@@ -1186,10 +1192,8 @@ class Outcome:
 
     def describe(self) -> str:
         """What was done, in words."""
-        return (
-            f"{plural(self.inserted, 'document')} inserted, {self.replaced:,} replaced,"
-            f" {self.already_there:,} there already, {self.rejected:,} rejected"
-        )
+        more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
+        return counts_text(self.inserted, more)
 
     @property
     def is_failed(self) -> bool:
@@ -2600,7 +2604,9 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
         if ended := find_ended(run):
             complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
             return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
-        log.warning("It had not: it begins anew. If it is refused, --on-existing skip completes what is there.")
+        log.warning(
+            "The previous restore did not finish; starting over. If it is refused, --on-existing skip completes what is there."
+        )
     plan = make_plan(run.verified, run.api, run.choices, journal.begun)
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
@@ -2748,15 +2754,17 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
     what = f"This drops {', '.join(dropped)}." if dropped else "This writes to the database the snapshot came from."
     what = f"Restore {route_text(run)}. {what}"
     if not sys.stdin.isatty():
-        raise TargetRefused(f"{what} Nobody is there to ask.", "Give --yes if that is meant. Nothing was written.")
+        raise TargetRefused(
+            f"{what} Not a terminal: cannot ask for confirmation.", "Give --yes if that is meant. Nothing was written."
+        )
     if dropped:
         click.echo(what, err=True)
         what = "It is where the snapshot came from."
-    if is_origin and not click.confirm(f"{what} Go on?", err=True):
+    if is_origin and not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
     for name in dropped:
         if click.prompt(f"Type the name of the collection to drop ({name})", err=True) != name:
-            raise TargetRefused("The name is another.", "Nothing was written.")
+            raise TargetRefused("The name does not match.", "Nothing was written.")
 
 
 def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
@@ -2950,12 +2958,12 @@ def _print_outcomes(
         print_result(json.dumps(result))
         return code
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
+    done = counts_text(sums["inserted"], {"replaced": sums["replaced"], "there already": sums["already_there"]})
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
     print_result(
         f"{plural(len(outcomes), 'collection')} in keyspace {run.api.target.keyspace}:"
-        f" {plural(sums['inserted'], 'document')} inserted, {sums['replaced']:,} replaced,"
-        f" {sums['already_there']:,} were there already, {duration_s:.1f} s; {verdict}"
+        f" {done}, {duration_s:.1f} s; {verdict}"
     )
     return code
 

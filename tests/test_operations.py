@@ -648,5 +648,5 @@ def test_a_question_can_be_read_before_it_is_answered(source: DataApiEmulator, c
     command = cli.command("restore.py", "--api-endpoint", source.url, "--on-existing", "skip")
     code, frames, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={"[y/N]:": "n\n"})
     assert code == 4, last.text()
-    assert any(frame.text().rstrip().endswith("Go on? [y/N]:") for frame in frames)
+    assert any(frame.text().rstrip().endswith("Continue? [y/N]:") for frame in frames)
     assert "Not confirmed" in last.text()
