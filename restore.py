@@ -2605,7 +2605,8 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
             return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
         log.warning(
-            "The previous restore did not finish; starting over. If it is refused, --on-existing skip completes what is there."
+            "The previous restore did not finish; starting over."
+            " If it is refused, --on-existing skip completes what is there."
         )
     plan = make_plan(run.verified, run.api, run.choices, journal.begun)
     if run.choices.vectorize_text_field:
