@@ -121,7 +121,8 @@ def writes(emulator: DataApiEmulator) -> list[str]:
 
 def same_documents(one: DataApiEmulator, other: DataApiEmulator, names: list[str] | None = None) -> None:
     """The stored texts are equal, byte for byte, whatever the order of a scan, and no index is missing."""
-    assert other.missing_indexes(KEYSPACE) == {}
+    missing = other.missing_indexes(KEYSPACE)
+    assert missing == {}, missing
     assert names or one.collections(KEYSPACE) == other.collections(KEYSPACE)
     for name in names or one.collections(KEYSPACE):
         assert sorted(one.documents(KEYSPACE, name)) == sorted(other.documents(KEYSPACE, name)), name

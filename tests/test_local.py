@@ -411,9 +411,7 @@ def in_a_finalizer():
     Finalized()
     raise astra_backup.BackupError("stopped")
 
-def command():
-    pass
-
+command = astra_backup.click.Command("command")
 command.main = lambda **_: globals()[sys.argv[1]]()
 astra_backup.run_command(command)
 """

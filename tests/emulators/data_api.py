@@ -1964,7 +1964,7 @@ class Exchange:
         collection = self.emulator.database.collection(self.call.keyspace, self.call.arguments["name"])
         for name in collection.missing_indexes:
             if not self.call.client_is_there(self.emulator.create_s / len(collection.all_indexes)):
-                return
+                raise ConnectionAbortedError("nobody waits, or the server stops: there is no reply")
             self.emulator.make_index(collection, name)
 
     @property
