@@ -612,9 +612,11 @@ def test_check_is_a_table_with_what_to_do(source: DataApiEmulator, box: BoxEmula
     result = cli.with_box(box).run("astra_backup.py", "--check", "--api-endpoint", source.url)
     assert result.code == 1
     rows = result.out.splitlines()
-    assert [row[0] for row in rows] == ["✓", "✓", "✓", "✓", "✓", "✗", " "]
-    assert rows[5].split() == ["✗", "Box", "upload", "not", "allowed"]
-    assert rows[6].strip().startswith("→ Make AutomationUser_")
+    names = "database|collection docs|output directory|encryption|Box account|Box folder|Box upload"
+    found = [re.match(rf"(.) ({names}) ", row) for row in rows[:-1]]
+    assert [match and match[1] for match in found] == ["✓"] * 6 + ["✗"], rows
+    assert rows[-2].split() == ["✗", "Box", "upload", "not", "allowed"]
+    assert rows[-1].strip().startswith("→ Make AutomationUser_")
     code, _, last = on_terminal(cli, "astra_backup.py", "--check", "--api-endpoint", source.url, columns=60)
     assert code == 1
     assert all(len(line) <= 60 for line in last.text().splitlines())
