@@ -521,7 +521,7 @@ class Crowded(DataApiEmulator):
     def __init__(self, room: int) -> None:
         super().__init__(token=TOKEN, page_size=500, latency_s=0.03)
         self.room = room
-        self.in_flight = self.most = self.refused = 0
+        self.inserting = self.most = self.refused = 0
         self.lock = threading.Lock()
 
     def reply_to(self, request: Request) -> Reply:
@@ -529,15 +529,15 @@ class Crowded(DataApiEmulator):
         if not request.body.startswith(b'{"insertMany"'):
             return super().reply_to(request)
         with self.lock:
-            self.in_flight += 1
-            self.most = max(self.most, self.in_flight)
-            is_refused = self.in_flight > self.room
+            self.inserting += 1
+            self.most = max(self.most, self.inserting)
+            is_refused = self.inserting > self.room
             self.refused += is_refused
         try:
             return Reply(429) if is_refused else super().reply_to(request)
         finally:
             with self.lock:
-                self.in_flight -= 1
+                self.inserting -= 1
 
 
 def test_batches_in_flight_adapt_to_the_server(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
@@ -697,18 +697,21 @@ def test_a_changed_document_is_overwritten_after_a_kill(kept: Path, deadly: Dead
 
 
 class Busy(DataApiEmulator):
-    """A server on which somebody makes a collection in the moment before a certain command first arrives."""
+    """A server on which somebody makes a collection in the moment before a certain command arrives (the n-th time)."""
 
-    def __init__(self, name: str, definition: dict, *, before: bytes) -> None:
+    def __init__(self, name: str, definition: dict, *, before: bytes, time: int = 1) -> None:
         super().__init__(token=TOKEN, page_size=500)
         self.theirs = (name, definition)
-        self.before: bytes | None = before
+        self.before, self.times = before, time
+        self.busy = threading.Lock()
 
     def reply_to(self, request: Request) -> Reply:
         """Make it, or answer."""
-        if self.before and request.body.startswith(self.before):
-            self.before = None
-            fill(self, *self.theirs[:1], ['{"_id":"theirs"}'], self.theirs[1])
+        with self.busy:
+            self.times -= request.body.startswith(self.before)
+            if self.times == 0:
+                self.times = -1
+                fill(self, *self.theirs[:1], ['{"_id":"theirs"}'], self.theirs[1])
         return super().reply_to(request)
 
 
@@ -722,7 +725,7 @@ def test_what_somebody_made_since_the_plan_is_never_dropped(
     kept: Path, cli: Cli, policy: str, definition: dict
 ) -> None:
     """A collection that appears after the plan was made stays, with its documents; filled only if that was asked."""
-    with Busy("some", definition, before=CREATE_MANY) as target:
+    with Busy("some", definition, before=b'{"findCollections"', time=2) as target:  # the first look after the plan's
         result = cli.restore(target, "--on-existing", policy, "--yes")
         theirs = target.documents(KEYSPACE, "some")
         assert '{"_id":"theirs"}' in theirs
@@ -740,7 +743,7 @@ def test_what_somebody_made_since_the_plan_is_never_dropped(
 def test_what_appears_with_the_very_request_is_never_dropped(kept: Path, cli: Cli, definition: dict) -> None:
     """Made by somebody between the last look and our request, and the restore is refused: it stays as it is."""
     with Busy("many", definition, before=CREATE_MANY) as target:
-        target.max_collections = 3
+        target.max_collections = 2  # theirs does not count: it is made behind the server's back
         result = cli.restore(target)
         assert result.code == RestoreExit.TARGET_REFUSED, result.err
         assert target.documents(KEYSPACE, "many") == ['{"_id":"theirs"}']
