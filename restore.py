@@ -2519,7 +2519,15 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
                 path = stack.enter_context(fetched_snapshot(snapshot, options, report))
+<<<<<<< HEAD
             opened = open_with_keys(path, key_files, options)
+=======
+            opened = open_snapshot(path)
+            manifest = read_manifest(opened)
+            if needs_clear(options):
+                refuse_locked(path, manifest)
+            opened.identities = unlock(key_files) if manifest.encryption else ()
+>>>>>>> 2083968 (Only a run that needs an identity and has none asks Box for the manifest first)
             if options["show"] is not None:
                 return show_document(opened, options["show"], choices)
             with timed(steps, "verify"):
@@ -2860,9 +2868,14 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     return RestoreExit.OK
 
 
-def refuse_locked(place: object, manifest: Manifest, options: dict[str, Any]) -> None:
-    """Refuse an encrypted snapshot when there is no identity, unless only its files are to be checked."""
-    if manifest.encryption and not options["identity"] and not options["verify_only"]:
+def needs_clear(options: dict[str, Any]) -> bool:
+    """Whether documents are going to be read, and no identity is given: only a snapshot in clear will do."""
+    return not options["identity"] and not options["verify_only"]
+
+
+def refuse_locked(place: object, manifest: Manifest) -> None:
+    """Refuse an encrypted snapshot, since there is no identity for it."""
+    if manifest.encryption:
         raise SnapshotRefused(f"{place}: no identity is given. {_told_recipients(manifest)}", IDENTITY_HINT)
 
 
@@ -2878,8 +2891,9 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
         return
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted, options["sources"], report)
-    with contextlib.suppress(FormatError):  # what is damaged is told when it is here
-        refuse_locked(f"{file.name} in Box", decode_manifest(read_manifest_text(box, file)), options)
+    if needs_clear(options):
+        with contextlib.suppress(FormatError):  # what is damaged is told when it is here
+            refuse_locked(f"{file.name} in Box", decode_manifest(read_manifest_text(box, file)))
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
