@@ -2500,7 +2500,8 @@ def open_with_keys(path: Path, key_files: Iterable[KeyFile], options: dict[str, 
     """Open a snapshot with the identities that it needs. Its manifest is let go of: the largest one takes 300 MB."""
     opened = open_snapshot(path)
     manifest = read_manifest(opened)
-    refuse_locked(path, manifest, options)
+    if needs_clear(options):
+        refuse_locked(path, manifest)
     opened.identities = unlock(key_files) if manifest.encryption else ()
     return opened
 
@@ -2519,15 +2520,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
         with contextlib.ExitStack() as stack:
             with timed(steps, "fetch"):
                 path = stack.enter_context(fetched_snapshot(snapshot, options, report))
-<<<<<<< HEAD
             opened = open_with_keys(path, key_files, options)
-=======
-            opened = open_snapshot(path)
-            manifest = read_manifest(opened)
-            if needs_clear(options):
-                refuse_locked(path, manifest)
-            opened.identities = unlock(key_files) if manifest.encryption else ()
->>>>>>> 2083968 (Only a run that needs an identity and has none asks Box for the manifest first)
             if options["show"] is not None:
                 return show_document(opened, options["show"], choices)
             with timed(steps, "verify"):
