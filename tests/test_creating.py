@@ -282,16 +282,16 @@ def test_what_may_have_been_created_is_named(kept: Path, target: DataApiEmulator
 
 @pytest.mark.parametrize("look", [False, True], ids=["deaf", "listing"])
 def test_what_cannot_be_dropped_again_is_named(kept: Path, target: DataApiEmulator, cli: Cli, look: bool) -> None:
-    """The second collection is refused and the first cannot be dropped, nor looked for: 2, and its name."""
+    """Others are refused and the one that was created cannot be dropped, nor looked for: 2, and its name."""
     target.max_collections = 1
     target.faults = [{"command": ["deleteCollection"] if look else ["deleteCollection", "listTables"], **DOWN}]
     if not look:
         target.faults[0].skip = 1
         target.add_fault("status", command="findCollections", status=503, times=None, skip=5)
     result = cli.restore(target, BACKUP_RETRY_BUDGET="1")
-    assert list(held(target)) == ["points"]
+    (created,) = held(target)  # whichever came first: several are on their way at once
     assert result.code == RestoreExit.INCOMPLETE, result.err
-    assert re.search(r"\bpoints\b.*(stay|there)", result.err)
+    assert re.search(rf"\b{created}\b.*(stay|there)", result.err)
 
 
 def test_an_unknown_outcome_is_no_confirmation(kept: Path, cli: Cli) -> None:
@@ -300,7 +300,7 @@ def test_an_unknown_outcome_is_no_confirmation(kept: Path, cli: Cli) -> None:
         b'{"createCollection":{"name":"points"', lambda emulator: fill(emulator, "points", [], VECTOR)
     ) as target:
         target.max_collections = 1
-        target.faults = [{"command": "createCollection", "action": "reset"}]
+        target.faults = [{"command": "createCollection", "contains": '"name":"points"', "action": "reset"}]
         result = cli.restore(target)
         assert list(held(target)) == ["points"]
         assert result.code == RestoreExit.INCOMPLETE, result.err
