@@ -2805,6 +2805,8 @@ class DataApiEmulator:
             return command, exchange.act() if fault is None else exchange.suffer(fault)
         except Refusal as refusal:
             return command, error_reply(refusal)
+        except ConnectionAbortedError:
+            raise  # the connection ends without a reply
         except Exception as error:  # as the server does; and aloud, for it is a bug of this file or of a rule
             traceback.print_exc()
             return command, error_reply(Refusal("UNEXPECTED_SERVER_ERROR", f"{type(error).__name__}: {error}"))
