@@ -225,9 +225,9 @@ def test_a_creation_that_was_cut_off_is_completed(
         result = stopped_in(cli, target)
         assert result.code == (-number if number == signal.SIGKILL else 128 + number)
         assert target.missing_indexes(KEYSPACE)
-        (unfinished,) = target.missing_indexes(KEYSPACE)
         if number != signal.SIGKILL:
-            assert re.search(rf"\b{unfinished}\b.*index", result.err)
+            for unfinished in target.missing_indexes(KEYSPACE):  # several are on their way at once
+                assert re.search(rf"\b{unfinished}\b.*index", result.err)
             assert all(re.search(rf"\b{name}\b", result.err) for name in held(target))
             assert "--resume" in result.err
         result = cli.restore(target, "--resume")
