@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -44,17 +43,6 @@ def origin() -> Iterator[DataApiEmulator]:
         fill(emulator, "settings", DOCS, DENY)
         fill(emulator, "zero", [], DENY)
         yield emulator
-
-
-@pytest.fixture(scope="module")
-def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
-
-
-@pytest.fixture
-def kept(cli: Cli, _made: Path) -> Path:
-    """A snapshot where `cli` looks for it."""
-    return Path(shutil.copytree(_made, cli.backups / _made.name))
 
 
 def made_by_hand(emulator: DataApiEmulator) -> None:
