@@ -180,7 +180,7 @@ WARM = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore, snapshots
-import astrapy, httpx, numpy, rich.console, rich.progress, tenacity
+import astrapy, box_sdk_gen, httpx, numpy, prometheus_client, pyrage, requests, rich.console, rich.progress, tenacity
 for line in sys.stdin:
     directory, environ, sys.argv, outputs = json.loads(line)
     child = os.fork()
@@ -274,12 +274,12 @@ def clockwork() -> Iterator[None]:
 
 @pytest.fixture
 def cli(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
-    """The scripts; afterwards no file they wrote may hold a secret. With the mark `warm` they start faster."""
-    if request.node.get_closest_marker("warm"):
+    """The scripts; afterwards no file they wrote may hold a secret. With the mark `cold` each has an interpreter."""
+    if request.node.get_closest_marker("cold"):
+        yield Cli(tmp_path)
+    else:
         (tmp_path / "cwd").mkdir()
         yield WarmCli(tmp_path / "cwd")
-    else:
-        yield Cli(tmp_path)
     assert_no_secret_in(tmp_path)
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import pytest
 
 from astra_backup import Exit
 from restore import RestoreExit
-from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret, assert_no_secret_in, load_catalog
+from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in, load_catalog
 from tests.emulators.box import LOGIN, MIB, BoxEmulator, File
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import connect, fill, same_documents, wait_for, writes
@@ -287,76 +286,6 @@ def pad(snapshot: Path, size: int) -> None:
     for path, content in ((manifest, new), (sums, text.encode())):
         path.unlink()
         path.write_bytes(content)
-
-
-WARM = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import astra_backup, restore, snapshots
-import astrapy, box_sdk_gen, dotenv, httpx, isal.isal_zlib, requests, rich.progress, tenacity
-for line in sys.stdin:
-    job = json.loads(line)
-    if (child := os.fork()) == 0:
-        os.environ.clear()
-        os.environ.update(job["environ"])
-        os.chdir(job["directory"])
-        for number, name in enumerate((os.devnull, job["out"], job["err"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
-        sys.argv = job["command"]
-        module = {"astra_backup.py": astra_backup, "restore.py": restore, "snapshots.py": snapshots}[sys.argv[0]]
-        astra_backup.run_command(module.main)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Warm:
-    """A process that has imported everything and runs command lines in forks: a tenth of the time of new ones."""
-
-    def __init__(self, directory: Path) -> None:
-        self.out, self.err = directory / "out", directory / "err"
-        command = [sys.executable, "-c", WARM, str(ROOT)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, job: dict[str, Any]) -> Result:
-        """Run a command line to its end."""
-        assert self.process.stdin
-        assert self.process.stdout
-        for path in (self.out, self.err):
-            path.write_bytes(b"")
-        self.process.stdin.write(json.dumps({**job, "out": str(self.out), "err": str(self.err)}) + "\n")
-        self.process.stdin.flush()
-        return Result(int(self.process.stdout.readline()), self.out.read_text(), self.err.read_text())
-
-
-class WarmCli(Cli):
-    """As `Cli`, but `run` does not wait for a new process to import everything; `start` does."""
-
-    def __init__(self, directory: Path, warm: Warm) -> None:
-        super().__init__(directory)
-        self.warm = warm
-
-    def run(self, script: str, *arguments: object, **environ: str) -> Result:
-        """Run to the end; a secret in what it says is a failure of every test."""
-        command = [script, *map(str, arguments)]
-        job = {"command": command, "environ": self.environ | environ, "directory": str(self.directory)}
-        result = self.warm.run(job)
-        assert_no_secret(result.out + result.err)
-        return result
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    """A process that is ready to run command lines."""
-    found = Warm(tmp_path_factory.mktemp("warm"))
-    yield found
-    found.process.communicate(timeout=10)
-
-
-@pytest.fixture
-def cli(tmp_path: Path, warm: Warm) -> Iterator[Cli]:
-    """The two scripts; afterwards no file they wrote may hold a secret."""
-    yield WarmCli(tmp_path, warm)
-    assert_no_secret_in(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 
 def damage(emulator: DataApiEmulator) -> None:
     """Lose two documents, change one, add one."""

@@ -29,8 +29,6 @@ from tests.support import (
     wait_for,
 )
 
-pytestmark = pytest.mark.warm
-
 VECTOR = {"vector": {"dimension": 2}, "indexing": {"deny": ["n"]}}
 DOWN = {"action": "status", "status": 503, "times": None}
 

@@ -25,8 +25,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 VECTORS = [
     f'{{"_id":"v{number:03}","$vector":[{(number * 37 % 101) / 101},{(number * 53 % 97) / 97},{number / 300}]}}'
     for number in range(150)

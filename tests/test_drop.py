@@ -24,8 +24,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 
 def test_dropping_needs_yes_without_a_terminal(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
     """Nobody is there to type the name: 4, the choice named, nothing touched."""

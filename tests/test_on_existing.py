@@ -32,8 +32,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 STATES: dict[str, Documents | None] = {
     "absent": None,
     "empty": [],

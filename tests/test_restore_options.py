@@ -16,8 +16,6 @@ from tests.support import (
     held,
 )
 
-pytestmark = pytest.mark.warm
-
 TOO_LONG = "n" * 49
 NONSENSE = {
     "no equals sign": ["--rename", "docs"],

@@ -33,8 +33,6 @@ from tests.support import (
 )
 from tests.trials.resume import SIZES, Deadly, documents, every_tenth_fails, random_moment, run_until_killed
 
-pytestmark = pytest.mark.warm
-
 KILLS = 8
 BATCH = 100
 WORKERS = 4

@@ -17,8 +17,6 @@ from tests.support import (
     snapshot_of,
 )
 
-pytestmark = pytest.mark.warm
-
 RUNBOOK = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "RUNBOOK.md").read_text(), re.DOTALL)

@@ -19,8 +19,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 
 @pytest.fixture
 def home(cli: Cli) -> Iterator[DataApiEmulator]:

@@ -28,8 +28,6 @@ from tests.support import (
     snapshot_of,
 )
 
-pytestmark = pytest.mark.warm
-
 LEXICAL_ON = {"lexical": {"enabled": True, "analyzer": "standard"}, "rerank": {"enabled": False}}
 TEXTS = [f'{{"_id":"t{number}","n":{number},"$lexical":"words {number}"}}' for number in range(5)]
 

@@ -17,8 +17,6 @@ from tests.support import (
     snapshot_of,
 )
 
-pytestmark = pytest.mark.warm
-
 SHOWN = [
     '{"_id":"a b","n":12345678901234567890.5,"$vector":[0.1,0.25,1E-7]}',
     f'{{"_id":"binary","$vector":{{"$binary":"{embed("x", 3)}"}}}}',

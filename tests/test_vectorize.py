@@ -25,8 +25,6 @@ from tests.support import (
     writes,
 )
 
-pytestmark = pytest.mark.warm
-
 SERVICE = {"provider": "openai", "modelName": "text-embedding-3-small"}
 EMBEDDED = {"vector": {"dimension": 3, "metric": "cosine", "sourceModel": "other", "service": SERVICE}, **OFF}
 NOT_EMBEDDED = {"vector": {"dimension": 3, "metric": "cosine", "sourceModel": "other"}, **OFF}
