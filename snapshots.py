@@ -277,7 +277,7 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
     """
     sums = read_sums(directory)
     del sums[CHECKSUMS_NAME]
-    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.collections}
+    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.records}
     if sums != {**expected, MANIFEST_NAME: sums.get(MANIFEST_NAME)}:
         raise FormatError(f"{CHECKSUMS_NAME} and {MANIFEST_NAME} name different files")
     if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
@@ -327,7 +327,7 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
     try:
         if not manifest.is_complete:
             raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
-        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
+        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.records):
             old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
             return dataclasses.replace(found, obstacle=old)
         report.start(name, sum(file.stat().st_size for file in path.iterdir()), "checking", unit="bytes")
