@@ -2229,6 +2229,18 @@ class DataApi:
         found = self.call("listTypes", b'{"options":{"explain":true}}', read=read).types
         return {name: each for each in found if (name := _type_name_decoder.decode(each).udtName)}
 
+    @functools.cached_property
+    def has_large_pages(self) -> bool:
+        """Whether pages have more than 20 documents: not on Astra, nor on servers of 2024, which know no types."""
+        from astrapy.constants import Environment
+
+        if self.target.environment in Environment.astra_db_values:
+            return False
+        with contextlib.suppress(RequestError):
+            self.describe_types()
+            return True
+        return False
+
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
@@ -3145,7 +3157,7 @@ def scan_collection(
 # ---------------------------------------------------------------------------------------------------- tables
 
 _PLAIN_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_FULL_PAGES = (20, 50)  # rows: what servers put on a page
+_FULL_PAGES = (20, 50)  # rows: what servers put on a page; 20 on Astra, and on all that are too old to know of types
 _GUESSED_TYPES = ("text", "uuid", "int", "bigint")
 
 
@@ -3220,7 +3232,8 @@ def check_table_page(api: DataApi, name: str, shape: TableShape, page: Page, rep
                 f"Was the table altered meanwhile? Then run again; otherwise leave it out: --exclude {name}.",
             )
     count = len(page.documents)
-    if is_first and page.next_state is None and count in _FULL_PAGES and api.largest_page <= count:
+    is_full = count in _FULL_PAGES and api.largest_page <= count
+    if is_first and page.next_state is None and is_full and not (count == _FULL_PAGES[0] and api.has_large_pages):
         raise BackupError(
             f"{name}: the server sent {count} rows, a full page, and says that nothing follows:"
             " servers of 2024 do that however many rows there are, so it is not known whether these are all.",

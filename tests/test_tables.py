@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import KEYSPACE, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.emulators.tables import EVERY_TYPE
-from tests.support import Api, fill, manifest_of, snapshot_of
+from tests.support import WRITES, Api, fill, manifest_of, snapshot_of
 
 Json = Any
 ADDRESS = {"street": "text", "zip": "int", "took": "duration"}
@@ -129,3 +129,268 @@ def test_a_table_of_every_type_comes_back(source: DataApiEmulator, target: DataA
     assert first.index("createType") < first.index("createTable") < first.index("insertMany")
     last_insert = len(commands) - 1 - commands[::-1].index("insertMany")
     assert commands.index("createIndex") > last_insert
+
+
+# ------------------------------------------------------------------------------------------------------- backup
+
+
+def test_a_column_that_cannot_be_read_fails_its_table(source: DataApiEmulator, cli: Cli) -> None:
+    """A table with a tuple is a failed one, which says the column and what to do; --exclude leaves it out."""
+    source.tables.create(KEYSPACE, "odd", {"id": "text", "tu": "tuple<int, text>"}, ["id"])
+    source.tables.create(KEYSPACE, "good", {"id": "text"}, ["id"])
+    fill(source, "docs", 3)
+    result = cli.backup(source)
+    assert result.code == 2
+    (snapshot,) = cli.snapshots()
+    manifest = manifest_of(snapshot)
+    assert [(table["name"], table["status"]) for table in manifest["tables"]] == [("good", "ok"), ("odd", "failed")]
+    error = manifest["tables"][1]["error"]
+    assert "cannot read tu" in error
+    assert "--exclude odd" in error
+    assert manifest["tables"][1]["data_file"] is None
+    assert manifest["totals"]["tables_failed"] == 1
+    check = cli.backup(source, "--check")
+    assert check.code == 1
+    assert "cannot read tu" in check.out
+    assert cli.backup(source, "--exclude", "odd").code == 0
+    assert cli.restore(source, snapshot, "--verify-only", "--force-incomplete").code == 0
+
+
+@pytest.mark.parametrize("page_size", [20, 50])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_server_without_page_states_fails_its_tables(cli: Cli, page_size: int, more: int) -> None:
+    """A full page behind which nothing follows is no backup of a table; one that is not full is."""
+    with DataApiEmulator(token=TOKEN, page_size=page_size) as source:
+        table = source.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+        source.tables.fill(KEYSPACE, "t", page_size + more)
+        table.has_states = False
+        source.faults = [{"action": "error", "errorCode": "COMMAND_UNKNOWN", "command": "listTypes", "times": None}]
+        result = cli.backup(source)
+        assert result.code == 2, result.err
+        assert "a full page" in result.err
+        for row in source.tables.rows(KEYSPACE, "t")[: 1 + more]:
+            source.tables.delete(KEYSPACE, "t", row)
+        assert cli.backup(source).code == 0
+
+
+@pytest.mark.parametrize("rows", [20, 40, 50, 100])
+def test_a_last_page_that_is_full_is_no_matter_where_states_are(source: DataApiEmulator, cli: Cli, rows: int) -> None:
+    """As many rows as fit onto whole pages are backed up, also of a table that is alone in its keyspace."""
+    source.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+    source.tables.fill(KEYSPACE, "t", rows)
+    assert cli.backup(source, "--workers", 1).code == 0
+    assert len(rows_of(cli.snapshots()[0], "t")) == rows
+
+
+@pytest.mark.parametrize("kind", ["text", "uuid", "int", "bigint"])
+def test_a_table_is_read_at_several_places_at_once(source: DataApiEmulator, cli: Cli, kind: str) -> None:
+    """A table with a key of one such column is read by several chains, and holds each row once."""
+    source.tables.create(KEYSPACE, "t", {"id": kind, "n": "int"}, ["id"])
+    if kind == "text":
+        for number in range(3000):
+            source.tables.put(KEYSPACE, "t", {"id": f"r{number:06}", "n": number})
+    else:
+        source.tables.fill(KEYSPACE, "t", 3000)
+    snapshot = snapshot_of(source, cli)
+    (table,) = manifest_of(snapshot)["tables"]
+    assert table["chains"] > 4
+    same_rows(rows_of(snapshot, "t"), source.tables.rows(KEYSPACE, "t"))
+
+
+@pytest.mark.parametrize("kind", ["refusing", "restarting", "reversing", "shuffling", "skipping"])
+def test_guesses_that_mislead_cost_no_row(source: DataApiEmulator, cli: Cli, kind: str) -> None:
+    """Where states that were made lead elsewhere, the table is read serially, and nothing is missing or there twice."""
+    source.tables.create(KEYSPACE, "t", {"id": "uuid", "n": "int"}, ["id"])
+    source.tables.fill(KEYSPACE, "t", 1000)
+    source.database.page_states = kind
+    snapshot = snapshot_of(source, cli)
+    same_rows(rows_of(snapshot, "t"), source.tables.rows(KEYSPACE, "t"))
+
+
+def test_a_keyspace_without_tables_has_the_manifest_of_before(source: DataApiEmulator, cli: Cli) -> None:
+    """Collections only: nothing in the manifest says anything of tables."""
+    fill(source, "docs", 3)
+    manifest = manifest_of(snapshot_of(source, cli))
+    assert not {"tables", "types"} & manifest.keys()
+    assert manifest["totals"] == {"collections_ok": 1, "collections_failed": 0, "documents": 3}
+
+
+def test_rows_that_vanish_are_a_shrink(source: DataApiEmulator, cli: Cli) -> None:
+    """A table that lost most of its rows, or is gone, ends the run with 5."""
+    source.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+    source.tables.fill(KEYSPACE, "t", 300)
+    fill(source, "docs", 3)
+    assert cli.backup(source).code == 0
+    for row in source.tables.rows(KEYSPACE, "t")[:200]:
+        source.tables.delete(KEYSPACE, "t", row)
+    result = cli.backup(source)
+    assert result.code == 5, result.err
+    assert "300" in result.err.split("Shrunk since")[1]
+    assert "rows" in result.err.split("Shrunk since")[1]
+    source.tables.drop(KEYSPACE, "t")
+    result = cli.backup(source, "--max-shrink", 10)
+    assert result.code == 5, result.err
+    assert "the table is gone" in result.err
+
+
+def test_an_altered_table_is_read_again(source: DataApiEmulator, cli: Cli) -> None:
+    """A column that is added during the scan is in the definition and in the rows."""
+    source.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+    source.tables.fill(KEYSPACE, "t", 100)
+    source.faults = [{"action": "alter_definition", "add": {"n": "int"}, "command": "find", "skip": 1, "times": 1}]
+    snapshot = snapshot_of(source, cli)
+    (table,) = manifest_of(snapshot)["tables"]
+    assert set(table["definition"]["columns"]) == {"id", "n"}
+    assert len(rows_of(snapshot, "t")) == 100
+
+
+def test_an_encrypted_table_comes_back(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Rows are encrypted as documents are, and `--show` prints one by its key."""
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+    (cli.directory / "key").write_text(f"{identity}\n")
+    source.tables.create(KEYSPACE, "t", {"id": "int", "d": "decimal"}, ["id"])
+    source.tables.put(KEYSPACE, "t", {"id": 7, "d": 1.5})
+    snapshot = snapshot_of(source, cli, "--encrypt-to", str(identity.to_public()))
+    assert (snapshot / "t.rows.jsonl.gz.age").exists()
+    assert cli.restore(target, snapshot, "--show", "7", "--identity", "key").out == '{"id":7,"d":1.5}\n'
+    assert cli.restore(target, snapshot, "--identity", "key").code == 0
+    same_tables(source, target, "t")
+
+
+# ------------------------------------------------------------------------------------------------------ restore
+
+SCHEMA_WRITES = {"createTable", "createType", "createIndex", "createVectorIndex", "dropTable", "dropType", *WRITES}
+
+
+def sent(emulator: DataApiEmulator) -> list[str]:
+    """The writing commands that reached a server."""
+    return [request.command for request in emulator.requests if request.command in SCHEMA_WRITES]
+
+
+def small(emulator: DataApiEmulator, rows: int = 120, name: str = "t", first: int = 0) -> None:
+    """A table of a few small rows."""
+    emulator.tables.create(KEYSPACE, name, {"id": "int", "a": "text", "b": "text"}, ["id"])
+    for number in range(first, first + rows):
+        emulator.tables.put(KEYSPACE, name, {"id": number, "a": f"a{number}"})
+
+
+@pytest.mark.parametrize("how", [[], ["--on-existing", "skip"]])
+def test_a_table_with_rows_is_refused(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, how: list[str]
+) -> None:
+    """An insert would change what is there: without a choice nothing is written."""
+    small(source)
+    small(target, 1)
+    result = cli.restore(target, snapshot_of(source, cli), *how)
+    assert result.code == 4, result.err
+    assert "already holds rows" in result.err
+    assert sent(target) == []
+
+
+def test_overwriting_leaves_nothing_of_the_old_rows(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """With --on-existing overwrite a row becomes the snapshot's, also in columns that it lacks; other rows stay."""
+    small(source)
+    small(target, 1)
+    target.tables.put(KEYSPACE, "t", {"id": 5, "a": "old", "b": "old"})
+    target.tables.put(KEYSPACE, "t", {"id": 999, "b": "of somebody else"})
+    result = cli.restore(target, snapshot_of(source, cli), "--on-existing", "overwrite")
+    assert result.code == 0, result.err
+    other = '{"b":"of somebody else","id":999}'
+    same_rows(target.tables.rows(KEYSPACE, "t"), [*source.tables.rows(KEYSPACE, "t"), other])
+
+
+def test_dropping_takes_the_table_and_makes_it_anew(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """With --on-existing drop a table of another definition goes; that the new one can be made is proved before."""
+    small(source)
+    target.tables.create(KEYSPACE, "t", {"id": "text"}, ["id"])
+    target.tables.put(KEYSPACE, "t", {"id": "x"})
+    result = cli.restore(target, snapshot_of(source, cli), "--on-existing", "drop", "--yes")
+    assert result.code == 0, result.err
+    same_tables(source, target, "t")
+    assert sent(target)[:4] == ["createTable", "dropTable", "dropTable", "createTable"]
+
+
+def test_names_clash_with_the_other_kind(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A collection of a table's name, and a table of a collection's, are refusals whatever was chosen."""
+    small(source)
+    fill(source, "docs", 3)
+    snapshot = snapshot_of(source, cli)
+    fill(target, "t", 2)
+    target.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
+    target.tables.put(KEYSPACE, "docs", {"id": "x"})
+    for how in ([], ["--on-existing", "drop", "--yes"], ["--on-existing", "overwrite"]):
+        result = cli.restore(target, snapshot, *how)
+        assert result.code == 4, result.err
+        assert "t: there is a collection of that name" in result.err
+        assert "docs: there is a table of that name" in result.err
+    assert sent(target) == []
+    assert target.tables.rows(KEYSPACE, "docs") == ['{"id":"x"}']
+
+
+def make_lossy(emulator: DataApiEmulator) -> None:
+    """Tables with what only CQL can make."""
+    kit = emulator.tables
+    kit.create(KEYSPACE, "counters", {"p": "text", "n": "counter"}, ["p"])
+    kit.put(KEYSPACE, "counters", {"p": "x", "n": 5})
+    kit.create(KEYSPACE, "statics", {"p": "text", "c": "int", "st": "static text", "v": "text"}, ["p"], {"c": 1})
+    kit.put(KEYSPACE, "statics", {"p": "a", "st": "S1", "c": 1, "v": "v1"})
+    kit.put(KEYSPACE, "statics", {"p": "alone", "st": "S0"})
+    kit.create(KEYSPACE, "cql", {"p": "text", "t": "timeuuid", "fl": "frozen<list<int>>"}, ["p"])
+    kit.put(KEYSPACE, "cql", {"p": "x", "t": "fd571730-e9bd-11f1-84be-8b92cbaac795", "fl": [1, 2]})
+    kit.create_index(KEYSPACE, "cql", f"CREATE INDEX legacy_ix ON {KEYSPACE}.cql (t);")
+
+
+def test_what_cannot_come_back_is_refused_and_named(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Counters, static and CQL-only columns are exit 4; with --allow-lossy-tables the rest comes back."""
+    make_lossy(source)
+    snapshot = snapshot_of(source, cli)
+    for mode in ([], ["--dry-run"]):
+        result = cli.restore(target, snapshot, *mode)
+        assert result.code == 4, result.err
+        for said in ("the counter n", "the static column st", "1 partition with static values only", "t (timeuuid)"):
+            assert said in result.err
+    plan = cli.restore(target, snapshot, "--dry-run", "--allow-lossy-tables")
+    assert plan.code == 0
+    assert "the index legacy_ix was made by CQL" in plan.out
+    assert "TTL" in plan.out
+    assert sent(target) == []
+    result = cli.restore(target, snapshot, "--allow-lossy-tables")
+    assert result.code == 0, result.err
+    assert target.tables.rows(KEYSPACE, "counters") == ['{"p":"x"}']
+    same_rows(target.tables.rows(KEYSPACE, "statics"), ['{"p":"a","c":1,"st":"S1","v":"v1"}'])
+    same_rows(target.tables.rows(KEYSPACE, "cql"), source.tables.rows(KEYSPACE, "cql"))
+
+
+def test_decimals_lose_their_scale_and_nothing_else(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """The plan says so for the table; the comparison takes 1.10 and 1.1 for equal, -0.0 and 0.0 too."""
+    source.tables.create(KEYSPACE, "t", {"id": "int", "d": "decimal", "f": "double", "v": "vector<float, 2>"}, ["id"])
+    source.tables.put(KEYSPACE, "t", '{"id":1,"d":1.10,"f":-0.0,"v":["NaN",1.5]}')
+    snapshot = snapshot_of(source, cli)
+    plan = cli.restore(target, snapshot, "--dry-run").out
+    assert "decimals lose their scale" in plan
+    assert "-0.0 becomes 0.0" in plan
+    result = cli.restore(target, snapshot)
+    assert result.code == 0, result.err
+    same_rows(target.tables.rows(KEYSPACE, "t"), ['{"id":1,"d":1.1,"f":0.0,"v":["NaN",1.5]}'])
+
+
+def test_keys_that_become_one_are_told(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """Two rows whose decimal keys differ in their scale only are one in the target: that is a difference."""
+    source.tables.create(KEYSPACE, "t", {"id": "decimal"}, ["id"])
+    for text in ('{"id":1.10}', '{"id":1.1}'):
+        source.tables.put(KEYSPACE, "t", text)
+    result = cli.restore(target, snapshot_of(source, cli))
+    assert result.code == 5, result.err
+    assert "1 missing" in result.out
+
+
+def test_a_dry_run_writes_nothing(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """--dry-run plans tables, types and indexes, and sends no command that writes."""
+    make_zoo(source, 20)
+    add_indexes(source)
+    result = cli.restore(target, snapshot_of(source, cli), "--dry-run")
+    assert result.code == 0, result.err
+    assert "zoo: create, insert 20 rows" in result.out
+    assert sent(target) == []
