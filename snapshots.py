@@ -548,6 +548,7 @@ def _status_row(newest: Stored | None, max_age_s: float | None) -> dict[str, Any
         return {"name": None, "ok": False, "age_seconds": None}
     age_s = (utc_now() - snapshot_moment(newest.name)).total_seconds()
     facts = {"documents": newest.manifest.totals.documents, "size_bytes": newest.size_bytes}
+    facts |= {"rows": newest.manifest.totals.rows or 0} if newest.manifest.tables else {}
     ok = max_age_s is None or age_s <= max_age_s
     return {"name": newest.name, "ok": ok, "age_seconds": int(age_s), **facts}
 
@@ -572,6 +573,7 @@ def _status_line(row: dict[str, Any]) -> str:
     minutes = row["age_seconds"] // 60
     age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
     text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    text += f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
     line = f"{mark} {row['place']:<7} {row['name']}: {text}{source}"
     return "\n".join([line, *(f"! shrunk  {shrink}" for shrink in row["shrinks"])])
 

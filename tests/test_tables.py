@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.emulators.tables import EVERY_TYPE
-from tests.support import WRITES, Api, fill, manifest_of, snapshot_of
+from tests.support import WRITES, Api, fill, manifest_of, snapshot_of, wait_for
 
 Json = Any
 ADDRESS = {"street": "text", "zip": "int", "took": "duration"}
@@ -394,3 +395,170 @@ def test_a_dry_run_writes_nothing(source: DataApiEmulator, target: DataApiEmulat
     assert result.code == 0, result.err
     assert "zoo: create, insert 20 rows" in result.out
     assert sent(target) == []
+
+
+def test_a_rename_into_the_same_keyspace(source: DataApiEmulator, cli: Cli) -> None:
+    """Under another name a table comes back beside itself; its indexes get names that are free."""
+    make_zoo(source, 60)
+    add_indexes(source)
+    snapshot = snapshot_of(source, cli)
+    result = cli.restore(source, snapshot, "--rename", "zoo=copy", "--yes")
+    assert result.code == 0, result.err
+    same_rows(source.tables.rows(KEYSPACE, "zoo"), source.tables.rows(KEYSPACE, "copy"))
+    renamed = [{**index, "name": f"copy_{index['name']}"} for index in indexes_of(source, "zoo")]
+    assert indexes_of(source, "copy") == renamed
+
+
+def test_an_index_name_of_another_table_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """The names of indexes are the keyspace's: one that another table has is exit 4 before anything is written."""
+    small(source)
+    small(target, 1, name="other")
+    index = {"createIndex": {"name": "ix", "definition": {"column": "a"}}}
+    Api(source)(index, "t")
+    Api(target)(index, "other")
+    target.requests.clear()
+    result = cli.restore(target, snapshot_of(source, cli))
+    assert result.code == 4, result.err
+    assert "the table other has an index ix already" in result.err
+    assert sent(target) == []
+
+
+def test_a_type_with_other_fields_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A type of that name that is another is exit 4; one that is the same is used."""
+    make_zoo(source, 20)
+    snapshot = snapshot_of(source, cli)
+    target.tables.create_type(KEYSPACE, "address", {"street": "text"})
+    result = cli.restore(target, snapshot)
+    assert result.code == 4, result.err
+    assert "the type address exists with other fields" in result.err
+    assert sent(target) == []
+    target.tables.create_type(KEYSPACE, "address", ADDRESS)
+    assert cli.restore(target, snapshot).code == 0
+    assert "createType" not in sent(target)
+
+
+def test_comparing_names_each_difference(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """--compare finds a row that is missing, one that is another, one too many, and a missing index; by their keys."""
+    small(source, 300)
+    Api(source)({"createIndex": {"name": "ix", "definition": {"column": "a"}}}, "t")
+    snapshot = snapshot_of(source, cli)
+    assert cli.restore(target, snapshot).code == 0
+    assert cli.restore(target, snapshot, "--compare").code == 0
+    target.tables.delete(KEYSPACE, "t", {"id": 1})
+    target.tables.put(KEYSPACE, "t", {"id": 2, "a": "another"})
+    target.tables.put(KEYSPACE, "t", {"id": 1000, "a": "new"})
+    Api(target)({"dropIndex": {"name": "ix"}})
+    before = len(target.requests)
+    result = cli.restore(target, snapshot, "--compare", "--differences", "found.jsonl")
+    assert result.code == 5, result.err
+    assert "the index ix is missing" in result.out
+    found = [json.loads(line) for line in (cli.directory / "found.jsonl").read_text().splitlines()]
+    assert sorted((each["kind"], each["id"]) for each in found) == [
+        ("different", [2]),
+        ("extra", [1000]),
+        ("missing", [1]),
+    ]
+    assert not SCHEMA_WRITES & {request.command for request in target.requests[before:]}
+
+
+def test_a_drill_leaves_nothing(source: DataApiEmulator, cli: Cli) -> None:
+    """A drill restores tables under scratch names, finds their neighbours again, and drops what it made."""
+    make_zoo(source, 150)
+    add_indexes(source)
+    fill(source, "docs", 3)
+    before = (source.tables.definitions(KEYSPACE), source.tables.rows(KEYSPACE, "zoo"), indexes_of(source, "zoo"))
+    result = cli.restore(source, snapshot_of(source, cli), "--drill", "--json")
+    assert result.code == 0, result.err
+    assert result.json["recall_at_10"]["zoo"] == 1.0
+    after = (source.tables.definitions(KEYSPACE), source.tables.rows(KEYSPACE, "zoo"), indexes_of(source, "zoo"))
+    assert after == before
+
+
+def test_a_drill_in_an_empty_keyspace_takes_its_types_away(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """The types that a drill made go with its tables."""
+    make_zoo(source, 20)
+    result = cli.restore(target, snapshot_of(source, cli), "--drill")
+    assert result.code == 0, result.err
+    assert target.tables.definitions(KEYSPACE) == {}
+    assert Api(target)({"listTypes": {}}) == {"status": {"types": []}}
+
+
+def test_a_table_that_cannot_be_created_leaves_nothing(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """What this run had created before is dropped again, types too, and the exit code is 4."""
+    make_zoo(source, 20)
+    small(source)
+    target.faults = [{"action": "error", "errorCode": "TOO_MANY_TABLES", "command": "createTable", "skip": 1}]
+    result = cli.restore(target, snapshot_of(source, cli))
+    assert result.code == 4, result.err
+    assert target.tables.definitions(KEYSPACE) == {}
+    assert Api(target)({"listTypes": {}}) == {"status": {"types": []}}
+    assert "insertMany" not in sent(target)
+
+
+def test_a_table_of_somebody_else_is_not_dropped(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A table that appears between the plan and its creation stays, with its rows."""
+    small(source)
+    snapshot = snapshot_of(source, cli)
+    target.faults = [{"action": "error", "errorCode": "CANNOT_ADD_EXISTING_TABLE", "command": "createTable"}]
+    result = cli.restore(target, snapshot)
+    assert result.code == 4, result.err
+    assert "made by somebody else" in result.err
+    assert not {"dropTable", "insertMany"} & set(sent(target))
+
+
+@pytest.mark.parametrize("lost", ["createTable", "createType", "createIndex", "insertMany"])
+def test_a_reply_that_is_lost_costs_nothing(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, lost: str
+) -> None:
+    """A command that was carried out and whose reply did not come is sent again, and the table comes back."""
+    make_zoo(source, 30)
+    add_indexes(source)
+    snapshot = snapshot_of(source, cli)
+    target.faults = [{"action": "reset_after", "command": lost, "times": 1}]
+    result = cli.restore(target, snapshot)
+    assert result.code == 0, result.err
+    same_tables(source, target)
+
+
+def test_a_refused_row_is_written_down(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A row that the server refuses goes to the rejects file with the reason, the others and the indexes go in."""
+    small(source, 10)
+    snapshot = snapshot_of(source, cli)
+    fault = {"action": "error", "errorCode": "INVALID_COLUMN_VALUES", "family": "REQUEST", "contains": '"a7"'}
+    target.faults = [{**fault, "command": "insertMany", "times": None}]
+    result = cli.restore(target, snapshot, "--json")
+    assert result.code == 2, result.err
+    (row,) = result.json["collections"]
+    assert (row["inserted"], row["rejected"]) == (9, 1)
+    (rejects,) = cli.backups.glob("rejects-t.jsonl")
+    assert "id" in json.loads(rejects.read_text())["document"]
+    target.faults = []
+    assert cli.restore(target, snapshot, "--resume").code == 0
+    same_tables(source, target, "t")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restore_that_is_killed_goes_on(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, seed: int
+) -> None:
+    """Killed again and again, and resumed each time: all rows and all indexes are there in the end."""
+    make_zoo(source, 400)
+    add_indexes(source)
+    small(source, 700)
+    snapshot = snapshot_of(source, cli)
+    random = Random(seed)
+    for attempt in range(6):
+        wanted = len(target.requests) + random.randrange(1, 14)
+        arguments = ["--api-endpoint", target.url, snapshot, *(["--resume"] if attempt else [])]
+        running = Cli.start(cli, "restore.py", *arguments)
+        wait_for(lambda: len(target.requests) >= wanted or running.poll() is not None)  # noqa: B023
+        running.kill()
+        running.communicate(timeout=20)
+    result = cli.restore(target, snapshot, "--resume")
+    assert result.code == 0, result.err
+    for name in ("zoo", "t"):
+        same_tables(source, target, name)
