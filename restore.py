@@ -22,6 +22,7 @@ import os
 import random
 import re
 import secrets
+import sqlite3
 import stat
 import struct
 import subprocess
@@ -1364,10 +1365,16 @@ class PlannedTable(PlannedCollection):
             if not self.shape.is_static_only(row):
                 yield line, row
 
+    @property
+    def skips(self) -> bool:
+        """Whether rows that are there are kept: an insert would change them, so their keys are read first."""
+        return self.keeps_documents and self.on_existing is OnExisting.SKIP
+
     def _row_text(self, row: dict[str, bytes]) -> bytes:
         members = {}
+        is_over_others = self.keeps_documents and self.on_existing is OnExisting.OVERWRITE
         for name, convert in self._converters.items():
-            value = row.get(name, b"null" if self.keeps_documents else b"")
+            value = row.get(name, b"null" if is_over_others else b"")
             if value:
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
         return join_object(members)
@@ -1413,6 +1420,64 @@ class PlannedTable(PlannedCollection):
                     "It was not touched. Look at it, then run again.",
                 ) from error
         return not repeated.is_set()
+
+
+class KeyStore:
+    """The keys of a table's rows, by their digests, in a temporary database: memory is flat. The sink of a scan."""
+
+    def __init__(self, planned: PlannedTable, path: Path) -> None:
+        self._planned = planned
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def write(self, documents: Iterable[msgspec.Raw]) -> None:
+        """Note rows of the target."""
+        rows = [(self._digest(bytes(row)),) for row in documents]
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
+            self._database.execute("COMMIT")
+
+    def abandon(self) -> None:
+        """What was noted will not be looked at."""
+
+    def has(self, row: bytes) -> bool:
+        """Whether a row of that key is there."""
+        with self._lock:
+            found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
+            return found.fetchone() is not None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def _digest(self, row: bytes) -> bytes:
+        return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
+
+
+@contextlib.contextmanager
+def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
+    """The keys of the rows that are to be kept; None where nothing is, or the server itself notices."""
+    if not isinstance(planned, PlannedTable) or not planned.skips:
+        yield None
+        return
+    name = planned.target_name
+    log.info("%s: reading the keys of the rows that are kept.", name)
+    with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
+        stores: list[KeyStore] = []
+
+        def open_store() -> KeyStore:
+            stores.append(KeyStore(planned, Path(directory, str(len(stores)))))
+            return stores[-1]
+
+        progress = ScanProgress(lambda: None, lambda _count: None)
+        try:
+            yield scan_collection(run.requests, planned.source, open_store, progress)
+        finally:
+            for store in stores:
+                store.close()
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -1556,13 +1621,8 @@ def check_target_table(
         refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
     if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
         refusals.append(
-            f"{name}: already holds rows, and an insert would change them: choose --on-existing overwrite or drop,"
-            " --rename, or another keyspace; --resume goes on with a restore that broke off."
-        )
-    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.SKIP:
-        refusals.append(
-            f"{name}: already holds rows, and --on-existing skip is for collections only: an insert into a table"
-            " changes the row that is there. Choose overwrite or drop, --rename, or another keyspace."
+            f"{name}: already holds rows, and an insert would change them: choose --on-existing skip, overwrite or"
+            " drop, --rename, or another keyspace; --resume goes on with a restore that broke off."
         )
     return refusals
 
@@ -2284,9 +2344,11 @@ class CollectionWriter:
         file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
         self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
-            with stoppable_pool(self._run.choices.workers) as pool:
-                self._send_all(pool, read_batches(file, planned, self._view))
-        except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
+            workers = self._run.choices.workers
+            with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
+                batches = read_batches(file, planned, self._view)
+                self._send_all(pool, self._without(kept, batches) if kept else batches)
+        except (BackupError, FormatError, zipfile.BadZipFile, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         else:
@@ -2294,6 +2356,14 @@ class CollectionWriter:
                 self._run.rejects.forget(self._run.journal.rejected.get(self._name, ()))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
+
+    def _without(self, kept: KeyStore, batches: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+        """The batches without the rows that are there already, which stay as they are. None goes away as a whole."""
+        for batch in batches:
+            left = [text for text in batch if not kept.has(text)]
+            self._outcome.count(already_there=len(batch) - len(left))
+            self._run.report.advance(self._name, len(batch) - len(left))
+            yield left
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()

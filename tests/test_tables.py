@@ -277,17 +277,33 @@ def small(emulator: DataApiEmulator, rows: int = 120, name: str = "t", first: in
         emulator.tables.put(KEYSPACE, name, {"id": number, "a": f"a{number}"})
 
 
-@pytest.mark.parametrize("how", [[], ["--on-existing", "skip"]])
-def test_a_table_with_rows_is_refused(
-    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, how: list[str]
-) -> None:
+def test_a_table_with_rows_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
     """An insert would change what is there: without a choice nothing is written."""
     small(source)
     small(target, 1)
-    result = cli.restore(target, snapshot_of(source, cli), *how)
+    result = cli.restore(target, snapshot_of(source, cli))
     assert result.code == 4, result.err
     assert "already holds rows" in result.err
     assert sent(target) == []
+
+
+def test_skipping_keeps_the_rows_that_are_there(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """With --on-existing skip no row that is there changes, what is missing goes in, and a difference ends in 5."""
+    small(source, 300)
+    snapshot = snapshot_of(source, cli)
+    small(target, 150)
+    result = cli.restore(target, snapshot, "--on-existing", "skip", "--json")
+    assert result.code == 0, result.err
+    (row,) = result.json["collections"]
+    assert (row["inserted"], row["already_there"]) == (150, 150)
+    same_tables(source, target, "t")
+    target.tables.put(KEYSPACE, "t", {"id": 5, "a": "kept", "b": "kept"})
+    target.tables.delete(KEYSPACE, "t", {"id": 6})
+    result = cli.restore(target, snapshot, "--on-existing", "skip", "--json")
+    assert result.code == 5, result.err
+    (row,) = result.json["collections"]
+    assert (row["inserted"], row["already_there"], row["different"], row["missing"]) == (1, 299, 1, 0)
+    assert any('"kept"' in text for text in target.tables.rows(KEYSPACE, "t"))
 
 
 def test_overwriting_leaves_nothing_of_the_old_rows(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
