@@ -1382,14 +1382,19 @@ def check_rows(
     compressed: bool,
     identities: Sequence[Any] = (),
     advance: Callable[[int], None] = lambda _count: None,
+    look: Callable[[dict[str, bytes]], None] = lambda _row: None,
 ) -> DataStats:
-    """Read a table's data file to its end and return what it holds, as `check_data` does. Raises FormatError."""
+    """Read a table's data file to its end and return what it holds, as `check_data` does. Raises FormatError.
+
+    `look` is shown each row; what it raises goes through.
+    """
     reader: Any = HashingReader(stream)
     stats = DataStats()
     with in_clear(reader, identities) as clear:
         for line, row in iter_rows(clear, shape, compressed=compressed):
             stats.count_row(line)
             stats.static_only_count += shape.is_static_only(row)
+            look(row)
             if stats.document_count % PROGRESS_DOCUMENTS == 0:
                 advance(PROGRESS_DOCUMENTS)
     advance(stats.document_count % PROGRESS_DOCUMENTS)

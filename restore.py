@@ -33,7 +33,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -568,6 +568,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
             "written by an older script: no SHA256SUMS, no content digests; what can be checked was checked"
         )
     _check_files(snapshot, good, is_old=is_old)
+    _check_tables(snapshot, manifest)
     check_encryption(snapshot, manifest)
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
@@ -576,7 +577,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
     report.stage({record.name: record.document_count for record in good})
-    check = _check_record if looks_inside else _check_sealed
+    check = partial(_check_record, types=manifest.types or ()) if looks_inside else _check_sealed
     stats = in_threads(lambda record: check(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -721,13 +722,15 @@ def _check_sealed(snapshot: Snapshot, record: AnyRecord, report: Report) -> Data
     return DataStats(record.document_count, record.vector_count or 0, data_sha256=found)
 
 
-def _check_record(snapshot: Snapshot, record: AnyRecord, report: Report) -> DataStats:
+def _check_record(
+    snapshot: Snapshot, record: AnyRecord, report: Report, types: Sequence[msgspec.Raw] = ()
+) -> DataStats:
     """Read a data file to its end and compare with all that the manifest says of it."""
     name = _check_size(snapshot, record)
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
-            check = check_data if isinstance(record, CollectionRecord) else partial(_check_rows, record.shape())
+            check = check_data if isinstance(record, CollectionRecord) else partial(_check_rows, record, types)
             stats = check(
                 stream,
                 compressed=is_compressed(record),
@@ -756,8 +759,37 @@ def _check_record(snapshot: Snapshot, record: AnyRecord, report: Report) -> Data
     return stats
 
 
-def _check_rows(shape: TableShape, stream: IO[bytes], **options: Any) -> DataStats:
-    return check_rows(stream, shape, **options)
+def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
+    """Whether what a stranger could have written of tables, types and indexes can be read. Raises SnapshotRefused."""
+    try:
+        types = type_fields(manifest.types or [])
+        for record in manifest.tables or []:
+            if not record.is_ok:
+                continue
+            shape, columns = record.shape(), table_definition(record.name, record.definition)["columns"]
+            _adapt_columns(shape, columns, Choices())
+            for of in columns.values():
+                converter(of, types)
+            read_indexes(record.name, record.indexes)
+            if unknown := sorted(shape.type_names() - types.keys()):
+                raise FormatError(f"{record.name} has columns of types that are not there: {', '.join(unknown)}")
+    except (FormatError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise SnapshotRefused(f"{snapshot.path}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
+
+
+def _check_rows(record: TableRecord, types: Sequence[msgspec.Raw], stream: IO[bytes], **options: Any) -> DataStats:
+    """`check_rows`, and that each value can be made into what is to be sent."""
+    shape, fields = record.shape(), type_fields(types)
+    converters = {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
+
+    def look(row: dict[str, bytes]) -> None:
+        try:
+            for name in converters.keys() & row.keys():
+                converters[name](row[name])
+        except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+            raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
+
+    return check_rows(stream, shape, look=look, **options)
 
 
 def is_compressed(record: AnyRecord) -> bool:
@@ -1773,7 +1805,7 @@ class Outcome:
 
     def describe_rejects(self) -> str:
         """The documents that the server refused, in words."""
-        text = f"{plural(self.rejected, 'document')} refused by the server"
+        text = f"{plural(self.rejected, noun_of(self.planned.record))} refused by the server"
         if self.rejects_files:
             text += f", in {', '.join(map(str, self.rejects_files))}"
         if self.lost_rejects:
@@ -1783,7 +1815,7 @@ class Outcome:
     def describe(self) -> str:
         """What was done, in words."""
         return (
-            f"{plural(self.inserted, 'document')} inserted, {self.replaced:,} replaced,"
+            f"{plural(self.inserted, noun_of(self.planned.record))} inserted, {self.replaced:,} replaced,"
             f" {self.already_there:,} there already, {self.rejected:,} rejected"
         )
 
@@ -3443,8 +3475,10 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         what = "It is where the snapshot came from."
     if is_origin and not click.confirm(f"{what} Go on?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
+    tables = {planned.target_name for planned in plan if isinstance(planned, PlannedTable)}
     for name in dropped:
-        if click.prompt(f"Type the name of the collection to drop ({name})", err=True) != name:
+        kind = "table" if name in tables else "collection"
+        if click.prompt(f"Type the name of the {kind} to drop ({name})", err=True) != name:
             raise TargetRefused("The name is another.", "Nothing was written.")
 
 
@@ -3670,9 +3704,12 @@ def _print_outcomes(
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
+    tables = sum(isinstance(outcome.planned, PlannedTable) for outcome in outcomes)
+    what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
+    inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
     print_result(
-        f"{plural(len(outcomes), 'collection')} in keyspace {run.api.target.keyspace}:"
-        f" {plural(sums['inserted'], 'document')} inserted, {sums['replaced']:,} replaced,"
+        f"{what} in keyspace {run.api.target.keyspace}:"
+        f" {inserted} inserted, {sums['replaced']:,} replaced,"
         f" {sums['already_there']:,} were there already, {duration_s:.1f} s; {verdict}"
     )
     return code
@@ -3688,6 +3725,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
+        **({"kind": "table"} if isinstance(outcome.planned, PlannedTable) else {}),
         "documents": outcome.planned.record.document_count,
         "inserted": outcome.inserted,
         "replaced": outcome.replaced,
@@ -3710,10 +3748,11 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int
         return code
     for row in rows:
         recall = drill.recalls.get(row["name"])
-        neighbours = "no vectors" if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
-        print_result(
-            f"{row['name']}: {plural(row['documents'], 'document')}, {row['problem'] or 'equal'}, {neighbours}"
-        )
+        is_table = row.get("kind") == "table"
+        count = plural(row["documents"], "row" if is_table else "document")
+        neighbours = "no vectors with an index" if is_table else "no vectors"
+        neighbours = neighbours if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        print_result(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
     print_result(
         f"{', '.join(f'{name} {seconds:.1f} s' for name, seconds in steps.items())}; {sum(steps.values()):.1f} s in all"
     )

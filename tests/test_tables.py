@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -578,3 +581,90 @@ def test_a_restore_that_is_killed_goes_on(
     assert result.code == 0, result.err
     for name in ("zoo", "t"):
         same_tables(source, target, name)
+
+
+# ------------------------------------------------------------------------------------------------------ strangers
+
+
+def forge(snapshot: Path, change: Callable[[Json], None], lines: list[str] | None = None) -> None:
+    """Change a snapshot's manifest, or the rows of its table, so that all digests and counts fit."""
+    manifest = manifest_of(snapshot)
+    (table,) = manifest["tables"]
+    if lines is not None:
+        content = gzip.compress("".join(f"{line}\n" for line in lines).encode())
+        (snapshot / table["data_file"]).write_bytes(content)
+        digests = [int.from_bytes(sha256(line.encode()).digest(), "big") for line in lines]
+        table |= {"content_digest": f"{sum(digests) % 2**256:064x}", "row_count": len(lines)}
+        table |= {"data_sha256": sha256(content).hexdigest(), "data_size_bytes": len(content)}
+        manifest["totals"]["rows"] = len(lines)
+    change(manifest)
+    text = json.dumps(manifest)
+    (snapshot / "manifest.json").write_text(text)
+    sums = {table["data_file"]: table["data_sha256"], "manifest.json": sha256(text.encode()).hexdigest()}
+    (snapshot / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def table_of(manifest: Json) -> Json:
+    """The only table of a manifest."""
+    return manifest["tables"][0]
+
+
+FORGERIES: dict[str, Callable[[Json], None]] = {
+    "no columns": lambda manifest: table_of(manifest)["definition"].pop("columns"),
+    "no key": lambda manifest: table_of(manifest)["definition"].pop("primaryKey"),
+    "a key of nothing": lambda manifest: table_of(manifest)["definition"].update(primaryKey={"partitionBy": ["x"]}),
+    "a column of no type": lambda manifest: table_of(manifest)["definition"]["columns"].update(l_d=5),
+    "a list of a number": lambda manifest: table_of(manifest)["definition"]["columns"]["l_d"].update(valueType=5),
+    "support of a number": lambda manifest: table_of(manifest)["definition"]["columns"]["v"].update(apiSupport=5),
+    "indexes of no list": lambda manifest: table_of(manifest).update(indexes=5),
+    "an index of no object": lambda manifest: table_of(manifest).update(indexes=[5]),
+    "no types": lambda manifest: manifest.pop("types"),
+    "a type of a number": lambda manifest: manifest.update(types=[5]),
+    "another count": lambda manifest: manifest["totals"].update(rows=1),
+    "a name twice": lambda manifest: manifest["tables"].append(dict(table_of(manifest))),
+    "another number of rows": lambda manifest: table_of(manifest).update(row_count=7),
+}
+
+
+def test_a_forged_table_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
+    """A manifest that says of a table what no server says is exit 3, without a traceback; nothing is written."""
+    make_zoo(source, 8)
+    snapshot = snapshot_of(source, cli)
+    before = snapshot.parent / "before"
+    shutil.copytree(snapshot, before)
+    for what, change in FORGERIES.items():
+        forge(snapshot, change)
+        result = cli.restore(target, snapshot)
+        assert (what, result.code) == (what, 3), result.err
+        assert "Traceback" not in result.err, what
+        shutil.rmtree(snapshot)
+        shutil.copytree(before, snapshot)
+    assert sent(target) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "5",
+        '{"id":1',
+        '{"id":1,"id":2}',
+        '{"id":1,"other":2}',
+        '{"d":"PT1S"}',
+        '{"id":null}',
+        '{"id":1,"l":5}',
+        '{"id":1,"v":["x",1]}',
+        '{"id":1,"v":[[],"NaN"]}',
+    ],
+)
+def test_a_forged_row_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli, line: str) -> None:
+    """A line that is no row of the table is exit 3 before anything is written, however well the digests fit."""
+    columns = {"id": "int", "d": "duration", "l": "list<duration>", "v": "vector<float, 2>"}
+    source.tables.create(KEYSPACE, "t", columns, ["id"])
+    source.tables.put(KEYSPACE, "t", {"id": 1, "d": "1h", "v": [1, 2]})
+    snapshot = snapshot_of(source, cli)
+    forge(snapshot, lambda _manifest: None, ['{"id":7}', line])
+    result = cli.restore(target, snapshot)
+    assert result.code == 3, result.err
+    assert "Traceback" not in result.err
+    assert sent(target) == []
