@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -44,17 +43,6 @@ def origin() -> Iterator[DataApiEmulator]:
         fill(emulator, "settings", DOCS, DENY)
         fill(emulator, "zero", [], DENY)
         yield emulator
-
-
-@pytest.fixture(scope="module")
-def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
-
-
-@pytest.fixture
-def kept(cli: Cli, _made: Path) -> Path:
-    """A snapshot where `cli` looks for it."""
-    return Path(shutil.copytree(_made, cli.backups / _made.name))
 
 
 def made_by_hand(emulator: DataApiEmulator) -> None:
@@ -225,9 +213,9 @@ def test_a_creation_that_was_cut_off_is_completed(
         result = stopped_in(cli, target)
         assert result.code == (-number if number == signal.SIGKILL else 128 + number)
         assert target.missing_indexes(KEYSPACE)
-        (unfinished,) = target.missing_indexes(KEYSPACE)
         if number != signal.SIGKILL:
-            assert re.search(rf"\b{unfinished}\b.*index", result.err)
+            for unfinished in target.missing_indexes(KEYSPACE):  # several are on their way at once
+                assert re.search(rf"\b{unfinished}\b.*index", result.err)
             assert all(re.search(rf"\b{name}\b", result.err) for name in held(target))
             assert "--resume" in result.err
         result = cli.restore(target, "--resume")
@@ -282,16 +270,16 @@ def test_what_may_have_been_created_is_named(kept: Path, target: DataApiEmulator
 
 @pytest.mark.parametrize("look", [False, True], ids=["deaf", "listing"])
 def test_what_cannot_be_dropped_again_is_named(kept: Path, target: DataApiEmulator, cli: Cli, look: bool) -> None:
-    """The second collection is refused and the first cannot be dropped, nor looked for: 2, and its name."""
+    """Others are refused and the one that was created cannot be dropped, nor looked for: 2, and its name."""
     target.max_collections = 1
     target.faults = [{"command": ["deleteCollection"] if look else ["deleteCollection", "listTables"], **DOWN}]
     if not look:
         target.faults[0].skip = 1
         target.add_fault("status", command="findCollections", status=503, times=None, skip=5)
     result = cli.restore(target, BACKUP_RETRY_BUDGET="1")
-    assert list(held(target)) == ["points"]
+    (created,) = held(target)  # whichever came first: several are on their way at once
     assert result.code == RestoreExit.INCOMPLETE, result.err
-    assert re.search(r"\bpoints\b.*(stay|there)", result.err)
+    assert re.search(rf"\b{created}\b.*(stay|there)", result.err)
 
 
 def test_an_unknown_outcome_is_no_confirmation(kept: Path, cli: Cli) -> None:
@@ -300,7 +288,7 @@ def test_an_unknown_outcome_is_no_confirmation(kept: Path, cli: Cli) -> None:
         b'{"createCollection":{"name":"points"', lambda emulator: fill(emulator, "points", [], VECTOR)
     ) as target:
         target.max_collections = 1
-        target.faults = [{"command": "createCollection", "action": "reset"}]
+        target.faults = [{"command": "createCollection", "contains": '"name":"points"', "action": "reset"}]
         result = cli.restore(target)
         assert list(held(target)) == ["points"]
         assert result.code == RestoreExit.INCOMPLETE, result.err

@@ -49,17 +49,6 @@ def origin() -> Iterator[DataApiEmulator]:
         yield emulator
 
 
-@pytest.fixture(scope="module")
-def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
-
-
-@pytest.fixture
-def kept(cli: Cli, _made: Path) -> Path:
-    """A snapshot where `cli` looks for it."""
-    return Path(shutil.copytree(_made, cli.backups / _made.name))
-
-
 @pytest.fixture
 def deadly() -> Iterator[Deadly]:
     """A target that kills."""

@@ -2492,7 +2492,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 @dataclass(frozen=True)
 class Record:
-    """A request that was answered; `command` is empty if it was not understood."""
+    """A request; `command` is empty if it was not understood, `status` is 0 if there was no reply."""
 
     time: float
     command: str
@@ -2784,11 +2784,17 @@ class DataApiEmulator:
         token = request.headers.get("token", "")
         token_ok = token == self.required_token if self.required_token else bool(token)
         command, reply = "", refuse_request(request, parts, token, token_ok)
-        if reply is None:
-            command, reply = self.reply_to_command(parts or [], request)
-        keyspace, collection = (*(parts or []), "", "")[:2]
-        body = request.body if self.keep_bodies else b""
-        self.record(Record(time.time(), command, keyspace, collection, reply.status, token_ok, body))
+        try:
+            if reply is None:
+                command, reply = self.reply_to_command(parts or [], request)
+        except ConnectionAbortedError:
+            command = "createCollection"  # the only one that looks whether its client is still there
+            raise
+        finally:
+            keyspace, collection = (*(parts or []), "", "")[:2]
+            body = request.body if self.keep_bodies else b""
+            status = reply.status if reply is not None else 0
+            self.record(Record(time.time(), command, keyspace, collection, status, token_ok, body))
         return reply
 
     def reply_to_command(self, parts: list[str], request: Request) -> tuple[str, Reply]:
@@ -2805,6 +2811,8 @@ class DataApiEmulator:
             return command, exchange.act() if fault is None else exchange.suffer(fault)
         except Refusal as refusal:
             return command, error_reply(refusal)
+        except ConnectionAbortedError:
+            raise  # the connection ends without a reply
         except Exception as error:  # as the server does; and aloud, for it is a bug of this file or of a rule
             traceback.print_exc()
             return command, error_reply(Refusal("UNEXPECTED_SERVER_ERROR", f"{type(error).__name__}: {error}"))
