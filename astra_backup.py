@@ -5405,6 +5405,8 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             _tell_beginning(plan, selected, output.names_after(started), report)
             collections, tables = _run_records(run, selected, directory)
             manifest = _make_manifest(plan, collections, tables, started, time.monotonic() - begun)
+            if selected.lacks_tables:
+                manifest.status = "incomplete"
             if tables:
                 manifest.types = _used_types(tables, selected.types)
             _add_warnings(manifest, plan, [selected.warning] if selected.warning else [], last, report)
@@ -5470,6 +5472,7 @@ class Contents:
     tables: list[TableInfo]
     types: dict[str, msgspec.Raw] = field(default_factory=dict)
     warning: str = ""
+    lacks_tables: bool = False  # there may be some, and they could not be listed: a snapshot without them is INCOMPLETE
 
     @property
     def names(self) -> set[str]:
@@ -5482,13 +5485,12 @@ class Contents:
 
 
 def list_keyspace(api: DataApi, report: Report) -> Contents:
-    """All that is in the keyspace. Raises RequestError. That a server does not want to list tables is a warning."""
+    """All that is in the keyspace. Raises RequestError where not even the collections can be listed."""
     found = Contents(list_collections(api), [])
     try:
         found.tables = api.describe_tables()
-    except RequestError as error:
-        if error.retryable:
-            raise
+    except RequestError as error:  # whoever refuses it, or answers something else, has no tables; who fails may have
+        found.lacks_tables = error.retryable and not error.unexpected
         found.warning = f"could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}"
         report.warn(found.warning[0].upper() + found.warning[1:])
     if any(b'"userDefined"' in bytes(info.definition) for info in found.tables):
@@ -5503,19 +5505,21 @@ def select(found: Contents, plan: BackupPlan, report: Report) -> Contents:
     """The collections and tables to back up. Raises BackupError for a name that is not there."""
     names = found.names
     if missing := [name for name in plan.collections if name not in names]:
-        raise BackupError(
-            f"No such collection: {', '.join(missing)}.",
-            f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}.",
-        )
+        hint = f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}."
+        if found.lacks_tables:
+            hint += " It may have tables that could not be listed; try again."
+        raise BackupError(f"No such collection or table: {', '.join(missing)}.", hint)
     for name in plan.exclude:
         if name not in names:
-            report.warn(f"--exclude {name}: there is no such collection.")
+            report.warn(f"--exclude {name}: there is no such collection or table.")
 
     def is_wanted(info: CollectionInfo | TableInfo) -> bool:
         return info.name not in plan.exclude and (not plan.collections or info.name in plan.collections)
 
     selected = Contents(list(filter(is_wanted, found.collections)), list(filter(is_wanted, found.tables)))
-    selected.types, selected.warning = found.types, found.warning
+    selected.types = found.types
+    if not plan.collections:
+        selected.warning, selected.lacks_tables = found.warning, found.lacks_tables
     if names and not selected.names:
         raise BackupError("Nothing is left to back up.", "Check --collection and --exclude.")
     if not names:
@@ -6356,7 +6360,10 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
     """What exists now, and where."""
     totals = result.manifest.totals
     failed = [each.name for each in result.manifest.records if not each.is_ok]
-    verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
+    if failed:
+        verdict = f"INCOMPLETE, failed: {', '.join(failed)}"
+    else:
+        verdict = "complete" if result.manifest.is_complete else "INCOMPLETE, its tables could not be listed"
     if result.upload:
         verdict += ", NOT in Box" if result.exit_code is Exit.UPLOAD_FAILED else ", in Box"
     if result.exit_code is Exit.SHRUNK:

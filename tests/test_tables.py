@@ -160,6 +160,24 @@ def test_a_column_that_cannot_be_read_fails_its_table(source: DataApiEmulator, c
     assert cli.restore(source, snapshot, "--verify-only", "--force-incomplete").code == 0
 
 
+def test_tables_that_cannot_be_listed_make_the_snapshot_incomplete(source: DataApiEmulator, cli: Cli) -> None:
+    """A listTables that fails throughout costs no collection, and no snapshot without tables is called complete."""
+    fill(source, "docs", 3)
+    source.faults = [{"action": "error", "status": 503, "command": "listTables", "times": None}]
+    result = cli.backup(source, "--retry-budget", "1")
+    assert result.code == 2
+    assert "INCOMPLETE, its tables could not be listed" in result.out
+    (snapshot,) = cli.snapshots()
+    manifest = manifest_of(snapshot)
+    assert manifest["status"] == "incomplete"
+    assert "could not ask whether the keyspace has tables" in manifest["warnings"][0]
+    assert [record["status"] for record in manifest["collections"]] == ["ok"]
+    assert cli.backup(source, "--retry-budget", "1", "--collection", "docs").code == 0
+    named = cli.backup(source, "--retry-budget", "1", "--collection", "settings")
+    assert named.code == 1
+    assert "may have tables that could not be listed" in named.err
+
+
 @pytest.mark.parametrize("page_size", [20, 50])
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_server_without_page_states_fails_its_tables(cli: Cli, page_size: int, more: int) -> None:
