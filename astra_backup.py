@@ -51,6 +51,8 @@ import threading
 import time
 import traceback
 import urllib.parse
+import uuid
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -59,8 +61,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import IntEnum
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 import click
 import msgspec
@@ -129,7 +132,9 @@ SIDE_QUESTION_BUDGET_S = 5.0  # patience with what a backup can do without: esti
 LAST_IN_BOX_S = 60.0  # how long the last snapshot is looked for in Box: a run waits for it
 MAX_SENTENCES = 100  # about what shrank, in the log and in the manifest
 
-READ_COMMANDS = frozenset({"findCollections", "listTables", "find", "estimatedDocumentCount", "findKeyspaces"})
+READ_COMMANDS = frozenset(
+    {"findCollections", "find", "estimatedDocumentCount", "findKeyspaces", "listTables", "listIndexes", "listTypes"}
+)
 """All that may leave this process during a backup. `DataApi` raises for anything else."""
 
 # Known to pass, whatever family the server counts them to: its own list, and an embedding provider that is busy.
@@ -479,6 +484,16 @@ def _encode_members(document: Document, vector: bytes, is_binary: bool) -> bytes
             if encoded is not value and decode_value(encoded) != value:
                 raise _lossy(name)
     return join_object(line | _BINARY_MARK if is_binary else line)
+
+
+def encode_rows(texts: Iterable[bytes]) -> list[tuple[bytes, None]]:
+    """The line of each row of a table: the server's text without white space, to the digit. Raises LossyError."""
+    try:
+        return [(join_object(split_object(text)), None) for text in texts]
+    except DuplicateNameError as error:
+        raise _lossy(str(error)) from error
+    except RecursionError as error:
+        raise FormatError("a row that is nested too deep") from error
 
 
 def decode_documents(lines: Iterable[Document]) -> list[Document]:
@@ -882,6 +897,121 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
         return read_definition(self.name, self.definition)
 
 
+@dataclass(frozen=True)
+class TableShape:
+    """What a table's definition says that is needed to read its rows: the columns, and which of them are the key."""
+
+    columns: dict[str, dict[str, Any]]
+    partition_by: tuple[str, ...]
+    sort: tuple[str, ...]
+
+    @classmethod
+    def read(cls, name: str, definition: msgspec.Raw) -> Self:
+        """The shape in a definition. Raises FormatError for one that no server has."""
+        found = read_definition(name, definition)
+        columns, key = found.get("columns"), found.get("primaryKey")
+        if isinstance(key, str):
+            key = {"partitionBy": [key]}
+        if not isinstance(columns, dict) or not isinstance(key, dict):
+            raise FormatError(f"the definition of {name} has no columns or no primary key")
+        columns = {each: {"type": of} if isinstance(of, str) else of for each, of in columns.items()}
+        partition_by, sort = key.get("partitionBy") or [], key.get("partitionSort") or {}
+        is_sane = isinstance(partition_by, list) and isinstance(sort, dict) and partition_by
+        if not is_sane or not all(isinstance(of, dict) for of in columns.values()):
+            raise FormatError(f"the definition of {name} cannot be read")
+        if not all(isinstance(each, str) and each in columns for each in (*partition_by, *sort)):
+            raise FormatError(f"the definition of {name} has a key of columns that are not there")
+        return cls(columns, tuple(partition_by), tuple(sort))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns of the primary key."""
+        return self.partition_by + self.sort
+
+    def unreadable(self) -> list[str]:
+        """The columns that no `find` returns."""
+        return [
+            name
+            for name, of in self.columns.items()
+            if of.get("type") == "UNSUPPORTED" or (of.get("apiSupport") or {}).get("read") is False
+        ]
+
+    def is_static_only(self, row: dict[str, bytes]) -> bool:
+        """Whether a row stands for a partition that has static values and no rows."""
+        return any(row.get(name, b"null") == b"null" for name in self.sort)
+
+    def key(self, row: msgspec.Raw | bytes) -> bytes:
+        """The primary key of a row: a JSON array of the server's text of each column."""
+        members = _members_decoder.decode(row)
+        return b"[" + b",".join([bytes(members.get(name, b"null")) for name in self.keys]) + b"]"
+
+    def type_names(self) -> set[str]:
+        """The user-defined types of its columns."""
+        return {name for of in self.columns.values() for name in _udt_names(of)}
+
+
+def _udt_names(of: Any) -> Iterator[str]:
+    """The user-defined types in the definition of a column, which may be inside of a list, a set or a map."""
+    if isinstance(of, dict):
+        if of.get("type") == "userDefined" and isinstance(of.get("udtName"), str):
+            yield of["udtName"]
+        for part in ("keyType", "valueType"):
+            yield from _udt_names(of.get(part))
+
+
+class TableRecord(msgspec.Struct, omit_defaults=False):
+    """One table in the manifest. `definition` and `indexes` are the server's own; None: not there, since it failed."""
+
+    name: str
+    status: str = "ok"
+    error: str | msgspec.UnsetType | None = msgspec.UNSET  # absent unless it failed
+    definition: msgspec.Raw = msgspec.Raw(b"{}")
+    indexes: msgspec.Raw = msgspec.Raw(b"[]")
+    data_file: str | None = None
+    compressed: bool | None = None
+    row_count: int = 0
+    content_digest: str | None = None
+    data_sha256: str | None = None
+    data_size_bytes: int | None = None
+    started_at_utc: str | None = None
+    finished_at_utc: str | None = None
+    pages: int = 0
+    retries: int = 0
+    chains: int = 1
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the table's rows are complete."""
+        return self.status == "ok"
+
+    @property
+    def document_count(self) -> int:
+        """The rows: what is asked of collections, too."""
+        return self.row_count
+
+    @property
+    def estimated_document_count(self) -> None:
+        """No server estimates the rows of a table."""
+
+    @property
+    def vector_count(self) -> int:
+        """Vectors of tables are columns, and not counted."""
+        return 0
+
+    def shape(self) -> TableShape:
+        """The columns and the key. Raises FormatError."""
+        return TableShape.read(self.name, self.definition)
+
+
+AnyRecord = CollectionRecord | TableRecord
+
+
+def noun_of(record: AnyRecord) -> str:
+    """What it holds, in the singular."""
+    return "row" if isinstance(record, TableRecord) else "document"
+
+
 def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
     try:
@@ -902,11 +1032,31 @@ def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
 
 
 class Totals(msgspec.Struct):
-    """Sums over the collections."""
+    """Sums over the collections, and over the tables: absent where there are none."""
 
     collections_ok: int = 0
     collections_failed: int = 0
     documents: int = 0
+    tables_ok: int | msgspec.UnsetType = msgspec.UNSET
+    tables_failed: int | msgspec.UnsetType = msgspec.UNSET
+    rows: int | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def of(cls, collections: Sequence[CollectionRecord], tables: Sequence[TableRecord]) -> Totals:
+        """The sums over these."""
+        good = sum(record.is_ok for record in collections)
+        found = cls(good, len(collections) - good, sum(record.document_count for record in collections))
+        if tables:
+            found.tables_ok = sum(record.is_ok for record in tables)
+            found.tables_failed = len(tables) - found.tables_ok
+            found.rows = sum(record.row_count for record in tables)
+        return found
+
+    def __str__(self) -> str:
+        text = f"{plural(self.collections_ok, 'collection')}, {plural(self.documents, 'document')}"
+        if not self.tables_ok:
+            return text
+        return f"{text}, {plural(self.tables_ok, 'table')}, {plural(self.rows or 0, 'row')}"
 
 
 class Manifest(msgspec.Struct):
@@ -929,11 +1079,18 @@ class Manifest(msgspec.Struct):
     consistency: str = CONSISTENCY
     totals: Totals = msgspec.field(default_factory=Totals)
     collections: list[CollectionRecord] = []
+    tables: list[TableRecord] | msgspec.UnsetType = msgspec.UNSET  # absent when the keyspace has none
+    types: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET  # the users' types of the tables, absent without
+
+    @property
+    def records(self) -> list[AnyRecord]:
+        """The collections and the tables."""
+        return [*self.collections, *(self.tables or [])]
 
     @property
     def is_complete(self) -> bool:
-        """Whether every collection is in it."""
-        return self.status == "complete" and all(record.is_ok for record in self.collections)
+        """Whether every collection and every table is in it."""
+        return self.status == "complete" and all(record.is_ok for record in self.records)
 
 
 # Made here, as all decoders of a Struct: msgspec crashes where two threads are the first to decode a type.
@@ -954,8 +1111,14 @@ class DataStats:
     lexical_count: int = 0
     both_count: int = 0  # documents with $vector and $vectorize, which no write path takes
     content_digest: int = 0
+    static_only_count: int = 0  # rows that are a partition's static values and nothing else
     data_sha256: str = ""
     data_size_bytes: int = 0
+
+    def count_row(self, line: bytes) -> None:
+        """Count a row of a table, and add its line to the digest."""
+        self.document_count += 1
+        self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
 
     def count(self, line: bytes, document: Document) -> None:
         """Count a document, and add its line to the digest."""
@@ -1037,6 +1200,9 @@ def decode_manifest(text: bytes) -> Manifest:
         for record in manifest.collections:
             if record.is_ok:
                 record.options()
+        for table in manifest.tables or []:
+            if table.is_ok:
+                table.shape()
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     major = manifest.backup_format_version.partition(".")[0]
@@ -1179,6 +1345,56 @@ def check_data(
     with in_clear(reader, identities) as clear:
         for line, members, _ in iter_decoded(clear, compressed=compressed):
             stats.count(line, members)
+            if stats.document_count % PROGRESS_DOCUMENTS == 0:
+                advance(PROGRESS_DOCUMENTS)
+    advance(stats.document_count % PROGRESS_DOCUMENTS)
+    reader.drain()
+    stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
+    return stats
+
+
+def iter_rows(stream: IO[bytes], shape: TableShape, *, compressed: bool) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+    """Yield (line, its columns) for each line of a table's data file; columns are named as the definition has them.
+
+    Raises FormatError with the line's number, also for a column that the table does not have.
+    """
+    number = 1
+    try:
+        for line in iter_lines(stream, compressed=compressed):
+            if not line.isascii():
+                line.decode()
+            split_object(line)  # raises for a column that is there twice
+            row = {name: bytes(value) for name, value in _members_decoder.decode(line).items()}
+            if unknown := row.keys() - shape.columns.keys():
+                raise FormatError(f"columns that the table does not have: {', '.join(sorted(unknown))}")
+            if any(row.get(name, b"null") == b"null" for name in shape.partition_by):
+                raise FormatError("a row without its partition key")
+            yield line, row
+            number += 1
+    except (FormatError, UnicodeDecodeError) as error:
+        raise FormatError(f"line {number}: {error}") from error
+
+
+def check_rows(
+    stream: IO[bytes],
+    shape: TableShape,
+    *,
+    compressed: bool,
+    identities: Sequence[Any] = (),
+    advance: Callable[[int], None] = lambda _count: None,
+    look: Callable[[dict[str, bytes]], None] = lambda _row: None,
+) -> DataStats:
+    """Read a table's data file to its end and return what it holds, as `check_data` does. Raises FormatError.
+
+    `look` is shown each row; what it raises goes through.
+    """
+    reader: Any = HashingReader(stream)
+    stats = DataStats()
+    with in_clear(reader, identities) as clear:
+        for line, row in iter_rows(clear, shape, compressed=compressed):
+            stats.count_row(line)
+            stats.static_only_count += shape.is_static_only(row)
+            look(row)
             if stats.document_count % PROGRESS_DOCUMENTS == 0:
                 advance(PROGRESS_DOCUMENTS)
     advance(stats.document_count % PROGRESS_DOCUMENTS)
@@ -1766,13 +1982,24 @@ def plain_number(text: str) -> tuple[str, ...]:
     return ("-" if sign else "", stripped, str(int(exponent) + len(significant) - len(stripped)))
 
 
+def document_place(document: msgspec.Raw) -> Place:
+    """The place of a document of a collection: a UUID or ObjectId is its text in lower case, a date its number."""
+    return _place_of(bytes(_identified_decoder.decode(document).id))
+
+
 @dataclass(frozen=True)
 class Readable:
-    """What can be read page by page: a collection. `key` tells what the server takes for a document's key."""
+    """What can be read page by page: a collection or a table. `key` tells what the server takes for a document's key.
+
+    `place` tells where a document stands in the order of a scan; None: a scan cannot be entered at guessed places.
+    `check` looks at a page's reply, and is told whether it is the first page; it raises BackupError.
+    """
 
     name: str
     key: Callable[[msgspec.Raw], bytes] = document_key
+    place: Callable[[msgspec.Raw], Place] | None = document_place
     projection: bytes = b'{"*":true}'
+    check: Callable[[Page, Reply, bool], None] | None = None
 
 
 class Patience:
@@ -1879,6 +2106,43 @@ class TablesStatus(msgspec.Struct):
     tables: list[str]
 
 
+class TableInfo(msgspec.Struct):
+    """What `listTables` with `explain` says of a table."""
+
+    name: str
+    definition: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class TableInfosStatus(msgspec.Struct):
+    """The `status` of a listTables reply with `explain`; servers without it send names."""
+
+    tables: list[TableInfo | str]
+
+
+class IndexesStatus(msgspec.Struct):
+    """The `status` of a listIndexes reply with `explain`."""
+
+    indexes: msgspec.Raw
+
+
+class TypesStatus(msgspec.Struct):
+    """The `status` of a listTypes reply with `explain`."""
+
+    types: list[msgspec.Raw]
+
+
+class TypeName(msgspec.Struct):
+    """A user's type of which nothing but the name is looked at; one that the Data API does not support has none."""
+
+    udtName: str = ""  # noqa: N815  (the server's name)
+
+
+class SchemaStatus(msgspec.Struct):
+    """The `status` of a find reply of a table: the columns that were read."""
+
+    projectionSchema: dict[str, msgspec.Raw] | None = None  # noqa: N815  (the server's name)
+
+
 class KeyspacesStatus(msgspec.Struct):
     """The `status` of a findKeyspaces reply."""
 
@@ -1897,6 +2161,11 @@ _errors_decoder = msgspec.json.Decoder(Errors)
 _collections_decoder = msgspec.json.Decoder(CollectionsStatus)
 _keyspaces_decoder = msgspec.json.Decoder(KeyspacesStatus)
 _tables_decoder = msgspec.json.Decoder(TablesStatus)
+_table_infos_decoder = msgspec.json.Decoder(TableInfosStatus)
+_indexes_decoder = msgspec.json.Decoder(IndexesStatus)
+_types_decoder = msgspec.json.Decoder(TypesStatus)
+_type_name_decoder = msgspec.json.Decoder(TypeName)
+_schema_decoder = msgspec.json.Decoder(SchemaStatus)
 _count_decoder = msgspec.json.Decoder(CountStatus)
 
 
@@ -1914,6 +2183,7 @@ class DataApi:
         self.allowed = allowed
         self.stop = stop or threading.Event()
         self.was_reached = False
+        self.largest_page = 0  # documents of the largest page that came: what the server puts on one
         self.created: dict[str, float] = {}  # when this process created a collection, by the monotonic clock
         self._base_url, headers = _connection_facts(target)
         tls_context(*ca_bundle())  # also for http: a mistake is told before anything is read, not when Box is reached
@@ -1942,6 +2212,40 @@ class DataApi:
                 return []
             raise
 
+    def describe_tables(self, *, patience: Patience | None = None) -> list[TableInfo]:
+        """All tables with their definitions, the server's own text; none where no server knows of tables."""
+        body, read = b'{"options":{"explain":true}}', _read_status(_table_infos_decoder)
+        try:
+            found = self.call("listTables", body, patience=patience, read=read).tables
+        except RequestError as error:
+            if error.code in NO_TABLES_CODES:
+                return []
+            raise
+        return [TableInfo(each) if isinstance(each, str) else each for each in found]
+
+    def describe_indexes(self, table: str) -> msgspec.Raw:
+        """A table's indexes with their definitions, the server's own text."""
+        read = _read_status(_indexes_decoder)
+        return self.call("listIndexes", b'{"options":{"explain":true}}', table, read=read).indexes
+
+    def describe_types(self) -> dict[str, msgspec.Raw]:
+        """The keyspace's user-defined types by their names, the server's own text."""
+        read = _read_status(_types_decoder)
+        found = self.call("listTypes", b'{"options":{"explain":true}}', read=read).types
+        return {name: each for each in found if (name := _type_name_decoder.decode(each).udtName)}
+
+    @functools.cached_property
+    def has_large_pages(self) -> bool:
+        """Whether pages have more than 20 documents: not on Astra, nor on servers of 2024, which know no types."""
+        from astrapy.constants import Environment
+
+        if self.target.environment in Environment.astra_db_values:
+            return False
+        with contextlib.suppress(RequestError):
+            self.describe_types()
+            return True
+        return False
+
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
@@ -1967,7 +2271,11 @@ class DataApi:
         body = b'{"filter":%b,"projection":%b%b}' % (filter_json, source.projection, options)
 
         def read(reply: Reply) -> Page:
-            return read_page(reply, source)
+            page = read_page(reply, source)
+            self.largest_page = max(self.largest_page, len(page.documents))
+            if source.check:
+                source.check(page, reply, page_state is None)
+            return page
 
         try:
             return self.call("find", body, source.name, patience=patience, on_retry=on_retry, read=read)
@@ -1976,9 +2284,9 @@ class DataApi:
                 raise PageStateError(f"the page state no longer works: {error.message}", error.hint) from error
             raise
 
-    def pages(self, collection: str, *, filter_json: bytes = b"{}") -> Iterator[Page]:
+    def pages(self, source: Readable, *, filter_json: bytes = b"{}") -> Iterator[Page]:
         """Yield the pages of a small `find`, one after the other. The end is a page state of null and nothing else."""
-        source, guard, state = Readable(collection), PageGuard(collection), None
+        guard, state = PageGuard(source.name), None
         while True:
             page = self.find_page(source, state, filter_json=filter_json)
             if not guard.is_repeated(state, page):
@@ -2487,11 +2795,6 @@ class Place(NamedTuple):
         return "".join(random.choices(alphabet, k=len(self.key))).encode()  # noqa: S311  (a place, not a secret)
 
 
-def document_place(document: msgspec.Raw) -> Place:
-    """The place of a document of a collection: a UUID or ObjectId is its text in lower case, a date its number."""
-    return _place_of(bytes(_identified_decoder.decode(document).id))
-
-
 def _place_of(document_id: bytes) -> Place:
     if document_id[:1] == b"{":
         name, value = next(iter(split_object(document_id).items()), ("", b"null"))
@@ -2653,7 +2956,8 @@ class CollectionScan:
         """
         try:
             kept, ordinary = self._read_first_pages()
-            count = 0 if is_serial or ordinary.state is None else guess_count(self._requests.workers, kept, expected)
+            is_serial = is_serial or ordinary.state is None or self._source.place is None
+            count = 0 if is_serial else guess_count(self._requests.workers, kept, expected)
             states = self._guess(kept, count) if count else []
             entered = [reader for reader in self._requests.map(self._enter, states) if reader]  # the barrier
             if states and not entered:
@@ -2681,9 +2985,12 @@ class CollectionScan:
             if not reader.is_repeated(page):
                 if not self._chains.keep(page.keys):
                     raise PageStateError(_LED_BACK)
-                kept.append(KeptPage(page.keys, [document_place(row) for row in page.documents], page.next_state))
+                kept.append(KeptPage(page.keys, self._places(page), page.next_state))
                 self._take(page, len(page.keys))
         return kept, reader
+
+    def _places(self, page: Page) -> list[Place]:
+        return [self._source.place(row) for row in page.documents] if self._source.place else []
 
     def _guess(self, kept: list[KeptPage], count: int) -> list[str]:
         """Page states that lead to places all over the collection; none where they cannot be made or trusted."""
@@ -2850,6 +3157,93 @@ def scan_collection(
             if not scan.is_whole:
                 sink.abandon()
         progress.count_retry()
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+_PLAIN_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_FULL_PAGES = (20, 50)  # rows: what servers put on a page; 20 on Astra, and on all that are too old to know of types
+_GUESSED_TYPES = ("text", "uuid", "int", "bigint")
+
+
+class RowPlace(Place):
+    """Where a row stands whose table has a partition key of one column: the key's bytes begin a page state."""
+
+    __slots__ = ()
+
+    def replaced_by(self, key: bytes, page_state: str) -> str | None:
+        """A page state that ends at this place, with another key of the same length; None if it cannot be made."""
+        with contextlib.suppress(ValueError):
+            raw, length = base64.b64decode(page_state, validate=True), bytes([len(self.key) & 0x7F])
+            is_understood = len(key) == len(self.key) < 0x80 and raw.startswith(length + self.key)
+            if is_understood:
+                return base64.b64encode(length + key + raw[len(key) + 1 :]).decode()
+        return None
+
+    def random_key(self) -> bytes:
+        """Some key of the same length."""
+        return super().random_key() if self.kind == "text" else os.urandom(len(self.key))
+
+
+def _row_place(shape: TableShape, row: msgspec.Raw) -> Place:
+    """The place of a row, by the bytes that Cassandra has for the key."""
+    (column,) = shape.partition_by
+    kind = str(shape.columns[column]["type"])
+    value = msgspec.json.decode(_members_decoder.decode(row)[column])
+    if kind == "text":
+        return RowPlace(kind, str(value).encode(errors="replace"))
+    if kind == "uuid":
+        return RowPlace(kind, uuid.UUID(value).bytes)
+    return RowPlace(kind, struct.pack(">i" if kind == "int" else ">q", value))
+
+
+def _can_be_guessed(shape: TableShape) -> bool:
+    """Whether a scan of the table can be entered at guessed places."""
+    return (
+        len(shape.partition_by) == 1
+        and not shape.sort
+        and shape.columns[shape.partition_by[0]].get("type") in _GUESSED_TYPES
+    )
+
+
+def readable_table(api: DataApi, name: str, shape: TableShape) -> Readable:
+    """A table as it can be read page by page. Raises BackupError if it has columns that cannot be read."""
+    if unreadable := shape.unreadable():
+        raise BackupError(
+            f"{name}: the Data API cannot read {', '.join(unreadable)}: rows without would be no backup.",
+            f"Back the table up by CQL, and leave it out here: --exclude {name}.",
+        )
+    projection = b'{"*":true}'  # what other names mean to a projection nobody has said
+    if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
+        projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
+
+    def check(page: Page, reply: Reply, is_first: bool) -> None:
+        check_table_page(api, name, shape, page, reply, is_first=is_first)
+
+    place = partial(_row_place, shape) if _can_be_guessed(shape) else None
+    return Readable(name, shape.key, place, projection, check)
+
+
+def check_table_page(api: DataApi, name: str, shape: TableShape, page: Page, reply: Reply, *, is_first: bool) -> None:
+    """Raise BackupError for a page that lacks columns, or behind which rows may be missing.
+
+    Servers of 2024 send no page state for tables: one page of rows, and no more.
+    """
+    with contextlib.suppress(msgspec.DecodeError):
+        schema = _schema_decoder.decode(reply.status).projectionSchema if reply.status else None
+        if schema is not None and (missing := [each for each in shape.columns if each not in schema]):
+            raise BackupError(
+                f"{name}: the server did not return the columns {', '.join(missing)}.",
+                f"Was the table altered meanwhile? Then run again; otherwise leave it out: --exclude {name}.",
+            )
+    count = len(page.documents)
+    is_full = count in _FULL_PAGES and api.largest_page <= count
+    if is_first and page.next_state is None and is_full and not (count == _FULL_PAGES[0] and api.has_large_pages):
+        raise BackupError(
+            f"{name}: the server sent {count} rows, a full page, and says that nothing follows:"
+            " servers of 2024 do that however many rows there are, so it is not known whether these are all.",
+            f"Use a newer Data API; or leave the table out: --exclude {name}.",
+        )
 
 
 # ======================================================================================================================
@@ -3289,7 +3683,7 @@ class ZipStream:
 
 def zip_size_bytes(name: str, manifest_size_bytes: int, manifest: Manifest) -> int:
     """The size of the zip that `ZipStream` makes of a complete snapshot."""
-    sizes = {record.data_file or "": record.data_size_bytes or 0 for record in manifest.collections}
+    sizes = {record.data_file or "": record.data_size_bytes or 0 for record in manifest.records}
     sizes[MANIFEST_NAME] = manifest_size_bytes
     sizes[CHECKSUMS_NAME] = sum(64 + len(f"  {file}\n".encode()) for file in sizes)
     headers = 30 + 20 + 46 + 28  # of a file: local header and entry of the central directory, each with ZIP64's part
@@ -4010,23 +4404,24 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
     Only what both were asked for is compared; 100 switches the alarm off. A collection that vanished is one of those.
     """
     chosen = new.selection or Selection()
-    found = {record.name: record for record in new.collections}
+    found = {record.name: record for record in new.records}
     sentences = []
-    for before in old.collections if max_percent < 100 else []:
+    for before in old.records if max_percent < 100 else []:
         name = before.name
         if name in chosen.exclude or (chosen.collections and name not in chosen.collections):
             continue
         now = found.get(name)
         if now is None:
-            sentences.append(f"{name}: the collection is gone; it had {plural(before.document_count, 'document')}")
+            kind = "table" if isinstance(before, TableRecord) else "collection"
+            sentences.append(f"{name}: the {kind} is gone; it had {plural(before.document_count, noun_of(before))}")
         elif now.is_ok:
             sentences += _losses(before, now, max_percent)
     return sentences
 
 
-def _losses(before: CollectionRecord, now: CollectionRecord, max_percent: float) -> list[str]:
+def _losses(before: AnyRecord, now: AnyRecord, max_percent: float) -> list[str]:
     return [
-        *_lost(before.name, "document", before.document_count, now.document_count, max_percent),
+        *_lost(before.name, noun_of(before), before.document_count, now.document_count, max_percent),
         *_lost(before.name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent),
     ]
 
@@ -4128,6 +4523,7 @@ class Stored:
             "place": self.place,
             "created_at_utc": manifest.created_at_utc,
             "documents": sum(record.document_count for record in manifest.collections),
+            **({"rows": sum(record.row_count for record in manifest.tables)} if manifest.tables else {}),
             "size_bytes": self.size_bytes,
             "status": self.status,
             "is_selection": manifest.selection is not msgspec.UNSET,
@@ -4207,7 +4603,8 @@ def print_list(found: Iterable[Stored], *, as_json: bool) -> int:
     for row in rows:
         place = f"{row['place']:<7}" if is_place_needed else ""
         source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
-        mark = ", some collections only" if row["is_selection"] else ""
+        mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
+        mark += ", some collections only" if row["is_selection"] else ""
         documents, size = f"{row['documents']:>12,} documents", f"{size_text(row['size_bytes']):>10}"
         print_result(f"{row['name']:<28} {place}{row['status']:<11} {documents} {size}{source}{mark}")
     if not rows:
@@ -4297,11 +4694,11 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
     names = sorted(path.name for path in output_dir.iterdir() if parse_snapshot_name(path.name))
     names = names[: names.index(newest) + 1]
     oldest = next((number for number, name in enumerate(names) if name.endswith(INCOMPLETE_SUFFIX)), len(names))
-    newer: dict[str, list[tuple[Path, CollectionRecord]]] = {}
+    newer: dict[str, list[tuple[Path, AnyRecord]]] = {}
     for name in reversed(names[oldest:]):
         directory = output_dir / name
         manifest = _own_manifest(directory, scope)
-        good = [record for record in manifest.collections if record.is_ok] if manifest else []
+        good = [record for record in manifest.records if record.is_ok] if manifest else []
         may_go = manifest and name != newest and name.endswith(INCOMPLETE_SUFFIX) and _is_at_rest(directory, good)
         if may_go and all(_is_held(record, newer, max_shrink_percent, newest) for record in good):
             yield name
@@ -4318,7 +4715,7 @@ def _own_manifest(directory: Path, scope: Scope) -> Manifest | None:
     return None
 
 
-def _is_at_rest(directory: Path, good: list[CollectionRecord]) -> bool:
+def _is_at_rest(directory: Path, good: list[AnyRecord]) -> bool:
     """Whether a snapshot holds what it was written with, all of it readable, and no restore of it has begun."""
     expected = {MANIFEST_NAME, CHECKSUMS_NAME, *(record.data_file for record in good)}
     with contextlib.suppress(OSError):
@@ -4328,8 +4725,8 @@ def _is_at_rest(directory: Path, good: list[CollectionRecord]) -> bool:
 
 
 def _is_held(
-    record: CollectionRecord,
-    newer: dict[str, list[tuple[Path, CollectionRecord]]],
+    record: AnyRecord,
+    newer: dict[str, list[tuple[Path, AnyRecord]]],
     max_shrink_percent: float,
     newest: str,
 ) -> bool:
@@ -4431,6 +4828,7 @@ METRICS = {
     "bytes": "Size of the newest complete snapshot.",
     "documents": "Documents of each collection in the newest complete snapshot.",
     "vectors": "Vectors of each collection in the newest complete snapshot.",
+    "rows": "Rows of each table in the newest complete snapshot.",
 }
 """Names without their prefix, with their meanings. The first three are of the last run, the others outlive failures."""
 
@@ -4626,6 +5024,10 @@ def disk_hint(error: OSError) -> str:
     return "Check the disk, or choose another --output-dir (BACKUP_OUTPUT_DIR)."
 
 
+Encode = Callable[[Iterable[bytes]], list[tuple[bytes, Document | None]]]
+"""Makes the lines of a data file of what the server sent; None stands for a row, which is no document."""
+
+
 class EncodedLines(NamedTuple):
     """Some lines of a data file: their text, its checksum as it was made, and what they hold."""
 
@@ -4642,9 +5044,16 @@ class DataFileWriter:
     """
 
     def __init__(
-        self, path: Path, *, compressed: bool, memory: Memory | None = None, encryption: Encryption | None = None
+        self,
+        path: Path,
+        *,
+        compressed: bool,
+        memory: Memory | None = None,
+        encryption: Encryption | None = None,
+        encode: Encode = encode_documents,  # type: ignore[assignment]  # a list of documents is one of documents or None
     ) -> None:
         self._path = path
+        self._encode = encode
         self._memory = memory or Memory()
         self._stats = DataStats()
         self._groups: queue.Queue[EncodedLines | None] = queue.Queue(GROUPS_WAITING)
@@ -4664,8 +5073,11 @@ class DataFileWriter:
             if self._is_abandoned:
                 return
             stats, lines = DataStats(), []
-            for line, document in encode_documents(map(bytes, group)):
-                stats.count(line, document)
+            for line, document in self._encode(map(bytes, group)):
+                if document is None:
+                    stats.count_row(line)
+                else:
+                    stats.count(line, document)
                 lines.append(line)
             text = b"\n".join([*lines, b""])
             self._put(EncodedLines(text, isal_zlib.crc32(text), stats))
@@ -4789,50 +5201,51 @@ class BackupRun:
     report: Report
 
 
-class CollectionBackup:
-    """Backs up one collection: reads it, writes it, proves the file."""
+_R = TypeVar("_R", CollectionRecord, TableRecord)
 
-    def __init__(self, run: BackupRun, info: CollectionInfo, path: Path) -> None:
-        self._about = about(info.name)
+
+class RecordBackup(ABC, Generic[_R]):
+    """Backs up one collection or table: reads it, writes it, proves the file."""
+
+    encode: Encode
+    record: _R
+
+    def __init__(self, run: BackupRun, record: _R, path: Path) -> None:
+        self.record = record
+        self._about = about(record.name)
         self._requests, self._report = run.requests, run.report
         self._compressed, self._encryption = run.plan.compressed, run.plan.encryption
         self._path = path
-        self.record = CollectionRecord(
-            name=info.name, definition=info.options, compressed=self._compressed, started_at_utc=utc_text(utc_now())
-        )
 
-    def estimate(self) -> None:
-        """Ask the server for its estimate of the documents."""
-        self.record.estimated_document_count = self._requests.api.estimated_count(self.record.name)
-
-    def run(self) -> CollectionRecord:
+    def run(self) -> _R:
         """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
-        record = self.record
+        record: AnyRecord = self.record
         try:
             stats = self._read()
-            self._check_vectors(stats)
-            self._fill_in(stats)
-            documents, vectors = plural(stats.document_count, "document"), plural(stats.vector_count, "vector")
-            log.info("%s: %s, %s, proved.", record.name, documents, vectors, extra=self._about)
+            held = self._fill_in(stats)
+            record.data_file = self._path.name
+            record.content_digest = digest_text(stats.content_digest)
+            record.data_sha256 = stats.data_sha256
+            record.data_size_bytes = stats.data_size_bytes
+            log.info("%s: %s, proved.", record.name, held, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             if not self._requests.api.stop.is_set():  # a run that is stopped is no failure of its collections
                 self._fail(error)
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
-        return record
+        return self.record
 
     def _read(self) -> DataStats:
-        """Scan the collection and write its data file; once more if it was recreated meanwhile."""
-        record = self.record
+        """Scan it and write its data file; once more if it was recreated meanwhile."""
+        record, estimate = self.record, self.record.estimated_document_count
 
         def restart() -> None:
-            self._report.start(record.name, record.estimated_document_count)
+            self._report.start(record.name, estimate)
 
         progress = ScanProgress(restart, lambda count: self._report.advance(record.name, count))
         for _ in range(MAX_SCANS):
-            writer = scan_collection(
-                self._requests, Readable(record.name), self._open_writer, progress, record.estimated_document_count
-            )
+            source = self._source()  # of what it is now
+            writer = scan_collection(self._requests, source, self._open_writer, progress, estimate)
             stats = self._prove(writer)
             if not self._was_recreated():
                 record.pages, record.retries, record.chains = progress.pages, progress.retries, progress.chains
@@ -4846,8 +5259,13 @@ class CollectionBackup:
         )
 
     def _open_writer(self) -> DataFileWriter:
-        memory = self._requests.memory
-        return DataFileWriter(self._path, compressed=self._compressed, memory=memory, encryption=self._encryption)
+        return DataFileWriter(
+            self._path,
+            compressed=self._compressed,
+            memory=self._requests.memory,
+            encryption=self._encryption,
+            encode=type(self).encode,
+        )
 
     def _prove(self, writer: DataFileWriter) -> DataStats:
         name = self.record.name
@@ -4859,6 +5277,42 @@ class CollectionBackup:
                 f"{self.record.name}: the file does not read back as it was written: {error}.",
                 "The disk or the memory is failing: do not trust this machine, run the backup on another.",
             ) from error
+
+    @abstractmethod
+    def _source(self) -> Readable:
+        """What is read, by its definition of now."""
+
+    @abstractmethod
+    def _was_recreated(self) -> bool:
+        """Whether it has another definition than before the scan. One that is gone was read to its end."""
+
+    @abstractmethod
+    def _fill_in(self, stats: DataStats) -> str:
+        """Put what was read into the record; what it is, in words. Raises BackupError for what cannot be right."""
+
+    def _fail(self, error: Exception) -> None:
+        """Record the failure; the file goes, also to give a full disk its space back."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(self._path)
+        self.record.status = "failed"
+        self.record.error = redactor.redact(describe_error(error))
+        log.error("%s failed: %s", self.record.name, describe_error(error), extra=self._about)
+        log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
+
+
+class CollectionBackup(RecordBackup[CollectionRecord]):
+    """Backs up one collection."""
+
+    encode = staticmethod(encode_documents)  # type: ignore[assignment]  # a list of documents is one of documents or None
+
+    def estimate(self) -> None:
+        """Ask the server for its estimate of the documents."""
+        self.record.estimated_document_count = self._requests.api.estimated_count(self.record.name)
+
+    def _source(self) -> Readable:
+        return Readable(self.record.name)
 
     def _was_recreated(self) -> bool:
         """Whether the collection has another definition than before the scan. One that is gone was read to its end."""
@@ -4880,28 +5334,49 @@ class CollectionBackup:
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
-    def _fill_in(self, stats: DataStats) -> None:
+    def _fill_in(self, stats: DataStats) -> str:
+        self._check_vectors(stats)
         record = self.record
-        record.data_file = self._path.name
         record.document_count = stats.document_count
         record.vector_count = stats.vector_count
         record.vector_binary_count = stats.vector_binary_count
         record.vectorize_count = stats.vectorize_count
         record.lexical_count = stats.lexical_count
-        record.content_digest = digest_text(stats.content_digest)
-        record.data_sha256 = stats.data_sha256
-        record.data_size_bytes = stats.data_size_bytes
+        return f"{plural(stats.document_count, 'document')}, {plural(stats.vector_count, 'vector')}"
 
-    def _fail(self, error: Exception) -> None:
-        """Record the failure; the file goes, also to give a full disk its space back."""
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(self._path)
-        self.record.status = "failed"
-        self.record.error = redactor.redact(describe_error(error))
-        log.error("%s failed: %s", self.record.name, describe_error(error), extra=self._about)
-        log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
+
+class TableBackup(RecordBackup[TableRecord]):
+    """Backs up one table, and its indexes."""
+
+    encode = staticmethod(encode_rows)  # type: ignore[assignment]  # a list of None is one of documents or None
+
+    def __init__(self, run: BackupRun, record: TableRecord, path: Path, types: dict[str, msgspec.Raw]) -> None:
+        super().__init__(run, record, path)
+        self._types = types
+
+    def _source(self) -> Readable:
+        name, shape = self.record.name, self.record.shape()
+        if unknown := sorted(shape.type_names() - set(self._types)):
+            raise BackupError(
+                f"{name}: the server does not tell what its types are: {', '.join(unknown)}.",
+                f"Run again later; or leave the table out: --exclude {name}.",
+            )
+        return readable_table(self._requests.api, name, shape)
+
+    def _was_recreated(self) -> bool:
+        api, name = self._requests.api, self.record.name
+        (found,) = self._requests.map(DataApi.describe_tables, [api])
+        for info in found:
+            if info.name == name and not _is_same_json(info.definition, self.record.definition):
+                self.record.definition = info.definition
+                return True
+        if any(info.name == name for info in found):
+            (self.record.indexes,) = self._requests.map(api.describe_indexes, [name])
+        return False
+
+    def _fill_in(self, stats: DataStats) -> str:
+        self.record.row_count = stats.document_count
+        return plural(stats.document_count, "row")
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
@@ -4923,15 +5398,18 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             output.sweep()
             for weakness in probe_file_system(plan.output_dir, "probe"):
                 report.warn(weakness)
-            found, tables = list_collections(run.requests.api), list_tables(run.requests.api, report)
-            selected = select_collections(found, tables, plan, report)
+            selected = select(list_keyspace(run.requests.api, report), plan, report)
             last = _find_last_of(plan, report)
             begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
-            _tell_beginning(plan, len(selected), output.names_after(started), report)
-            records = _run_collections(run, selected, directory)
-            manifest = _make_manifest(plan, records, started, time.monotonic() - begun)
-            _add_warnings(manifest, plan, tables, last, report)
+            _tell_beginning(plan, selected, output.names_after(started), report)
+            collections, tables = _run_records(run, selected, directory)
+            manifest = _make_manifest(plan, collections, tables, started, time.monotonic() - begun)
+            if selected.lacks_tables:
+                manifest.status = "incomplete"
+            if tables:
+                manifest.types = _used_types(tables, selected.types)
+            _add_warnings(manifest, plan, [selected.warning] if selected.warning else [], last, report)
             result = _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise _cannot_write(error, directory) from error
@@ -4946,12 +5424,12 @@ def _find_last_of(plan: BackupPlan, report: Report) -> tuple[str, Manifest] | No
     return find_last(plan.output_dir, plan.scope, plan.box_config, report)
 
 
-def _tell_beginning(plan: BackupPlan, count: int, future_names: list[str], report: Report) -> None:
+def _tell_beginning(plan: BackupPlan, selected: Contents, future_names: list[str], report: Report) -> None:
     for name in future_names:
         report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
     log.info(
         "Backing up %s of keyspace %s at %s.",
-        plural(count, "collection"),
+        selected,
         plan.target.keyspace,
         plan.target.api_endpoint,
     )
@@ -4986,81 +5464,120 @@ def user_keyspaces(api: DataApi) -> list[str]:
     return [name for name in sorted(api.list_keyspaces()) if not SYSTEM_KEYSPACES.fullmatch(name)]
 
 
-def list_tables(api: DataApi, report: Report) -> list[str]:
-    """The keyspace's tables. That they cannot be listed is a warning: collections are backed up without them."""
+@dataclass
+class Contents:
+    """What a keyspace holds, or what of it is to be backed up. `types` are the user-defined ones, by name."""
+
+    collections: list[CollectionInfo]
+    tables: list[TableInfo]
+    types: dict[str, msgspec.Raw] = field(default_factory=dict)
+    warning: str = ""
+    lacks_tables: bool = False  # there may be some, and they could not be listed: a snapshot without them is INCOMPLETE
+
+    @property
+    def names(self) -> set[str]:
+        """Collections and tables; a keyspace has no two of one name."""
+        return {info.name for info in self.collections} | {info.name for info in self.tables}
+
+    def __str__(self) -> str:
+        text = plural(len(self.collections), "collection")
+        return f"{text} and {plural(len(self.tables), 'table')}" if self.tables else text
+
+
+def list_keyspace(api: DataApi, report: Report) -> Contents:
+    """All that is in the keyspace. Raises RequestError where not even the collections can be listed."""
+    found = Contents(list_collections(api), [])
     try:
-        return api.list_tables(patience=Patience(SIDE_QUESTION_BUDGET_S))
-    except RequestError as error:
-        report.warn(f"Could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}")
-        return []
+        found.tables = api.describe_tables()
+    except RequestError as error:  # whoever refuses it, or answers something else, has no tables; who fails may have
+        found.lacks_tables = error.retryable and not error.unexpected
+        found.warning = f"could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}"
+        report.warn(found.warning[0].upper() + found.warning[1:])
+    if any(b'"userDefined"' in bytes(info.definition) for info in found.tables):
+        try:
+            found.types = api.describe_types()
+        except RequestError as error:  # the tables that use one fail, and say so
+            log.warning("%s", error.message)
+    return found
 
 
-def tables_left_out(tables: list[str], plan: BackupPlan) -> str:
-    """A sentence about the tables that a backup of everything lacks; "" if there are none, or nobody wants them."""
-    names = [name for name in tables if name not in plan.exclude]
-    if not names or plan.collections:
-        return ""
-    verb = "is" if len(names) == 1 else "are"
-    return (
-        f"{plural(len(names), 'table')} of the keyspace {plan.target.keyspace} {verb} not backed up: {', '.join(names)}"
-    )
-
-
-def select_collections(
-    found: list[CollectionInfo], tables: list[str], plan: BackupPlan, report: Report
-) -> list[CollectionInfo]:
-    """The collections to back up. Raises BackupError for a name that is not there."""
-    names = {info.name for info in found}
-    if asked := [name for name in plan.collections if name in tables and name not in names]:
-        raise BackupError(
-            f"Not a collection but a table: {', '.join(asked)}.",
-            "This version backs up collections only; leave it out.",
-        )
+def select(found: Contents, plan: BackupPlan, report: Report) -> Contents:
+    """The collections and tables to back up. Raises BackupError for a name that is not there."""
+    names = found.names
     if missing := [name for name in plan.collections if name not in names]:
-        raise BackupError(
-            f"No such collection: {', '.join(missing)}.",
-            f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}.",
-        )
+        hint = f"The keyspace {plan.target.keyspace} has: {', '.join(sorted(names)) or 'no collections'}."
+        if found.lacks_tables:
+            hint += " It may have tables that could not be listed; try again."
+        raise BackupError(f"No such collection or table: {', '.join(missing)}.", hint)
     for name in plan.exclude:
-        if name not in names and name not in tables:
-            report.warn(f"--exclude {name}: there is no such collection.")
-    selected = [
-        info
-        for info in found
-        if info.name not in plan.exclude and (not plan.collections or info.name in plan.collections)
-    ]
-    if found and not selected:
+        if name not in names:
+            report.warn(f"--exclude {name}: there is no such collection or table.")
+
+    def is_wanted(info: CollectionInfo | TableInfo) -> bool:
+        return info.name not in plan.exclude and (not plan.collections or info.name in plan.collections)
+
+    selected = Contents(list(filter(is_wanted, found.collections)), list(filter(is_wanted, found.tables)))
+    selected.types = found.types
+    if not plan.collections:
+        selected.warning, selected.lacks_tables = found.warning, found.lacks_tables
+    if names and not selected.names:
         raise BackupError("Nothing is left to back up.", "Check --collection and --exclude.")
-    if not found:
+    if not names:
         report.warn(f"The keyspace {plan.target.keyspace} has no collections; the snapshot is empty.")
     return selected
 
 
-def _run_collections(run: BackupRun, selected: list[CollectionInfo], directory: Path) -> list[CollectionRecord]:
-    """Back up several collections at once, large ones first; the records come in the server's order."""
-    names = (info.name for info in selected)
-    files = data_file_names(names, compressed=run.plan.compressed, encrypted=run.plan.encryption is not None)
-    jobs = [CollectionBackup(run, info, directory / file) for info, file in zip(selected, files, strict=True)]
+def _run_records(
+    run: BackupRun, selected: Contents, directory: Path
+) -> tuple[list[CollectionRecord], list[TableRecord]]:
+    """Back up several collections and tables at once, large ones first; the records come in the server's order."""
+    plan, started = run.plan, utc_text(utc_now())
+    names = [info.name for info in selected.collections] + [f"{info.name}.rows" for info in selected.tables]
+    files = data_file_names(names, compressed=plan.compressed, encrypted=plan.encryption is not None)
+    paths = iter([directory / file for file in files])
+    jobs = []
+    for info in selected.collections:
+        options, compressed = info.options, plan.compressed
+        record = CollectionRecord(info.name, definition=options, compressed=compressed, started_at_utc=started)
+        jobs.append(CollectionBackup(run, record, next(paths)))
+    tables = []
+    for each in selected.tables:
+        table = TableRecord(each.name, definition=each.definition, compressed=plan.compressed, started_at_utc=started)
+        tables.append(TableBackup(run, table, next(paths), selected.types))
     run.requests.map(CollectionBackup.estimate, jobs)
-    run.report.stage({job.record.name: job.record.estimated_document_count for job in jobs})
     by_size = sorted(jobs, key=lambda job: -(job.record.estimated_document_count or 0))
-    pool = ThreadPoolExecutor(max(1, min(run.plan.workers, len(jobs))))  # they wait for the threads of the requests
+    estimates: dict[str, int | None] = {job.record.name: job.record.estimated_document_count for job in jobs}
+    run.report.stage(estimates | dict.fromkeys((job.record.name for job in tables), None))
+    everything: list[Callable[[], object]] = [*(job.run for job in by_size), *(job.run for job in tables)]
+    pool = ThreadPoolExecutor(max(1, min(plan.workers, len(everything))))  # they wait for the threads of the requests
     try:
-        await_all([pool.submit(job.run) for job in by_size])
-        return [job.record for job in jobs]
+        await_all([pool.submit(job) for job in everything])
+        return [job.record for job in jobs], [job.record for job in tables]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         run.requests.close()
 
 
-def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: datetime, duration_s: float) -> Manifest:
+def _used_types(tables: list[TableRecord], types: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
+    """The user-defined types of the tables that are good."""
+    used = {name for table in tables if table.is_ok for name in table.shape().type_names()}
+    return [text for name, text in types.items() if name in used]
+
+
+def _make_manifest(
+    plan: BackupPlan,
+    collections: list[CollectionRecord],
+    tables: list[TableRecord],
+    started: datetime,
+    duration_s: float,
+) -> Manifest:
     import astrapy
 
-    failed = sum(not record.is_ok for record in records)
     target = plan.target
+    is_complete = all(record.is_ok for record in collections) and all(table.is_ok for table in tables)
     return Manifest(
         backup_format_version=FORMAT_VERSION,
-        status="incomplete" if failed else "complete",
+        status="complete" if is_complete else "incomplete",
         created_at_utc=utc_text(started),
         finished_at_utc=utc_text(started + timedelta(seconds=duration_s)),  # the clock may have been set meanwhile
         duration_seconds=round(duration_s, 3),
@@ -5071,19 +5588,16 @@ def _make_manifest(plan: BackupPlan, records: list[CollectionRecord], started: d
         if not plan.collections and not plan.exclude
         else Selection(plan.collections, plan.exclude),
         encryption=EncryptionRecord("age", list(plan.encryption.names)) if plan.encryption else msgspec.UNSET,
-        totals=Totals(len(records) - failed, failed, sum(record.document_count for record in records)),
-        collections=records,
+        totals=Totals.of(collections, tables),
+        collections=collections,
+        tables=tables or msgspec.UNSET,
     )
 
 
 def _add_warnings(
-    manifest: Manifest, plan: BackupPlan, tables: list[str], last: tuple[str, Manifest] | None, report: Report
+    manifest: Manifest, plan: BackupPlan, warnings: list[str], last: tuple[str, Manifest] | None, report: Report
 ) -> None:
-    """Write into the manifest which tables are left out, and what shrank since the last snapshot."""
-    warnings = []
-    if left_out := tables_left_out(tables, plan):
-        report.warn(f"{left_out}.")
-        warnings.append(left_out)
+    """Write warnings into the manifest, and what shrank since the last snapshot."""
     if last:
         name, old = last
         sentences = _shrinkage_since(name, old, manifest, plan.max_shrink_percent, report)
@@ -5120,7 +5634,7 @@ def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> Bac
             f"The manifest has {len(text)} bytes; a restore reads {MAX_MANIFEST_BYTES}.", "Split it with --collection."
         )
     _write_file(directory / MANIFEST_NAME, text)
-    sums = [(record.data_sha256, record.data_file) for record in manifest.collections if record.data_file]
+    sums = [(record.data_sha256, record.data_file) for record in manifest.records if record.data_file]
     sums.append((hashlib.sha256(text).hexdigest(), MANIFEST_NAME))
     _write_file(directory / CHECKSUMS_NAME, "".join(f"{digest}  {name}\n" for digest, name in sums).encode())
     _fsync_directory(directory)
@@ -5543,6 +6057,7 @@ class RunRecord:
             samples["bytes"] = {"": directory_size(self.result.snapshot_dir)}
             samples["documents"] = {record.name: record.document_count for record in records}
             samples["vectors"] = {record.name: record.vector_count or 0 for record in records}
+            samples["rows"] = {table.name: table.row_count for table in self.result.manifest.tables or []}
         return samples
 
 
@@ -5689,11 +6204,13 @@ def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclu
         target = make_target(options)
         plan = BackupPlan(target, options["output_dir"], collections, exclude)
         api = DataApi(target, READ_COMMANDS, stop_event)
-        found = list_collections(api)
+        report = Report(quiet=True)
+        found = list_keyspace(api, report)
     except BackupError as error:
         return [Check.failed("database", error)]
     row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
-    return [row, *_check_collections(api, found, plan), *_check_keyspaces(api)]
+    warnings = [Check("tables", True, warning, is_warning=True) for warning in report.warnings]
+    return [row, *warnings, *_check_collections(api, found, plan), *_check_keyspaces(api)]
 
 
 def _check_encryption(values: Sequence[str]) -> Check:
@@ -5732,21 +6249,32 @@ def _check_box_size(last: tuple[str, int] | None, limit_bytes: int) -> list[Chec
     return [Check("Box file size", False, detail, BOX_HINTS["file_size_limit_exceeded"])]
 
 
-def _check_collections(api: DataApi, found: list[CollectionInfo], plan: BackupPlan) -> list[Check]:
+def _check_collections(api: DataApi, found: Contents, plan: BackupPlan) -> list[Check]:
     rows = []
-    report = Report(quiet=True)
-    tables = list_tables(api, report)
     try:
-        for info in select_collections(found, tables, plan, report):
+        selected = select(found, plan, Report(quiet=True))
+        for info in selected.collections:
             count = api.estimated_count(info.name)
             # A server says 0 as long as it has not flushed anything, however many documents there are.
             detail = f"about {plural(count, 'document')}" if count else "count unknown"
             rows.append(Check(f"collection {info.name}", True, detail))
+        rows += [_check_table(api, table) for table in selected.tables]
     except BackupError as error:
         rows.append(Check.failed("collections", error))
-    if left_out := tables_left_out(tables, plan):
-        rows.append(Check("tables", True, left_out, is_warning=True))
     return rows
+
+
+def _check_table(api: DataApi, info: TableInfo) -> Check:
+    """Whether a table can be read."""
+    name = f"table {info.name}"
+    try:
+        shape = TableShape.read(info.name, info.definition)
+        readable_table(api, info.name, shape)
+    except FormatError as error:
+        return Check.failed(name, BackupError(f"{error}.", f"Leave the table out: --exclude {info.name}."))
+    except BackupError as error:
+        return Check.failed(name, error)
+    return Check(name, True, plural(len(shape.columns), "column"))
 
 
 def _check_keyspaces(api: DataApi) -> list[Check]:
@@ -5787,7 +6315,7 @@ def _last_size(
     if (last := find_last(options["output_dir"], scope, box_config, Report(quiet=True))) is None:
         return None
     name, manifest = last
-    records = [each for each in manifest.collections if each.name not in exclude]
+    records = [each for each in manifest.records if each.name not in exclude]
     return name, sum(each.data_size_bytes or 0 for each in records if not collections or each.name in collections)
 
 
@@ -5818,6 +6346,7 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
         "snapshot": str(result.snapshot_dir),
         "documents": result.manifest.totals.documents,
         "collections": [_record_row(each) for each in result.manifest.collections],
+        **_table_rows(result.manifest),
         "upload": result.upload,
         "deleted": result.deleted,
         "warnings": result.warnings,
@@ -5830,15 +6359,18 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
 def _result_line(result: BackupResult, duration_s: float) -> str:
     """What exists now, and where."""
     totals = result.manifest.totals
-    failed = [each.name for each in result.manifest.collections if not each.is_ok]
-    verdict = f"INCOMPLETE, failed: {', '.join(failed)}" if failed else "complete"
+    failed = [each.name for each in result.manifest.records if not each.is_ok]
+    if failed:
+        verdict = f"INCOMPLETE, failed: {', '.join(failed)}"
+    else:
+        verdict = "complete" if result.manifest.is_complete else "INCOMPLETE, its tables could not be listed"
     if result.upload:
         verdict += ", NOT in Box" if result.exit_code is Exit.UPLOAD_FAILED else ", in Box"
     if result.exit_code is Exit.SHRUNK:
         verdict += f", but SHRUNK since {result.manifest.shrunk_from}"
     text = (
-        f"{result.snapshot_dir}: {verdict}; {plural(totals.collections_ok, 'collection')},"
-        f" {plural(totals.documents, 'document')}, {size_text(directory_size(result.snapshot_dir))},"
+        f"{result.snapshot_dir}: {verdict}; {totals},"
+        f" {size_text(directory_size(result.snapshot_dir))},"
         f" {duration_s:.1f} s"
     )
     for place, names in result.deleted.items():
@@ -5849,11 +6381,19 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
     return text
 
 
-def _record_row(record: CollectionRecord) -> dict[str, Any]:
-    """A collection in the JSON result: the manifest's record without its definition."""
+def _table_rows(manifest: Manifest) -> dict[str, Any]:
+    """The tables in the JSON result; nothing where there are none."""
+    if not manifest.tables:
+        return {}
+    return {"rows": manifest.totals.rows, "tables": [_record_row(each) for each in manifest.tables]}
+
+
+def _record_row(record: AnyRecord) -> dict[str, Any]:
+    """A collection or a table in the JSON result: the manifest's record without its definition."""
     plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
     row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
     del row["definition"]
+    row.pop("indexes", None)
     return row
 
 

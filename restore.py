@@ -9,6 +9,7 @@ It imports the contract from `astra_backup.py`, never the other way.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import fcntl
@@ -21,6 +22,7 @@ import os
 import random
 import re
 import secrets
+import sqlite3
 import stat
 import struct
 import subprocess
@@ -31,10 +33,11 @@ import time
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
@@ -53,6 +56,7 @@ from astra_backup import (
     READ_BYTES,
     READ_COMMANDS,
     UNEXPECTED_ATTEMPTS,
+    AnyRecord,
     ApiError,
     BackupError,
     Box,
@@ -74,12 +78,17 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    TableInfo,
+    TableRecord,
+    TableShape,
     Target,
+    Totals,
     about,
     await_all,
     await_some,
     check_age_header,
     check_data,
+    check_rows,
     compact_json,
     connection_options,
     decode_manifest,
@@ -92,6 +101,8 @@ from astra_backup import (
     is_quiet,
     iter_decoded,
     iter_documents,
+    iter_rows,
+    join_object,
     key_of,
     list_collections,
     list_here,
@@ -99,6 +110,7 @@ from astra_backup import (
     local_snapshots,
     log,
     make_target,
+    noun_of,
     option,
     parse_snapshot_name,
     place_text,
@@ -111,12 +123,14 @@ from astra_backup import (
     read_manifest_text,
     read_page,
     read_small_file,
+    readable_table,
     redactor,
     retrying_requests,
     run_command,
     scan_collection,
     short_key,
     size_text,
+    split_object,
     stop_event,
     until_whole,
     version_option,
@@ -129,7 +143,10 @@ _T = TypeVar("_T")
 # Names, limits, exit codes and errors
 # ======================================================================================================================
 
-WRITE_COMMANDS = READ_COMMANDS | {"createCollection", "deleteCollection", "insertMany", "findOneAndReplace"}
+WRITE_COMMANDS = READ_COMMANDS | {
+    *("createCollection", "deleteCollection", "insertMany", "findOneAndReplace"),
+    *("createType", "createTable", "createIndex", "createVectorIndex", "createTextIndex", "dropTable", "dropType"),
+}
 """All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
 
 MAX_BATCH_DOCUMENTS = 100  # the server refuses more
@@ -541,7 +558,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     """
     manifest = read_manifest(snapshot)
     warnings = _check_status(snapshot, manifest, force_incomplete=force_incomplete)
-    good = [record for record in manifest.collections if record.is_ok]
+    good = [record for record in manifest.records if record.is_ok]
     has_digests = any(record.content_digest for record in good) or not good
     is_old = CHECKSUMS_NAME not in snapshot.sizes and not has_digests
     if manifest.selection:
@@ -551,6 +568,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
             "written by an older script: no SHA256SUMS, no content digests; what can be checked was checked"
         )
     _check_files(snapshot, good, is_old=is_old)
+    _check_tables(snapshot, manifest)
     check_encryption(snapshot, manifest)
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
@@ -559,7 +577,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
         _check_sums(snapshot, good)
         _check_totals(snapshot, manifest)
     report.stage({record.name: record.document_count for record in good})
-    check = _check_record if looks_inside else _check_sealed
+    check = partial(_check_record, types=manifest.types or ()) if looks_inside else _check_sealed
     stats = in_threads(lambda record: check(snapshot, record, report), good, workers)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -587,7 +605,7 @@ def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: b
     """Refuse an incomplete snapshot, unless it is forced: then name what is missing."""
     if manifest.is_complete and not snapshot.name.endswith(INCOMPLETE_SUFFIX):
         return []
-    failed = ", ".join(f"{record.name} ({record.error})" for record in manifest.collections if not record.is_ok)
+    failed = ", ".join(f"{record.name} ({record.error})" for record in manifest.records if not record.is_ok)
     if not force_incomplete:
         raise SnapshotRefused(
             f"{snapshot.path} is incomplete; failed: {failed or 'unknown'}.",
@@ -596,7 +614,7 @@ def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: b
     return [f"incomplete, and forced; missing: {failed or 'unknown'}"]
 
 
-def _check_files(snapshot: Snapshot, good: list[CollectionRecord], *, is_old: bool) -> None:
+def _check_files(snapshot: Snapshot, good: list[AnyRecord], *, is_old: bool) -> None:
     """Every file that should be there, and no other; no name leads out of the snapshot."""
     expected = {MANIFEST_NAME} | (set() if is_old else {CHECKSUMS_NAME})
     names = [record.name for record in good]
@@ -631,7 +649,7 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
     encryption = manifest.encryption or None
     if encryption and encryption.format != "age":
         raise SnapshotRefused(f"{snapshot.path} is encrypted as {encryption.format!r}, which this tool does not read.")
-    for name in [record.data_file or "" for record in manifest.collections if record.is_ok]:
+    for name in [record.data_file or "" for record in manifest.records if record.is_ok]:
         if name.endswith(AGE_SUFFIX) != bool(encryption):
             raise SnapshotRefused(
                 f"{snapshot.path}: {name} is {'not ' * bool(encryption)}encrypted, {MANIFEST_NAME} says otherwise."
@@ -656,7 +674,7 @@ def _told_recipients(manifest: Manifest) -> str:
     return f"The snapshot is encrypted to: {', '.join(map(short_key, names)) or 'nobody who is named'}."
 
 
-def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
+def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
     """SHA256SUMS names the manifest and every data file, with the manifest's own digests."""
     expected = {record.data_file: record.data_sha256 for record in good}
     expected[MANIFEST_NAME] = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
@@ -671,18 +689,11 @@ def _check_sums(snapshot: Snapshot, good: list[CollectionRecord]) -> None:
 
 
 def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
-    good = [record for record in manifest.collections if record.is_ok]
-    totals = (
-        len(good),
-        len(manifest.collections) - len(good),
-        sum(record.document_count for record in manifest.collections),
-    )
-    found = manifest.totals
-    if totals != (found.collections_ok, found.collections_failed, found.documents):
+    if manifest.totals != Totals.of(manifest.collections, manifest.tables or []):
         raise SnapshotRefused(f"{snapshot.path}: the manifest's totals are not the sums of its collections.")
 
 
-def _check_size(snapshot: Snapshot, record: CollectionRecord) -> str:
+def _check_size(snapshot: Snapshot, record: AnyRecord) -> str:
     """Compare the size of a data file with the manifest's; return its name."""
     name = record.data_file or ""
     if record.data_size_bytes is not None and snapshot.sizes[name] != record.data_size_bytes:
@@ -692,7 +703,7 @@ def _check_size(snapshot: Snapshot, record: CollectionRecord) -> str:
     return name
 
 
-def _check_sealed(snapshot: Snapshot, record: CollectionRecord, report: Report) -> DataStats:
+def _check_sealed(snapshot: Snapshot, record: AnyRecord, report: Report) -> DataStats:
     """Read an encrypted file without looking inside: it has the manifest's digest. What it holds the manifest says."""
     name = _check_size(snapshot, record)
     report.start(record.name, record.document_count, "verifying")
@@ -711,13 +722,16 @@ def _check_sealed(snapshot: Snapshot, record: CollectionRecord, report: Report) 
     return DataStats(record.document_count, record.vector_count or 0, data_sha256=found)
 
 
-def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) -> DataStats:
+def _check_record(
+    snapshot: Snapshot, record: AnyRecord, report: Report, types: Sequence[msgspec.Raw] = ()
+) -> DataStats:
     """Read a data file to its end and compare with all that the manifest says of it."""
     name = _check_size(snapshot, record)
     report.start(record.name, record.document_count, "verifying")
     try:
         with snapshot.open(name) as stream:
-            stats = check_data(
+            check = check_data if isinstance(record, CollectionRecord) else partial(_check_rows, record, types)
+            stats = check(
                 stream,
                 compressed=is_compressed(record),
                 identities=snapshot.identities,
@@ -736,6 +750,8 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
         "lexical_count": stats.lexical_count,
     }
     for fact, value in facts.items():
+        if isinstance(record, TableRecord) and fact.startswith(("vector", "lexical")):
+            continue
         if getattr(record, fact) not in (None, value):
             raise SnapshotRefused(
                 f"{snapshot.path}: {name}: {fact} is {value}, the manifest says {getattr(record, fact)}."
@@ -743,7 +759,40 @@ def _check_record(snapshot: Snapshot, record: CollectionRecord, report: Report) 
     return stats
 
 
-def is_compressed(record: CollectionRecord) -> bool:
+def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
+    """Whether what a stranger could have written of tables, types and indexes can be read. Raises SnapshotRefused."""
+    try:
+        types = type_fields(manifest.types or [])
+        for record in manifest.tables or []:
+            if not record.is_ok:
+                continue
+            shape, columns = record.shape(), table_definition(record.name, record.definition)["columns"]
+            _adapt_columns(shape, columns, Choices())
+            for of in columns.values():
+                converter(of, types)
+            read_indexes(record.name, record.indexes)
+            if unknown := sorted(shape.type_names() - types.keys()):
+                raise FormatError(f"{record.name} has columns of types that are not there: {', '.join(unknown)}")
+    except (FormatError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise SnapshotRefused(f"{snapshot.path}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
+
+
+def _check_rows(record: TableRecord, types: Sequence[msgspec.Raw], stream: IO[bytes], **options: Any) -> DataStats:
+    """`check_rows`, and that each value can be made into what is to be sent."""
+    shape, fields = record.shape(), type_fields(types)
+    converters = {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
+
+    def look(row: dict[str, bytes]) -> None:
+        try:
+            for name in converters.keys() & row.keys():
+                converters[name](row[name])
+        except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+            raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
+
+    return check_rows(stream, shape, look=look, **options)
+
+
+def is_compressed(record: AnyRecord) -> bool:
     """Whether a collection's data file is gzipped."""
     name = (record.data_file or "").removesuffix(AGE_SUFFIX)
     return name.endswith(".gz") if record.compressed is None else record.compressed
@@ -882,6 +931,7 @@ class Choices:
     without_lexical: bool = False
     without_rerank: bool = False
     workers: int = 4
+    allow_lossy_tables: bool = False
 
     def target_name(self, name: str) -> str:
         """What a collection of the snapshot is called in the target."""
@@ -941,7 +991,7 @@ class View:
 class PlannedCollection:
     """One collection of the plan."""
 
-    record: CollectionRecord
+    record: AnyRecord
     stats: DataStats
     target_name: str
     options: dict[str, Any]
@@ -961,9 +1011,47 @@ class PlannedCollection:
         """Whether documents that were there before may remain."""
         return self.had_documents and not self.is_dropped
 
+    @property
+    def source(self) -> Readable:
+        """What the target has of that name, to be read page by page."""
+        return Readable(self.target_name)
+
+    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:
+        """The texts of a data file, in clear, as they are to be sent."""
+        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+            yield view.to_send(document).text()
+
+    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:
+        """The id and the text of each document of a data file, as the target should have them."""
+        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+            sent = view.to_send(document)
+            yield sent.id, view.to_compare(sent).text()
+
+    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:
+        """The id and the text of a document of the target, to be compared with `to_compare`."""
+        document = Document.parse(text)
+        return document.id, view.as_found(document).text()
+
+    def id_of(self, text: bytes) -> bytes:
+        """What identifies a document that is to be sent, as JSON."""
+        return Document.parse(text).id
+
+    def key_of(self, document_id: bytes) -> bytes:
+        """What the target takes for the key of an id."""
+        return key_of(document_id)
+
+    def there(self, api: DataApi) -> dict[str, Any] | None:
+        """The definition of what the target has of that name, as `options` has it; None if it has nothing."""
+        info = _find(api, self.target_name)
+        return server_options(info) if info else None
+
+    def send_creation(self, api: DataApi, name: str) -> bool:
+        """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
+        return _send_creation(api, name, self.options)
+
     def describe(self) -> str:
         """What is going to happen, in words."""
-        count = plural(self.record.document_count, "document")
+        count = plural(self.record.document_count, noun_of(self.record))
         name = self.record.name
         if self.target_name != name:
             name = f"{name} as {self.target_name}"
@@ -991,21 +1079,27 @@ def make_plan(
     documents before it.
     """
     existing = {info.name: info for info in list_collections(api)}
-    if left := [name for name in existing if _SCRATCH_NAME.fullmatch(name)]:
+    records = select_records(verified, choices)
+    has_tables = any(isinstance(record, TableRecord) for record in records)
+    there = TargetTables.read(api, has_tables=has_tables)
+    if left := [name for name in (*existing, *there.tables) if _SCRATCH_NAME.fullmatch(name)]:
         log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
-    tables = set(api.list_tables())
     plan, refusals = [], []
-    for record in select_records(verified, choices):
-        planned = _plan_collection(record, verified.stats[record.name], choices)
-        planned.is_resumed = planned.target_name in (resumed or {})
-        planned.had_documents = (resumed or {}).get(planned.target_name, False)
-        plan.append(planned)
-        if planned.target_name in tables:
-            refusals.append(
-                f"{planned.target_name}: there is a table of that name: choose --rename or another keyspace."
-            )
+    for record in records:
+        if isinstance(record, TableRecord):
+            planned: PlannedCollection = plan_table(verified, record, choices, there)
         else:
-            refusals += _check_target(planned, existing.get(planned.target_name), api, choices)
+            planned = _plan_collection(record, verified.stats[record.name], choices)
+        name = planned.target_name
+        planned.is_resumed = name in (resumed or {})
+        planned.had_documents = (resumed or {}).get(name, False)
+        plan.append(planned)
+        if isinstance(planned, PlannedTable):
+            refusals += check_target_table(planned, existing, there, api, choices)
+        elif name in there.tables:
+            refusals.append(f"{name}: there is a table of that name: choose --rename or another keyspace.")
+        else:
+            refusals += _check_target(planned, existing.get(name), api, choices)
     if refusals:
         raise TargetRefused("The target cannot take this snapshot:\n  " + "\n  ".join(refusals), "Nothing was written.")
     return plan
@@ -1031,9 +1125,9 @@ def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choice
     return planned
 
 
-def select_records(verified: Verified, choices: Choices) -> list[CollectionRecord]:
+def select_records(verified: Verified, choices: Choices) -> list[AnyRecord]:
     """The good collections that were asked for. Raises BackupError for names that make no sense."""
-    good = [record for record in verified.manifest.collections if record.name in verified.stats]
+    good = [record for record in verified.manifest.records if record.name in verified.stats]
     names = {record.name for record in good}
     if missing := [name for name in choices.collections if name not in names]:
         raise BackupError(
@@ -1064,7 +1158,7 @@ def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: 
         return refusals
     planned.exists = True
     if not planned.is_resumed:
-        planned.had_documents = has_documents(api, name)
+        planned.had_documents = has_documents(api, planned.source)
     if planned.is_dropped:
         return refusals
     there = server_options(info)
@@ -1103,9 +1197,9 @@ def _feature_hint(differences: list[str]) -> str:
     return f" To do without:{''.join(found)}." if found else ""
 
 
-def has_documents(api: DataApi, collection: str) -> bool:
-    """Whether a collection holds any document."""
-    return until_whole(collection, lambda: any(page.documents for page in api.pages(collection)))
+def has_documents(api: DataApi, source: Readable) -> bool:
+    """Whether a collection or table holds anything."""
+    return until_whole(source.name, lambda: any(page.documents for page in api.pages(source)))
 
 
 def server_options(info: CollectionInfo) -> dict[str, Any]:
@@ -1141,14 +1235,548 @@ def definition_differences(wanted: Any, found: Any, path: str = "") -> list[str]
 
 
 # ======================================================================================================================
+# Tables: what of them comes back, and how. Types first, then tables, rows, and their indexes
+# ======================================================================================================================
+
+_ISO_DURATION = re.compile(
+    r"(-?)P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)(?:\.(\d{1,9}))?S)?)?", re.ASCII
+)
+INDEX_COMMANDS = {"regular": "createIndex", "vector": "createVectorIndex", "text": "createTextIndex"}
+MAX_NAME_CHARS = 48
+ALWAYS_LOST = "TTL, write times and table options are not in a snapshot"
+Convert = Callable[[bytes], bytes]
+
+
+def duration_in_units(text: bytes) -> bytes:
+    """A duration's JSON text in the form that servers take: they refuse fractions, which they send. Exact."""
+    found = _ISO_DURATION.fullmatch(text[1:-1].decode())
+    if found is None:
+        return text  # in units already
+    years, months, days, hours, minutes, seconds = (int(part or 0) for part in found.groups()[1:7])
+    nanoseconds = ((hours * 60 + minutes) * 60 + seconds) * 10**9 + int((found[8] or "").ljust(9, "0"))
+    parts = ((12 * years + months, "mo"), (days, "d"), (nanoseconds, "ns"))
+    units = "".join(f"{amount}{unit}" for amount, unit in parts if amount)
+    return f'"{found[1] if units else ""}{units or "0s"}"'.encode()
+
+
+def vector_to_send(text: bytes) -> bytes:
+    """A vector's JSON text in a form that servers take: NaN and the infinities only as bytes."""
+    if text[:1] != b"[" or b'"' not in text:
+        return text
+    floats = [float(each) for each in json.loads(text)]
+    return b'{"$binary":"%b"}' % base64.b64encode(struct.pack(f">{len(floats)}f", *floats))
+
+
+def converter(of: Any, types: dict[str, dict[str, Any]]) -> Convert | None:
+    """What makes of a column's value, as it was read, what can be written; None where that is the same."""
+    if isinstance(of, str):
+        of = {"type": of}
+    kind = of.get("type")
+    if kind in ("duration", "vector"):
+        return duration_in_units if kind == "duration" else vector_to_send
+    if kind == "userDefined":
+        fields = types.get(of.get("udtName", ""), {})
+        by_field = {name: convert for name, each in fields.items() if (convert := converter(each, types))}
+        return partial(_convert_members, by_field) if by_field else None
+    convert = converter(of["valueType"], types) if "valueType" in of else None
+    if convert is None:
+        return None
+    return partial(_convert_values if kind == "map" else _convert_elements, convert)
+
+
+def _convert_members(by_field: dict[str, Convert], text: bytes) -> bytes:
+    if text[:1] != b"{":
+        return text
+    members = split_object(text)
+    return join_object({name: by_field[name](v) if name in by_field else v for name, v in members.items()})
+
+
+def _convert_elements(convert: Convert, text: bytes) -> bytes:
+    elements = msgspec.json.decode(text, type=list[msgspec.Raw])
+    return b"[" + b",".join([convert(bytes(element)) for element in elements]) + b"]"
+
+
+def _convert_values(convert: Convert, text: bytes) -> bytes:
+    """A map: an object, or pairs where its keys are no texts."""
+    if text[:1] == b"{":
+        return join_object({name: convert(value) for name, value in split_object(text).items()})
+    pairs = msgspec.json.decode(text, type=list[tuple[msgspec.Raw, msgspec.Raw]])
+    return b"[" + b",".join([b"[%b,%b]" % (bytes(key), convert(bytes(value))) for key, value in pairs]) + b"]"
+
+
+def without_support(value: Any) -> Any:
+    """A definition as it can be sent: no `apiSupport` at any level."""
+    if isinstance(value, dict):
+        return {name: without_support(each) for name, each in value.items() if name != "apiSupport"}
+    return [without_support(each) for each in value] if isinstance(value, list) else value
+
+
+def table_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
+    """What is to be sent to create a table of that definition. Raises FormatError."""
+    found = without_support({**read_definition(name, definition)})
+    columns = {each: {"type": of} if isinstance(of, str) else of for each, of in found.get("columns", {}).items()}
+    return {"columns": columns, "primaryKey": found.get("primaryKey")}
+
+
+def type_fields(texts: Iterable[msgspec.Raw]) -> dict[str, dict[str, Any]]:
+    """The fields of user-defined types, by the types' names. Raises FormatError."""
+    found = {}
+    for text in texts:
+        of = without_support(read_definition("a type", text))
+        fields = (of.get("definition") or {}).get("fields") or {}
+        found[str(of.get("udtName"))] = {
+            name: {"type": each} if isinstance(each, str) else each for name, each in fields.items()
+        }
+    return found
+
+
+def read_indexes(name: str, text: msgspec.Raw) -> list[dict[str, Any]]:
+    """A table's indexes as they are to be sent, without empty options. Raises FormatError."""
+    found = read_definition(name, msgspec.Raw(b'{"indexes":%b}' % bytes(text)))["indexes"]
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise FormatError(f"the indexes of {name} cannot be read")
+    for index in found:
+        definition = without_support(index.get("definition") or {})
+        if not definition.get("options"):
+            definition.pop("options", None)
+        index["definition"] = definition
+    return found
+
+
+@dataclass
+class TargetTables:
+    """The target's tables and user-defined types, and which table has an index: their names are the keyspace's."""
+
+    api: DataApi
+    tables: dict[str, TableInfo]
+    types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    indexes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, api: DataApi, *, has_tables: bool) -> Self:
+        """Read them; no more than the tables' names where none is to be restored or compared."""
+        if not has_tables:
+            return cls(api, {name: TableInfo(name) for name in api.list_tables()})
+        tables = {info.name: info for info in api.describe_tables()}
+        indexes = {
+            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
+        }
+        return cls(api, tables, type_fields(api.describe_types().values()), indexes)
+
+
+@dataclass(kw_only=True)
+class PlannedTable(PlannedCollection):
+    """One table of the plan. `options` is the definition that it is created with."""
+
+    api: DataApi = field(repr=False)  # only to read with
+    shape: TableShape  # of the snapshot's rows
+    types: dict[str, dict[str, Any]]
+    indexes: list[dict[str, Any]]
+    losses: list[str]  # for which a choice is needed
+    conflicts: list[str]  # which no choice helps against
+
+    def __post_init__(self) -> None:
+        columns = self.options["columns"]
+        self._converters = {name: converter(of, self.types) for name, of in columns.items()}
+        self._spelt = {name: msgspec.json.encode(name)[1:-1].decode() for name in columns}
+        self._is_whole = columns.keys() == self.shape.columns.keys()
+
+    @property
+    def source(self) -> Readable:
+        """What the target has of that name, to be read page by page."""
+        shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
+        return readable_table(self.api, self.target_name, shape)
+
+    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:  # noqa: ARG002
+        """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
+        for _, row in self._rows(stream):
+            yield self._row_text(row)
+
+    def _rows(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        for line, row in iter_rows(stream, self.shape, compressed=is_compressed(self.record)):
+            if not self.shape.is_static_only(row):
+                yield line, row
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows that are there are kept: an insert would change them, so their keys are read first."""
+        return self.keeps_documents and self.on_existing is OnExisting.SKIP
+
+    def _row_text(self, row: dict[str, bytes]) -> bytes:
+        members = {}
+        is_over_others = self.keeps_documents and self.on_existing is OnExisting.OVERWRITE
+        for name, convert in self._converters.items():
+            value = row.get(name, b"null" if is_over_others else b"")
+            if value:
+                members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
+        return join_object(members)
+
+    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
+        """The key and the text of each row, as a server sends it."""
+        for line, row in self._rows(stream):
+            text = line
+            if not self._is_whole:
+                text = join_object({spelt: row[name] for name, spelt in self._spelt.items() if name in row})
+            yield self.shape.key(line), text
+
+    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:  # noqa: ARG002
+        """The key and the text of a row of the target."""
+        return self.shape.key(text), text
+
+    def id_of(self, text: bytes) -> bytes:
+        """The primary key of a row."""
+        return self.shape.key(text)
+
+    def key_of(self, document_id: bytes) -> bytes:
+        """The primary key, equal for equal values: another server may spell a number in another way."""
+        parts = [bytes(part) for part in msgspec.json.decode(document_id, type=list[msgspec.Raw])]
+        return b",".join([_plain_key(part) for part in parts])
+
+    def there(self, api: DataApi) -> dict[str, Any] | None:
+        """The definition of the target's table of that name; None if there is none."""
+        info = next((info for info in api.describe_tables() if info.name == self.target_name), None)
+        return found_definition(info) if info else None
+
+    def send_creation(self, api: DataApi, name: str) -> bool:
+        """Create the table under a name. Whether the answer is to the only request. Raises TargetRefused."""
+        repeated = threading.Event()
+        body = _definition_encoder.encode({"name": name, "definition": self.options})
+        try:
+            _send_schema(api, "createTable", body, on_retry=repeated.set)
+        except RequestError as error:
+            if error.code != "CANNOT_ADD_EXISTING_TABLE":
+                raise
+            if not repeated.is_set():
+                raise TargetRefused(
+                    f"{name} was made by somebody else since the plan.",
+                    "It was not touched. Look at it, then run again.",
+                ) from error
+        return not repeated.is_set()
+
+
+class KeyStore:
+    """The keys of a table's rows, by their digests, in a temporary database: memory is flat. The sink of a scan."""
+
+    def __init__(self, planned: PlannedTable, path: Path) -> None:
+        self._planned = planned
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def write(self, documents: Iterable[msgspec.Raw]) -> None:
+        """Note rows of the target."""
+        rows = [(self._digest(bytes(row)),) for row in documents]
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
+            self._database.execute("COMMIT")
+
+    def abandon(self) -> None:
+        """What was noted will not be looked at."""
+
+    def has(self, row: bytes) -> bool:
+        """Whether a row of that key is there."""
+        with self._lock:
+            found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
+            return found.fetchone() is not None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def _digest(self, row: bytes) -> bytes:
+        return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
+
+
+@contextlib.contextmanager
+def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
+    """The keys of the rows that are to be kept; None where nothing is, or the server itself notices."""
+    if not isinstance(planned, PlannedTable) or not planned.skips:
+        yield None
+        return
+    name = planned.target_name
+    log.info("%s: reading the keys of the rows that are kept.", name)
+    with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
+        stores: list[KeyStore] = []
+
+        def open_store() -> KeyStore:
+            stores.append(KeyStore(planned, Path(directory, str(len(stores)))))
+            return stores[-1]
+
+        progress = ScanProgress(lambda: None, lambda _count: None)
+        try:
+            yield scan_collection(run.requests, planned.source, open_store, progress)
+        finally:
+            for store in stores:
+                store.close()
+
+
+def _plain_key(value: bytes) -> bytes:
+    return "E".join(plain_number(value.decode())).encode() if value[:1] in b"-0123456789" else value
+
+
+def _send_schema(
+    api: DataApi,
+    command: str,
+    body: bytes,
+    table: str | None = None,
+    *,
+    on_retry: Callable[[], None] | None = None,
+) -> None:
+    """Change a definition: one that is given up may be carried out half, so it is waited for."""
+    timeout_s = max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s)
+    api.call(command, body, table, timeout_s=timeout_s, read=_ignore_reply, on_retry=on_retry)
+
+
+def found_definition(info: TableInfo) -> dict[str, Any]:
+    """A definition that the target reports, as it could be sent. Raises RequestError for one that no server has."""
+    try:
+        return table_definition(info.name, info.definition)
+    except FormatError as error:
+        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
+
+
+def plan_table(verified: Verified, record: TableRecord, choices: Choices, there: TargetTables) -> PlannedTable:
+    """What is to become of a table, before anything is looked at in the target but names."""
+    shape, name = record.shape(), choices.target_name(record.name)
+    types = type_fields(verified.manifest.types or [])
+    options = table_definition(record.name, record.definition)
+    losses = _adapt_columns(shape, options["columns"], choices)
+    stats = verified.stats[record.name]
+    if stats.static_only_count:
+        losses.append(
+            f"{plural(stats.static_only_count, 'partition')} with static values only, which nothing can write"
+        )
+    indexes, notes, conflicts = _plan_indexes(record, name, there)
+    own_types = {each: types.get(each, {}) for each in sorted(shape.type_names())}
+    for each, fields in own_types.items():
+        if each in there.types and there.types[each] != fields:
+            conflicts.append(f"the type {each} exists with other fields")
+    scalars = {kind for of in options["columns"].values() for kind in _scalar_types(of, types)}
+    if "decimal" in scalars:
+        notes.append("decimals lose their scale (1.10 becomes 1.1)")
+    if scalars & {"float", "double", "vector"}:
+        notes.append("-0.0 becomes 0.0")
+    return PlannedTable(
+        record,
+        stats,
+        name,
+        options,
+        on_existing=choices.on_existing,
+        notes=[*losses, *notes, ALWAYS_LOST],
+        api=there.api,
+        shape=shape,
+        types=own_types,
+        indexes=indexes,
+        losses=losses,
+        conflicts=conflicts,
+    )
+
+
+def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices) -> list[str]:
+    """Make of a table's columns what the Data API can create; what is lost by that."""
+    losses = []
+    for name, of in shape.columns.items():
+        support = of.get("apiSupport") or {}
+        cql = str(support.get("cqlDefinition", ""))
+        if of.get("type") == "counter":
+            losses.append(f"the counter {name}, which nothing can write, is left out")
+            del columns[name]
+            continue
+        if cql.startswith("static "):
+            losses.append(f"the static column {name} becomes an ordinary one")
+        elif support.get("createTable") is False:
+            losses.append(f"{name} ({cql}), which only CQL can create, becomes an ordinary column")
+        if of.get("type") == "timeuuid":
+            columns[name] = {"type": "uuid"}
+        if choices.without_vectorize_service:
+            columns[name].pop("service", None)
+    return losses
+
+
+def _plan_indexes(
+    record: TableRecord, target_name: str, there: TargetTables
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The indexes to make; notes about those that are not made, or get another name; and why one cannot be."""
+    indexes, notes, conflicts = [], [], []
+    for index in read_indexes(record.name, record.indexes):
+        name, kind = str(index.get("name")), index.get("indexType", "regular")
+        if kind not in INDEX_COMMANDS:
+            notes.append(f"the index {name} was made by CQL, and is not made")
+            continue
+        if there.indexes.get(name, target_name) != target_name:
+            if target_name == record.name:
+                conflicts.append(f"the table {there.indexes[name]} has an index {name} already")
+            name = f"{target_name}_{name}"[:MAX_NAME_CHARS]
+            notes.append(f"the index {index['name']} is called {name}: its own name is taken")
+        indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
+    return indexes, notes, conflicts
+
+
+def _scalar_types(of: Any, types: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The types of which a column's values are made."""
+    if isinstance(of, str):
+        of = {"type": of}
+    if not isinstance(of, dict):
+        return
+    yield str(of.get("type"))
+    for part in ("keyType", "valueType"):
+        yield from _scalar_types(of.get(part), types)
+    if of.get("type") == "userDefined":
+        for each in types.get(of.get("udtName", ""), {}).values():
+            yield str(each.get("type"))
+
+
+def check_target_table(
+    planned: PlannedTable, collections: Iterable[str], there: TargetTables, api: DataApi, choices: Choices
+) -> list[str]:
+    """Reasons why a table cannot be restored; fills in what is found."""
+    name = planned.target_name
+    if name in collections:
+        return [f"{name}: there is a collection of that name: choose --rename or another keyspace."]
+    refusals = [f"{name}: {conflict}: choose another keyspace." for conflict in planned.conflicts]
+    if planned.losses and not choices.allow_lossy_tables:
+        refusals.append(
+            f"{name}: cannot come back as it was: {'; '.join(planned.losses)}."
+            " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
+        )
+    if name not in there.tables:
+        planned.is_resumed = planned.had_documents = False
+        return refusals
+    planned.exists = True
+    if not planned.is_resumed:
+        planned.had_documents = table_has_rows(api, name)
+    if planned.is_dropped:
+        return refusals
+    if differences := definition_differences(planned.options, found_definition(there.tables[name])):
+        refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
+    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
+        refusals.append(
+            f"{name}: already holds rows, and an insert would change them: choose --on-existing skip, overwrite or"
+            " drop, --rename, or another keyspace; --resume goes on with a restore that broke off."
+        )
+    return refusals
+
+
+def table_has_rows(api: DataApi, name: str) -> bool:
+    """Whether a table holds any row; only its key is read, whatever columns it has."""
+    info = next((info for info in api.describe_tables() if info.name == name), None)
+    if info is None:
+        return False
+    try:
+        shape = TableShape.read(name, info.definition)
+    except FormatError as error:
+        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
+    projection = msgspec.json.encode(dict.fromkeys(shape.keys, 1))
+    return has_documents(api, Readable(name, shape.key, None, projection))
+
+
+def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
+    """Make the user-defined types that are missing. Raises TargetRefused if somebody else makes another meanwhile."""
+    wanted = {name: of for planned in plan if isinstance(planned, PlannedTable) for name, of in planned.types.items()}
+    there = type_fields(run.api.describe_types().values()) if wanted else {}
+    for name, fields in wanted.items():
+        if name in there:
+            continue
+        log.info("The type %s: creating.", name)
+        repeated = threading.Event()
+        run.changes.types[name] = False
+        body = _definition_encoder.encode({"name": name, "definition": {"fields": fields}})
+        try:
+            _send_schema(run.api, "createType", body, on_retry=repeated.set)
+        except RequestError as error:
+            if error.code != "CANNOT_ADD_EXISTING_TYPE":
+                raise
+            if not repeated.is_set():
+                del run.changes.types[name]
+            if type_fields(run.api.describe_types().values()).get(name) != fields:
+                raise TargetRefused(f"The type {name} was made by somebody else since the plan.") from error
+        else:
+            run.changes.types[name] = not repeated.is_set()
+
+
+def drop_types(api: DataApi, changes: Changes) -> None:
+    """Drop the types that the server confirmed as created by this very run; what is not there is forgotten."""
+    for name, is_confirmed in list(changes.types.items()):
+        with contextlib.suppress(BackupError, FormatError):
+            if is_confirmed:
+                with contextlib.suppress(BackupError):
+                    _send_schema(api, "dropType", msgspec.json.encode({"name": name}))
+            if name not in type_fields(api.describe_types().values()):
+                del changes.types[name]
+
+
+def _drop_table(api: DataApi, name: str) -> None:
+    """Drop a table. Raises TargetRefused if a collection has the name now."""
+
+    def drop_it() -> None:
+        if name in {info.name for info in api.list_collections()}:
+            raise TargetRefused(f"{name} is a collection now: it is not dropped.", "Look at it first.")
+        if name in api.list_tables(patience=Patience(0.0)):
+            api.call("dropTable", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
+
+    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop_it)
+
+
+def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> None:
+    """Make the indexes that a table lacks, and read them back; what fails stands in the outcome."""
+    name = planned.target_name
+    try:
+        there = {str(index.get("name")) for index in read_indexes(name, run.api.describe_indexes(name))}
+        for index in planned.indexes:
+            if index["name"] in there:
+                continue
+            log.info("%s: making the index %s.", name, index["name"], extra=about(name))
+            body = _definition_encoder.encode({each: index[each] for each in ("name", "definition")})
+            try:
+                _send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
+            except RequestError as error:
+                if error.code != "CANNOT_ADD_EXISTING_INDEX":  # our own, of a reply that was lost? it is looked at
+                    raise
+        if differences := index_differences(run.api, planned):
+            raise BackupError(f"{'; '.join(differences)}.")
+    except (BackupError, FormatError) as error:
+        outcome.error = f"its rows are there, but not its indexes: {describe_error(error)}"
+        log.error("%s: %s", name, outcome.error, extra=about(name))
+
+
+def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
+    """Which of the planned indexes the target lacks, or has with another definition."""
+    name = planned.target_name
+    there = {str(index.get("name")): index for index in read_indexes(name, api.describe_indexes(name))}
+    differences = []
+    for index in planned.indexes:
+        found = there.get(index["name"])
+        differences += (
+            definition_differences(index, found, f"the index {index['name']}")
+            if found
+            else [f"the index {index['name']} is missing"]
+        )
+    return differences
+
+
+def table_differences(api: DataApi, planned: PlannedTable, there: TargetTables) -> list[str]:
+    """What differs between a table's definition, its indexes included, and the snapshot's."""
+    info = there.tables.get(planned.target_name)
+    if info is None:
+        return ["there is no such table"]
+    differences = definition_differences(planned.options, found_definition(info))
+    differences += [
+        f"the type {name} is another" for name in planned.types if there.types.get(name) != planned.types[name]
+    ]
+    return differences + index_differences(api, planned)
+
+
+# ======================================================================================================================
 # Write
 # ======================================================================================================================
 
 
-def counts_text(inserted: int, more: dict[str, int]) -> str:
-    """How many documents were inserted, and what else became of some; zeros are left out."""
-    rest = [f"{count:,} {what}" for what, count in more.items() if count]
-    return ", ".join([f"{plural(inserted, 'document')} inserted"] * bool(inserted or not rest) + rest)
+def counts_text(what: str, inserted: int, more: dict[str, int]) -> str:
+    """How many documents (`what`: with their noun) were inserted, and what else became of some; without zeros."""
+    rest = [f"{count:,} {kind}" for kind, count in more.items() if count]
+    return ", ".join([f"{what} inserted"] * bool(inserted or not rest) + rest)
 
 
 @dataclass
@@ -1183,7 +1811,7 @@ class Outcome:
 
     def describe_rejects(self) -> str:
         """The documents that the server refused, in words."""
-        text = f"{plural(self.rejected, 'document')} refused by the server"
+        text = f"{plural(self.rejected, noun_of(self.planned.record))} refused by the server"
         if self.rejects_files:
             text += f", in {', '.join(map(str, self.rejects_files))}"
         if self.lost_rejects:
@@ -1193,7 +1821,7 @@ class Outcome:
     def describe(self) -> str:
         """What was done, in words."""
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
-        return counts_text(self.inserted, more)
+        return counts_text(plural(self.inserted, noun_of(self.planned.record)), self.inserted, more)
 
     @property
     def is_failed(self) -> bool:
@@ -1228,6 +1856,8 @@ class Changes:
     steps: dict[str, Step] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     scratch: set[str] = field(default_factory=set)  # names that this run made up: nobody else has them
+    tables: set[str] = field(default_factory=set)  # which of the names are those of tables
+    types: dict[str, bool] = field(default_factory=dict)  # created: whether the server confirmed it
     is_over: bool = False  # all are created, documents are being written
 
     @property
@@ -1262,7 +1892,8 @@ class Changes:
 
     def describe(self) -> str:
         """What is to be known of each collection, in words."""
-        return "; ".join(f"{name} {step.value}" for name, step in list(self.steps.items()))
+        texts = [f"{name} {step.value}" for name, step in list(self.steps.items())]
+        return "; ".join(texts + [f"the type {name} stays, or may be there" for name in list(self.types)])
 
 
 def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
@@ -1276,6 +1907,7 @@ def create_collections(run: RestoreRun, plan: list[PlannedCollection]) -> None:
     changes = run.changes
     name = ""
     try:
+        create_types(run, plan)
         for planned in plan:
             name = planned.target_name
             if planned.is_dropped:
@@ -1317,7 +1949,7 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
         if planned.is_dropped and name not in changes.dropped:
             log.info("%s: dropping.", name)
             changes.steps[name] = Step.DROPPING
-            _drop(run.api, name)
+            drop(run.api, name, is_table=isinstance(planned, PlannedTable))
             changes.dropped.add(name)
             changes.steps[name] = Step.DROPPED
         run.report.start(name, planned.record.document_count, "creating")
@@ -1345,23 +1977,29 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     if is_new:
         journal.forget(name)
     journal.begin(name, had_documents=planned.keeps_documents)
+    if isinstance(planned, PlannedTable):
+        run.changes.tables.add(name)
+        if not is_new:  # what its creation has left out nothing can have
+            _check_created(run.api, planned)
+            return
     log.info("%s: %s.", name, "creating" if is_new else "making sure that it has all of its indexes")
     was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
-    is_confirmed = _send_creation(run.api, name, planned.options) and not was_asked
+    is_confirmed = planned.send_creation(run.api, name) and not was_asked
     if is_new or planned.is_resumed:
         run.api.created[name] = time.monotonic()
     if is_new:
         steps[name] = Step.CREATED if is_confirmed else Step.FOUND
     else:
         del steps[name]
-    _check_created(run.api, name, planned.options)
+    _check_created(run.api, planned)
 
 
-def _names(api: DataApi) -> set[str] | None:
-    """The target's collections; None if it does not say."""
+def _names(api: DataApi, *, with_tables: bool) -> set[str] | None:
+    """The target's collections, and its tables if there may be some of ours; None if it does not say."""
     with contextlib.suppress(BackupError):
-        return {info.name for info in api.list_collections()}
+        tables = api.list_tables() if with_tables else []
+        return {info.name for info in api.list_collections()}.union(tables)
     return None
 
 
@@ -1372,16 +2010,15 @@ def _find(api: DataApi, name: str) -> CollectionInfo | None:
 
 def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
     """One that appeared since the plan is somebody else's. Raises TargetRefused unless it may be filled."""
-    name = planned.target_name
-    info = _find(api, name)
-    if info is None:
+    name, there = planned.target_name, planned.there(api)
+    if there is None:
         return
     is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
-    if not is_welcome or definition_differences(planned.options, server_options(info)):
+    if not is_welcome or definition_differences(planned.options, there):
         raise TargetRefused(
             f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
         )
-    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, name)
+    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, planned.source)
 
 
 def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
@@ -1390,14 +2027,16 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
     if _is_refusal(error):
         changes.refused(name)
     before = set(changes.steps)
-    changes.look(_names(run.api))
+    with_tables = bool(changes.tables)
+    changes.look(_names(run.api, with_tables=with_tables))
     if not changes.has_dropped:
         for unmade in changes.droppable:
             _unmake(run.api, unmade, changes)
-        changes.look(_names(run.api) if changes.steps else set())
+        changes.look(_names(run.api, with_tables=with_tables) if changes.steps else set())
+        drop_types(run.api, changes)
     for unmade in before - set(changes.steps):
         run.journal.forget(unmade)
-    if changes.steps:
+    if changes.steps or changes.types:
         return RestoreBrokeOff(f"{reason.message} {changes.describe()}.", reason.hint, reason)
     if isinstance(reason, TargetRefused):
         reason.hint += " What had just been created was dropped again; no document was written."
@@ -1413,11 +2052,12 @@ def _reason(name: str, error: Exception) -> BackupError:
 
 def _unmake(api: DataApi, name: str, changes: Changes) -> None:
     """Drop what was just made, if it can be done, unless somebody writes to it already."""
+    is_table = name in changes.tables
     with contextlib.suppress(BackupError):
-        if has_documents(api, name):
+        if table_has_rows(api, name) if is_table else has_documents(api, Readable(name)):
             log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
         else:
-            _drop(api, name)
+            drop(api, name, is_table=is_table)
             log.info("%s: dropped again.", name)
         del changes.steps[name]
 
@@ -1432,16 +2072,19 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 
 def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
-    there = _find(api, planned.target_name)
-    if there and not definition_differences(planned.options, server_options(there)):
+    there = planned.there(api)
+    if there is not None and not definition_differences(planned.options, there):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
+    scratch = dataclasses.replace(planned, target_name=name)
     changes.scratch.add(name)
+    if isinstance(planned, PlannedTable):
+        changes.tables.add(name)
     changes.steps[name] = Step.CREATING
-    _send_creation(api, name, planned.options)
+    planned.send_creation(api, name)
     changes.steps[name] = Step.CREATED
-    _check_created(api, name, planned.options)
-    _drop(api, name)
+    _check_created(api, scratch)
+    drop(api, name, is_table=name in changes.tables)
     del changes.steps[name]
 
 
@@ -1458,21 +2101,25 @@ def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
     return not repeated.is_set()
 
 
-def _check_created(api: DataApi, name: str, options: dict[str, Any]) -> None:
-    """Wait until a collection is listed. Raises TargetRefused if it is another than was wanted."""
+def _check_created(api: DataApi, planned: PlannedCollection) -> None:
+    """Wait until it is listed. Raises TargetRefused if it is another than was wanted."""
     deadline = time.monotonic() + VISIBLE_WITHIN_S
-    while (found := _find(api, name)) is None and time.monotonic() <= deadline:
+    while (there := planned.there(api)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    there = server_options(found) if found else {}
-    if differences := definition_differences(options, there):
+    if differences := definition_differences(planned.options, there or {}):
         raise TargetRefused(
-            f"{name}: the server made it with another definition: {'; '.join(differences)}.",
-            "The target cannot give what the collection had.",
+            f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
+            "The target cannot give what the snapshot had.",
         )
 
 
 def _ignore_reply(_reply: Reply) -> None:
     """For commands of which it is enough that they succeed."""
+
+
+def drop(api: DataApi, name: str, *, is_table: bool) -> None:
+    """Drop a collection or a table, and only what is one. Raises TargetRefused for the other kind."""
+    (_drop_table if is_table else _drop)(api, name)
 
 
 def _drop(api: DataApi, name: str) -> None:
@@ -1733,9 +2380,11 @@ class CollectionWriter:
         file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
         self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
-            with stoppable_pool(self._run.choices.workers) as pool:
-                self._send_all(pool, read_batches(file, self._view))
-        except (BackupError, FormatError, zipfile.BadZipFile, OSError) as error:
+            workers = self._run.choices.workers
+            with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
+                batches = read_batches(file, planned, self._view)
+                self._send_all(pool, self._without(kept, batches) if kept else batches)
+        except (BackupError, FormatError, zipfile.BadZipFile, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         else:
@@ -1743,6 +2392,14 @@ class CollectionWriter:
                 self._run.rejects.forget(self._run.journal.rejected.get(self._name, ()))
         self._run.report.finish(self._name)
         log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
+
+    def _without(self, kept: KeyStore, batches: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+        """The batches without the rows that are there already, which stay as they are. None goes away as a whole."""
+        for batch in batches:
+            left = [text for text in batch if not kept.has(text)]
+            self._outcome.count(already_there=len(batch) - len(left))
+            self._run.report.advance(self._name, len(batch) - len(left))
+            yield left
 
     def _send_all(self, pool: ThreadPoolExecutor, batches: Iterable[list[bytes]]) -> None:
         pending: set[Future[None]] = set()
@@ -1849,7 +2506,7 @@ class CollectionWriter:
     def _reject(self, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
         if file is None:
-            shown = Document.parse(text).id.decode()
+            shown = self._outcome.planned.id_of(text).decode()
             log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
         self._run.journal.reject(self._name, file)
         self._outcome.reject(file)
@@ -1881,18 +2538,17 @@ class DataFile:
     sha256: str
 
     @classmethod
-    def of(cls, snapshot: Snapshot, record: CollectionRecord, stats: DataStats) -> Self:
+    def of(cls, snapshot: Snapshot, record: AnyRecord, stats: DataStats) -> Self:
         """That of a collection."""
         return cls(snapshot, record.data_file or "", is_compressed(record), stats.data_sha256)
 
 
-def read_batches(file: DataFile, view: View) -> Iterator[list[bytes]]:
+def read_batches(file: DataFile, planned: PlannedCollection, view: View) -> Iterator[list[bytes]]:
     """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
     with open_snapshot(file.snapshot.path).open(file.name) as stream:
         reader: Any = HashingReader(stream)
         with in_clear(reader, file.snapshot.identities) as clear:
-            decoded = iter_decoded(clear, compressed=file.compressed)
-            yield from make_batches(view.to_send(document).text() for _, _, document in decoded)
+            yield from make_batches(planned.to_send(clear, view))
         reader.drain()
     if reader.sha256.hexdigest() != file.sha256:
         raise SnapshotRefused(f"{file.snapshot.path}: {file.name} changed after it was verified.")
@@ -1955,7 +2611,7 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     for start in range(0, len(texts), MAX_IN_IDS):
         ids = b",".join(Document.parse(text).id for text in texts[start : start + MAX_IN_IDS])
         chosen = b'{"_id":{"$in":[' + ids + b"]}}"
-        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(collection, filter_json=chosen)))  # type: ignore[misc]
+        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(Readable(collection), filter_json=chosen)))  # type: ignore[misc]
         for page in pages:
             found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
@@ -2007,9 +2663,15 @@ class KeySpool:
     The sink of a scan. Thread-safe.
     """
 
-    def __init__(self, directory: Path, digest: Callable[[msgspec.Raw], tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        digest: Callable[[msgspec.Raw], tuple[bytes, bytes]],
+        key_of: Callable[[bytes], bytes] = key_of,
+    ) -> None:
         directory.mkdir()
-        self._digest = digest
+        self._digest, self._key_of = digest, key_of
+        self.count = 0  # of what was noted, also where a key came twice
         self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
@@ -2026,10 +2688,11 @@ class KeySpool:
 
     def add(self, document_id: bytes, digest: bytes) -> None:
         """Note a document by its id's compact JSON text."""
-        key = key_of(document_id)
+        key = self._key_of(document_id)
         number = zlib.crc32(key) % COMPARE_PARTITIONS
         row = (digest.hex().encode(), key) if key == document_id else (digest.hex().encode(), key, document_id)
         with self._lock:
+            self.count += 1
             self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
             if len(self._buffers[number]) > 32 * 1024:
                 self._flush(number)
@@ -2065,7 +2728,8 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
 
         def new_spool() -> KeySpool:
-            return KeySpool(Path(directory, secrets.token_hex(4)), lambda text: _found_row(run.view, digest, text))
+            place = Path(directory, secrets.token_hex(4))
+            return KeySpool(place, lambda text: _found_row(run.view, planned, digest, text), planned.key_of)
 
         wanted = new_spool()
         with stoppable_pool(1) as pool:
@@ -2075,8 +2739,13 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
                 await_all([reading])
             finally:
                 wanted.abandon()
+        keys = 0
         for number in range(COMPARE_PARTITIONS):
-            _compare_part(wanted.part(number), found.part(number), comparison)
+            part = wanted.part(number)
+            keys += len(part)
+            _compare_part(part, found.part(number), comparison)
+        for _ in range(wanted.count - keys):  # rows that one key stands for in the target: a decimal has lost its scale
+            comparison.add("missing", b'"of a key that the target takes for that of another row"')
     run.report.finish(name)
     return comparison
 
@@ -2089,24 +2758,23 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
     if not planned.exists:
         progress.restart()
         return new_spool()
-    return scan_collection(run.requests, Readable(name), new_spool, progress, expected)
+    return scan_collection(run.requests, planned.source, new_spool, progress, expected)
 
 
-def _found_row(view: View, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
+def _found_row(view: View, planned: PlannedCollection, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
     """The id and the digest of a document of the target."""
-    document = Document.parse(bytes(text))
-    return document.id, digest(view.as_found(document).text())
+    document_id, found = planned.as_found(bytes(text), view)
+    return document_id, digest(found)
 
 
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
     """Note the documents of a data file as they were to be sent."""
     record = planned.record
     with run.verified.snapshot.open_data(record.data_file or "") as stream:
-        for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
+        for document_id, text in planned.to_compare(stream, run.view):
             if spool.is_abandoned:
                 return
-            sent = run.view.to_send(document)
-            spool.add(sent.id, digest(run.view.to_compare(sent).text()))
+            spool.add(document_id, digest(text))
 
 
 def _compare_part(
@@ -2206,6 +2874,8 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
         outcome.planned.exists = True
+        if isinstance(outcome.planned, PlannedTable) and not outcome.error:
+            complete_table(run, outcome.planned, outcome)
     return outcomes
 
 
@@ -2280,7 +2950,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
         raise error.reason or error from error  # what it says that stays may be gone in a moment
     finally:
         with timed(steps, "drop"):
-            _clean_up(target, sorted(renames.values()))
+            _clean_up(target, sorted(renames.values()), run.changes)
     return Drill(outcomes, recalls)
 
 
@@ -2294,11 +2964,13 @@ class ScratchStays(BackupError):
         super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
 
 
-def _clean_up(target: Target, names: list[str]) -> None:
+def _clean_up(target: Target, names: list[str], changes: Changes) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
     cleaning: Future[None] = Future()
-    threading.Thread(target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names)), daemon=True).start()
+    threading.Thread(
+        target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names, changes)), daemon=True
+    ).start()
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2320,15 +2992,19 @@ def _resolve(future: Future[None], function: Callable[[], None]) -> None:
         future.set_exception(error)
 
 
-def _drop_scratch(api: DataApi, names: list[str]) -> None:
-    """Drop the scratch collections that are there. Raises ScratchStays."""
-    there = _names(api)
+def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
+    """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays."""
+    with_tables = bool(changes.tables)
+    there = _names(api, with_tables=with_tables)
     for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
-            _drop(api, name)
-    there = _names(api)
+            drop(api, name, is_table=name in changes.tables)
+    there = _names(api, with_tables=with_tables)
     if left := names if there is None else sorted(there.intersection(names)):
         raise ScratchStays(left, is_sure=there is not None)
+    drop_types(api, changes)
+    if changes.types:
+        raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
 
 
 @dataclass
@@ -2361,6 +3037,8 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 
     None for a collection without vectors. Memory is flat: the snapshot is read twice.
     """
+    if isinstance(planned, PlannedTable):
+        return measure_table_recall(run, planned)
     metric = planned.options.get("vector", {}).get("metric")
     if not metric or not planned.stats.vector_count:
         return None
@@ -2369,7 +3047,7 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     queries = list(itertools.islice(itertools.islice(vectors, 0, None, step), DRILL_QUERIES))
     if not queries:
         return None
-    nearest = brute_force_neighbours(run, planned, queries, metric)
+    nearest = brute_force_neighbours(snapshot_vectors(run, planned), queries, metric)
     recalls = []
     for query, wanted in zip(queries, nearest, strict=True):
         found = set(server_neighbours(run.api, planned.target_name, query))
@@ -2386,15 +3064,54 @@ def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tu
                 yield key_of(document.id), msgspec.json.decode(members["$vector"], type=list[float])
 
 
+def measure_table_recall(run: RestoreRun, planned: PlannedTable) -> float | None:
+    """The same for the vector columns of a table that have an index: the poorest. None if there is none."""
+    recalls = []
+    for index in planned.indexes:
+        column, metric = index["definition"].get("column"), index["definition"].get("options", {}).get("metric")
+        if index["indexType"] != "vector" or not isinstance(column, str):
+            continue
+        count = sum(1 for _ in row_vectors(run, planned, column))
+        queries = [
+            vector
+            for number, (_, vector) in enumerate(row_vectors(run, planned, column))
+            if number % max(1, count // DRILL_QUERIES) == 0
+        ][:DRILL_QUERIES]
+        vectors = row_vectors(run, planned, column)
+        nearest = brute_force_neighbours(vectors, queries, metric or "cosine") if queries else []
+        for query, wanted in zip(queries, nearest, strict=True):
+            found = {planned.key_of(key) for key in row_neighbours(run.api, planned, column, query)}
+            recalls.append(min(1.0, len(found & wanted) / min(NEIGHBOURS, count, len(wanted))))
+    return min(1.0, sum(recalls) / len(recalls)) if recalls else None
+
+
+def row_vectors(run: RestoreRun, planned: PlannedTable, column: str) -> Iterator[tuple[bytes, list[float]]]:
+    """(key, vector) of each row that has an array of numbers in that column."""
+    with run.verified.snapshot.open_data(planned.record.data_file or "") as stream:
+        for line, row in iter_rows(stream, planned.shape, compressed=is_compressed(planned.record)):
+            value = row.get(column, b"")
+            if value.startswith(b"[") and b'"' not in value and not planned.shape.is_static_only(row):
+                yield planned.key_of(planned.shape.key(line)), msgspec.json.decode(value, type=list[float])
+
+
+def row_neighbours(api: DataApi, planned: PlannedTable, column: str, query: list[float]) -> list[bytes]:
+    """The keys of the rows that the server takes for the nearest."""
+    projection = dict.fromkeys(planned.shape.keys, 1)
+    body = {"sort": {column: query}, "projection": projection, "options": {"limit": NEIGHBOURS}}
+    source = Readable(planned.target_name, planned.shape.key)
+    text = json.dumps(body).encode()
+    return api.call("find", text, planned.target_name, read=lambda reply: read_page(reply, source)).keys
+
+
 def brute_force_neighbours(
-    run: RestoreRun, planned: PlannedCollection, queries: list[list[float]], metric: str
+    vectors: Iterator[tuple[bytes, list[float]]], queries: list[list[float]], metric: str
 ) -> list[set[bytes]]:
     """For each query the keys of its nearest documents; those as near as the last of them belong to them."""
     import numpy
 
     wanted = numpy.array(queries, dtype="f4")
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
-    for chunk in batched(snapshot_vectors(run, planned), 1000):
+    for chunk in batched(vectors, 1000):
         scores = similarities(wanted, numpy.array([vector for _, vector in chunk], dtype="f4"), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
@@ -2472,6 +3189,7 @@ _BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
 @option(RARE, "--without-vectorize-service", "Create collections without embedding services.", is_flag=True)
 @option(RARE, "--without-lexical", "Create collections without lexical search.", is_flag=True)
 @option(RARE, "--without-rerank", "Create collections without rerankers.", is_flag=True)
+@option(RARE, "--allow-lossy-tables", "Restore tables that cannot come back as they were.", is_flag=True)
 @option(RARE, "--differences FILE", "Write a line for each difference.", type=_FILE)
 @option(RARE, "--rejects FILE", "Where to write refused documents.", type=_FILE)
 @option(RARE, "--journal FILE", "Where to note what is done.", type=_FILE)
@@ -2580,6 +3298,7 @@ def read_choices(options: dict[str, Any]) -> Choices:
         options["without_lexical"],
         options["without_rerank"],
         options["workers"],
+        options["allow_lossy_tables"],
     )
 
 
@@ -2696,6 +3415,8 @@ def check_rejects_file(path: Path) -> None:
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
     """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
     names = {info.name for info in list_collections(run.api)}
+    if run.verified.manifest.tables:
+        names |= set(run.api.list_tables())
     if not all(run.choices.target_name(record.name) in names for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
@@ -2770,8 +3491,10 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         what = "It is where the snapshot came from."
     if is_origin and not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
+    tables = {planned.target_name for planned in plan if isinstance(planned, PlannedTable)}
     for name in dropped:
-        if click.prompt(f"Type the name of the collection to drop ({name})", err=True) != name:
+        kind = "table" if name in tables else "collection"
+        if click.prompt(f"Type the name of the {kind} to drop ({name})", err=True) != name:
             raise TargetRefused("The name does not match.", "Nothing was written.")
 
 
@@ -2786,17 +3509,27 @@ def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
     """Compare what was chosen with what is in the target, definitions too."""
-    existing = {info.name: info for info in list_collections(run.api)}
     records = select_records(run.verified, run.choices)
-    outcomes = [Outcome(_plan_collection(record, run.verified.stats[record.name], run.choices)) for record in records]
-    for outcome in outcomes:
-        outcome.planned.exists = outcome.planned.target_name in existing
+    has_tables = any(isinstance(record, TableRecord) for record in records)
+    tables = TargetTables.read(run.api, has_tables=has_tables)
+    existing = {info.name: info for info in list_collections(run.api)}
+    outcomes = []
+    for record in records:
+        if isinstance(record, TableRecord):
+            planned: PlannedCollection = plan_table(run.verified, record, run.choices, tables)
+        else:
+            planned = _plan_collection(record, run.verified.stats[record.name], run.choices)
+        planned.exists = planned.target_name in (tables.tables if isinstance(planned, PlannedTable) else existing)
+        outcomes.append(Outcome(planned))
     compare_outcomes(run, outcomes, differences)
     for outcome in outcomes:
-        info = existing.get(outcome.planned.target_name)
-        if outcome.comparison:
-            outcome.comparison.definition = (
-                definition_differences(outcome.planned.options, server_options(info))
+        planned, found = outcome.planned, outcome.comparison
+        info = existing.get(planned.target_name)
+        if found and isinstance(planned, PlannedTable):
+            found.definition = table_differences(run.api, planned, tables)
+        elif found:
+            found.definition = (
+                definition_differences(planned.options, server_options(info))
                 if info
                 else ["there is no such collection"]
             )
@@ -2833,13 +3566,13 @@ def print_document(text: bytes) -> None:
 
 
 def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
-    """Print a document as the server held it. Raises BackupError when the snapshot has none of that id."""
+    """Print a document or row as the server held it. Raises BackupError when the snapshot has none of that id."""
     keys = {msgspec.json.encode(wanted)}
     with contextlib.suppress(FormatError, ValueError):
         keys.add(key_of(compact_json(wanted.encode())))
     found = False
     manifest = read_manifest(snapshot)
-    records = [record for record in manifest.collections if record.is_ok]
+    records = [record for record in manifest.records if record.is_ok]
     _check_files(snapshot, records, is_old=CHECKSUMS_NAME not in snapshot.sizes)
     check_encryption(snapshot, manifest)
     for record in records:
@@ -2847,22 +3580,37 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
             continue
         with snapshot.open_data(record.data_file or "") as stream:
             try:
-                for _, _, document in iter_decoded(stream, compressed=is_compressed(record)):
-                    if key_of(document.id) in keys:
-                        log.info("In %s:", record.name)
-                        print_document(document.text())
-                        found = True
+                for text in _texts_of(record, stream, keys):
+                    log.info("In %s:", record.name)
+                    print_document(text)
+                    found = True
             except FormatError as error:
                 raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
     if not found:
         raise BackupError(
-            f"No document {wanted} in {snapshot.path}.", 'An id that is no string is given as JSON: 5, {"$uuid":"…"}.'
+            f"No document {wanted} in {snapshot.path}.",
+            'An id that is no string is given as JSON: 5, {"$uuid":"…"}; a key of several columns as an array.',
         )
     return RestoreExit.OK
 
 
+def _texts_of(record: AnyRecord, stream: IO[bytes], keys: set[bytes]) -> Iterator[bytes]:
+    """The documents of such an id, or the rows of such a primary key: an array, or the value of its only column."""
+    compressed = is_compressed(record)
+    if isinstance(record, CollectionRecord):
+        for _, _, document in iter_decoded(stream, compressed=compressed):
+            if key_of(document.id) in keys:
+                yield document.text()
+        return
+    shape = record.shape()
+    for line, _ in iter_rows(stream, shape, compressed=compressed):
+        key = shape.key(line)
+        if key in keys or (len(shape.keys) == 1 and key[1:-1] in keys):
+            yield line
+
+
 def needs_clear(options: dict[str, Any]) -> bool:
-    """Whether documents are going to be read, and no identity is given: only a snapshot in clear will do."""
+    """Whether documents are going to be read, and no identity is given: only an unencrypted snapshot will do."""
     return not options["identity"] and not options["verify_only"]
 
 
@@ -2931,7 +3679,9 @@ def read_any(path: Path) -> tuple[Manifest, int]:
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> int:
-    documents = sum(stats.document_count for stats in verified.stats.values())
+    tables = {table.name for table in verified.manifest.tables or []} & set(verified.stats)
+    rows = sum(verified.stats[name].document_count for name in tables)
+    documents = sum(stats.document_count for stats in verified.stats.values()) - rows
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
     if as_json:
@@ -2941,16 +3691,18 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
             "snapshot": str(verified.snapshot.path),
             "documents": documents,
         }
+        fields |= {"tables": len(tables), "rows": rows} if tables else {}
         fields |= {"vectors": vectors, "size_bytes": size, "looked_inside": verified.looked_inside}
         print_result(json.dumps({**fields, "warnings": verified.warnings}))
     else:
         verdict = (
             "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
         )
+        in_tables = f"{plural(len(tables), 'table')}, {plural(rows, 'row')}, " if tables else ""
         print_result(
             f"{verified.snapshot.path}: {verdict};"
-            f" {plural(len(verified.stats), 'collection')}, {plural(documents, 'document')},"
-            f" {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
+            f" {plural(len(verified.stats) - len(tables), 'collection')}, {plural(documents, 'document')},"
+            f" {vectors:,} vectors, {in_tables}{size_text(size)}, {duration_s:.1f} s"
         )
     return RestoreExit.OK
 
@@ -2972,13 +3724,14 @@ def _print_outcomes(
         print_result(json.dumps(result))
         return code
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
-    done = counts_text(sums["inserted"], {"replaced": sums["replaced"], "there already": sums["already_there"]})
+    more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
-    print_result(
-        f"{plural(len(outcomes), 'collection')} in keyspace {run.api.target.keyspace}:"
-        f" {done}, {duration_s:.1f} s; {verdict}"
-    )
+    tables = sum(isinstance(outcome.planned, PlannedTable) for outcome in outcomes)
+    what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
+    inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
+    done = counts_text(inserted, sums["inserted"], more)
+    print_result(f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}")
     return code
 
 
@@ -2992,6 +3745,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
+        **({"kind": "table"} if isinstance(outcome.planned, PlannedTable) else {}),
         "documents": outcome.planned.record.document_count,
         "inserted": outcome.inserted,
         "replaced": outcome.replaced,
@@ -3014,10 +3768,11 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int
         return code
     for row in rows:
         recall = drill.recalls.get(row["name"])
-        neighbours = "no vectors" if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
-        print_result(
-            f"{row['name']}: {plural(row['documents'], 'document')}, {row['problem'] or 'equal'}, {neighbours}"
-        )
+        is_table = row.get("kind") == "table"
+        count = plural(row["documents"], "row" if is_table else "document")
+        neighbours = "no vectors with an index" if is_table else "no vectors"
+        neighbours = neighbours if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        print_result(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
     print_result(
         f"{', '.join(f'{name} {seconds:.1f} s' for name, seconds in steps.items())}; {sum(steps.values()):.1f} s in all"
     )

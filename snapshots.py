@@ -277,7 +277,7 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
     """
     sums = read_sums(directory)
     del sums[CHECKSUMS_NAME]
-    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.collections}
+    expected: dict[str, str | None] = {record.data_file or "": record.data_sha256 for record in manifest.records}
     if sums != {**expected, MANIFEST_NAME: sums.get(MANIFEST_NAME)}:
         raise FormatError(f"{CHECKSUMS_NAME} and {MANIFEST_NAME} name different files")
     if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
@@ -327,7 +327,7 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
     try:
         if not manifest.is_complete:
             raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
-        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.collections):
+        if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.records):
             old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
             return dataclasses.replace(found, obstacle=old)
         report.start(name, sum(file.stat().st_size for file in path.iterdir()), "checking", unit="bytes")
@@ -548,6 +548,7 @@ def _status_row(newest: Stored | None, max_age_s: float | None) -> dict[str, Any
         return {"name": None, "ok": False, "age_seconds": None}
     age_s = (utc_now() - snapshot_moment(newest.name)).total_seconds()
     facts = {"documents": newest.manifest.totals.documents, "size_bytes": newest.size_bytes}
+    facts |= {"rows": newest.manifest.totals.rows or 0} if newest.manifest.tables else {}
     ok = max_age_s is None or age_s <= max_age_s
     return {"name": newest.name, "ok": ok, "age_seconds": int(age_s), **facts}
 
@@ -572,6 +573,7 @@ def _status_line(row: dict[str, Any]) -> str:
     minutes = row["age_seconds"] // 60
     age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
     text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    text += f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
     line = f"{mark} {row['place']:<7} {row['name']}: {text}{source}"
     return "\n".join([line, *(f"! shrunk  {shrink}" for shrink in row["shrinks"])])
 

@@ -359,52 +359,36 @@ def add_tables(source: DataApiEmulator, *tables: str) -> None:
         source.tables.create(KEYSPACE, name, {"id": "text"}, ["id"])
 
 
-def test_tables_are_named(source: DataApiEmulator, cli: SabotagedCli) -> None:
-    """Tables, which are not backed up, are named in the log, in the manifest and by --check; the backup is complete."""
+def test_tables_are_backed_up_and_checked(source: DataApiEmulator, cli: SabotagedCli) -> None:
+    """Tables are backed up with the collections, --check has a row for each, and no other command is sent for them."""
     fill(source, "docs", 3)
     add_tables(source, "events", "users")
-    said = f"2 tables of the keyspace {KEYSPACE} are not backed up: events, users"
-    result = cli.backup(source)
-    assert result.code == 0, result.err
-    assert f"WARNING {said}." in result.err
-    assert manifest_of(cli.snapshots()[0])["warnings"] == [said]
-    check = cli.backup(source, "--check")
+    result = cli.backup(source, "--json")
+    assert (result.code, result.json["warnings"]) == (0, [])
+    assert [table["name"] for table in manifest_of(cli.snapshots()[0])["tables"]] == ["events", "users"]
+    check = cli.backup(source, "--check", "--json")
     assert check.code == 0
-    assert [line.split(maxsplit=2) for line in check.out.splitlines() if "tables" in line] == [["!", "tables", said]]
-    (row,) = [row for row in cli.backup(source, "--check", "--json").json["checks"] if row["name"] == "tables"]
-    assert row == {"name": "tables", "ok": True, "warning": True, "detail": said}
+    rows = [row for row in check.json["checks"] if row["name"].startswith("table ")]
+    assert [(row["name"], row["ok"]) for row in rows] == [("table events", True), ("table users", True)]
     assert set(commands(source)) <= {
         "findCollections",
         "listTables",
+        "listIndexes",
         "estimatedDocumentCount",
         "find",
         "findKeyspaces",
     }
 
 
-def test_tables_and_a_shrink_are_both_told(source: DataApiEmulator, cli: SabotagedCli) -> None:
-    """One warning does not hide the other."""
-    fill(source, "docs", 3)
-    add_tables(source, "users")
-    assert cli.backup(source).code == 0
-    source.delete_all(KEYSPACE, "docs")
-    assert cli.backup(source).code == 5
-    warnings: Any = manifest_of(cli.snapshots()[1])["warnings"]
-    assert [warning.split(":")[0] for warning in warnings] == [
-        f"1 table of the keyspace {KEYSPACE} is not backed up",
-        f"shrunk since {names(cli)[0]}",
-    ]
-
-
 @pytest.mark.parametrize("mode", [[], ["--check"]])
-def test_a_table_that_is_asked_for_is_called_one(source: DataApiEmulator, cli: SabotagedCli, mode: list[str]) -> None:
-    """--collection with a table's name is exit 1, and says that it is a table."""
+def test_a_table_can_be_asked_for(source: DataApiEmulator, cli: SabotagedCli, mode: list[str]) -> None:
+    """--collection takes the name of a table, too."""
     fill(source, "docs", 3)
     add_tables(source, "users")
-    result = cli.backup(source, "--collection", "users", *mode)
-    assert result.code == 1
-    assert "Not a collection but a table: users" in result.out + result.err
-    assert "find" not in commands(source)
+    assert cli.backup(source, "--collection", "users", *mode).code == 0
+    if not mode:
+        assert [table["name"] for table in manifest_of(cli.snapshots()[0])["tables"]] == ["users"]
+        assert manifest_of(cli.snapshots()[0])["collections"] == []
 
 
 def test_tables_that_nobody_wants_are_not_named(source: DataApiEmulator, cli: SabotagedCli) -> None:

@@ -67,12 +67,12 @@ def read_manifest(data: bytes) -> None:
     once = astra_backup.encode_manifest(manifest)  # only white space in a definition may have changed
     assert astra_backup.encode_manifest(astra_backup.decode_manifest(once)) == once
     f"{astra_backup.Stored(Path('x'), 0, manifest).row()['documents']:,}"
-    names = {record.data_file for record in manifest.collections if record.data_file}
+    names = {record.data_file for record in manifest.records if record.data_file}
     sizes = dict.fromkeys(names | {"manifest.json", "SHA256SUMS"}, 0)
     snapshot = restore.Snapshot(Path("x"), "x", sizes)
     with contextlib.suppress(restore.SnapshotRefused):
         restore._check_status(snapshot, manifest, force_incomplete=False)
-        restore._check_files(snapshot, manifest.collections, is_old=False)
+        restore._check_files(snapshot, manifest.records, is_old=False)
         restore._check_totals(snapshot, manifest)
         for record in manifest.collections:
             restore._plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
