@@ -265,7 +265,6 @@ def test_the_commands_are_found() -> None:
     assert {command.split()[1] for command in COMMANDS} == {*docs.SCRIPTS}
 
 
-@pytest.mark.warm
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_ends_well(command: str, cli: Cli, _published: tuple[DataApiEmulator, BoxEmulator, Cli]) -> None:
     """Typed as it stands, with a real recipient for `age1…`, each command ends with exit code 0."""

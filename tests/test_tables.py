@@ -29,8 +29,6 @@ USERS = {
 }
 COMPOSITE = {"k1": "text", "k2": "date", "k3": "int"}
 
-pytestmark = pytest.mark.warm
-
 
 def make_zoo(emulator: DataApiEmulator, count: int = 200, name: str = "zoo") -> None:
     """A table of every type that the Data API can create, with random rows and some indexes."""
