@@ -21,6 +21,7 @@ way.
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import copy
 import dataclasses
@@ -34,6 +35,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import operator
 import os
 import queue
 import random
@@ -2692,9 +2694,9 @@ def _means_lost_place(error: RequestError) -> bool:
 # chains, each following the server's own page states, are proved to join into the one serial scan (docs/DESIGN.md).
 
 MAX_KEPT_PAGES = 4  # read serially before anything is guessed: a small collection is done by then
-GUESSES_PER_WORKER = 6
-GUESSES_PER_WORKER_BLIND = 4  # where the server has no estimate
-PAGES_PER_GUESS = 4  # a guess for each so many pages that the estimate promises, at most
+CHAINS_PER_WORKER = 4  # of one length, and a multiple of the workers: they end together
+PAGES_PER_CHAIN = 4  # at least, of those that the server's estimate promises
+CANDIDATES_PER_GUESS = 8  # places of which the one that cuts the collection most evenly is taken
 MAX_GUESSED_SCANS = 2
 MAX_SCANS = 3  # how often a collection is begun anew because the place in it was lost
 MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages and lines, over all collections
@@ -2844,10 +2846,78 @@ def guess_count(workers: int, kept: list[KeptPage], expected: int | None) -> int
     documents = sum(len(page.keys) for page in kept)
     if workers == 1:
         return 0
-    if not expected or expected <= documents:
-        return GUESSES_PER_WORKER_BLIND * workers
-    pages_left = (expected - documents) * len(kept) // max(1, documents)
-    return min(GUESSES_PER_WORKER * workers, pages_left // PAGES_PER_GUESS)
+    chains = CHAINS_PER_WORKER * workers
+    if expected and expected > documents:
+        pages_left = (expected - documents) * len(kept) // max(1, documents)
+        chains = min(chains, 1 + pages_left // PAGES_PER_CHAIN)
+    return (chains - chains % workers if chains > workers else chains) - 1
+
+
+def spread_evenly(states: Iterable[str], count: int) -> list[str]:
+    """Those of the page states that cut a collection into parts of one size, as near as they can: at most `count`."""
+    places = list(dict.fromkeys(states))
+    by_token = {token_of(place): place for place in places}
+    if len(by_token) <= count:  # there are few, or another server made them
+        return places[:count]
+    ring, chosen = sorted(by_token), dict[str, None]()
+    for number in range(1, count + 1):
+        wanted = (number << 64) // (count + 1) - (1 << 63)
+        at = bisect.bisect(ring, wanted)
+        nearest = min(ring[max(0, at - 1) : at + 1], key=lambda token: abs(token - wanted))
+        chosen[by_token[nearest]] = None
+    return list(chosen)
+
+
+def token_of(page_state: str) -> int:
+    """Where in the server's order a page state stands, if the server has Cassandra's own: the token of its key.
+
+    A state begins with the key behind its length, a vint. For anything else the result is some number: it decides how
+    evenly the work is shared out, and nothing else.
+    """
+    raw = base64.b64decode(page_state)
+    if raw[0] < 0x80:
+        return murmur3_token(raw[1 : 1 + raw[0]])
+    return murmur3_token(raw[2 : 2 + ((raw[0] & 0x3F) << 8 | raw[1])])
+
+
+_64_BITS = (1 << 64) - 1
+
+
+def murmur3_token(key: bytes) -> int:
+    """The token of a partition key: the first half of MurmurHash3 (x64, 128 bits), as a signed number.
+
+    As Cassandra's Murmur3Partitioner has it, whose bytes are signed in the tail: public implementations differ there.
+    """
+    first = second = 0
+    body, tail = key[: len(key) & ~15], key[len(key) & ~15 :]
+    for low, high in struct.iter_unpack("<QQ", body):
+        first = (_rotate(first ^ _mix_low(low), 27) + second) * 5 + 0x52DCE729 & _64_BITS
+        second = (_rotate(second ^ _mix_high(high), 31) + first) * 5 + 0x38495AB5 & _64_BITS
+    signed = [byte - ((byte & 0x80) << 1) << 8 * (place & 7) for place, byte in enumerate(tail)]
+    first ^= _mix_low(functools.reduce(operator.xor, signed[:8], 0)) ^ len(key)
+    second ^= _mix_high(functools.reduce(operator.xor, signed[8:], 0)) ^ len(key)
+    first = first + second & _64_BITS
+    second = second + first & _64_BITS
+    token = _finish_mix(first) + _finish_mix(second) & _64_BITS
+    return token - (1 << 64) if token >> 63 else token
+
+
+def _rotate(value: int, bits: int) -> int:
+    return (value << bits | value >> 64 - bits) & _64_BITS
+
+
+def _mix_low(value: int) -> int:
+    return _rotate(value * 0x87C37B91114253D5 & _64_BITS, 31) * 0x4CF5AD432745937F & _64_BITS
+
+
+def _mix_high(value: int) -> int:
+    return _rotate(value * 0x4CF5AD432745937F & _64_BITS, 33) * 0x87C37B91114253D5 & _64_BITS
+
+
+def _finish_mix(value: int) -> int:
+    value = (value ^ value >> 33) * 0xFF51AFD7ED558CCD & _64_BITS
+    value = (value ^ value >> 33) * 0xC4CEB9FE1A85EC53 & _64_BITS
+    return value ^ value >> 33
 
 
 class Memory:
@@ -3008,8 +3078,8 @@ class CollectionScan:
             return []
         self._guess_until = time.monotonic() + self._api.target.request_timeout_s
         last, next_state = calibration.last, calibration.next_state
-        guesses = dict.fromkeys(last.replaced_by(last.random_key(), next_state) for _ in range(count))
-        return [state for state in guesses if state]
+        guesses = [last.replaced_by(last.random_key(), next_state) for _ in range(CANDIDATES_PER_GUESS * count)]
+        return spread_evenly(filter(None, guesses), count)
 
     def _tell_serial(self, reason: str) -> None:
         name = self._source.name

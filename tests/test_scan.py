@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import itertools
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from astra_backup import (
     MAX_KEPT_PAGES,
@@ -27,17 +30,20 @@ from astra_backup import (
     decode_document,
     find_calibration,
     guess_count,
+    murmur3_token,
+    spread_evenly,
+    token_of,
 )
 from restore import open_snapshot, verify_snapshot
 from tests.conftest import KEYSPACE, ROOT, TOKEN, Result, assert_no_secret_in
-from tests.emulators.data_api import PAGE_STATES, DataApiEmulator, Record
+from tests.emulators.data_api import PAGE_STATES, DataApiEmulator, PageState, Record, murmur_token
 from tests.sabotage import SabotagedCli
 from tests.simulator import VARIANTS, History, Outcome, Rules, play_many
 
 COUNT = 590  # documents: 30 pages of 20
 PAGES = 30
 WORKERS = 4
-GUESSES = 4 * WORKERS  # where the server has no estimate
+GUESSES = 4 * WORKERS - 1  # where the server has no estimate
 CALIBRATION = MAX_KEPT_PAGES  # how many requests come before it
 HISTORIES = 3000
 RECORDED = json.loads(gzip.decompress((ROOT / "tests/data/page_states.json.gz").read_bytes()))["collections"]
@@ -204,11 +210,43 @@ def test_calibration_takes_a_document_from_the_middle() -> None:
 
 
 def test_how_many_places_are_guessed() -> None:
-    """None for one worker; one for four pages that the estimate promises, six a worker at most; else four a worker."""
+    """None for one worker; so many that each chain has four pages, and the chains are a multiple of the workers."""
     kept = [KeptPage([b"k"] * 20, [], "s")] * 4
-    found = [guess_count(4, kept, expected) for expected in (None, 0, 80, 81, 180, 560, 10**6)]
-    assert found == [16, 16, 16, 0, 1, 6, 24]
+    found = [guess_count(4, kept, expected) for expected in (None, 0, 80, 81, 180, 400, 480, 560, 800, 10**6)]
+    assert found == [15, 15, 15, 0, 1, 3, 3, 3, 7, 15]
     assert guess_count(1, kept, 10**6) == 0
+
+
+def test_tokens_are_the_servers_own_order() -> None:
+    """The token of each page state that a real server gave is larger than that of the one before."""
+    for collection in RECORDED:
+        tokens = [token_of(page["nextPageState"]) for page in collection["scan"] if page["nextPageState"]]
+        assert tokens == sorted(tokens)
+
+
+@given(st.binary(max_size=70))
+def test_tokens_are_those_of_cassandra(key: bytes) -> None:
+    """Keys of any length and bytes have the token that the emulator, and the recorded order, have for them."""
+    assert murmur3_token(key) == murmur_token(key)
+
+
+def test_places_cut_a_collection_evenly() -> None:
+    """Of random places those are taken that are next to equal parts; without enough of them, what there is."""
+    states = [PageState(f"{number:032x}".encode(), 1, 0).encode() for number in range(8 * 31)]
+    chosen = spread_evenly(states, 31)
+    tokens = [-(1 << 63), *map(token_of, chosen), 1 << 63]
+    shares = [(later - earlier) / 2**64 * 32 for earlier, later in itertools.pairwise(tokens)]
+    assert len(chosen) == 31
+    assert min(shares) > 0.6
+    assert max(shares) < 1.4
+    assert sorted(spread_evenly(states[:2] * 3, 31)) == sorted(states[:2])
+    assert spread_evenly([], 5) == []
+
+
+def test_places_of_another_server_are_taken_as_they_come() -> None:
+    """Where page states do not begin with their key, nothing is known of their order, and there are as many guesses."""
+    states = [base64.b64encode(b"\0\0\0\1" + f"{number:032x}".encode()).decode() for number in range(100)]
+    assert spread_evenly(states, 31) == states[:31]
 
 
 # ------------------------------------------------------------------------- 2: which guesses are dropped, patience
@@ -547,7 +585,7 @@ def test_estimates_are_hints(factor: float, server: DataApiEmulator, cli: Sabota
     guesses = meter(server, guess=True)
     found = assert_exact(cli, server, backup(cli, server))
     assert found["chains"] > 1
-    assert guesses.seen == 1 + {0.5: 2, 1: 6, 30: 24}.get(factor, GUESSES)
+    assert guesses.seen == 1 + {0.5: 2, 1: 3}.get(factor, GUESSES)
 
 
 IDS: dict[str, list[Any]] = {
