@@ -2694,7 +2694,7 @@ def _means_lost_place(error: RequestError) -> bool:
 # chains, each following the server's own page states, are proved to join into the one serial scan (docs/DESIGN.md).
 
 MAX_KEPT_PAGES = 4  # read serially before anything is guessed: a small collection is done by then
-CHAINS_PER_WORKER = 4  # of one length, and a multiple of the workers: they end together
+CHAINS_PER_WORKER = 3  # of one length, and a multiple of the workers: they end together
 PAGES_PER_CHAIN = 4  # at least, of those that the server's estimate promises
 CANDIDATES_PER_GUESS = 8  # places of which the one that cuts the collection most evenly is taken
 MAX_GUESSED_SCANS = 2
@@ -2854,18 +2854,21 @@ def guess_count(workers: int, kept: list[KeptPage], expected: int | None) -> int
 
 
 def spread_evenly(states: Iterable[str], count: int) -> list[str]:
-    """Those of the page states that cut a collection into parts of one size, as near as they can: at most `count`."""
+    """Those of the page states that cut a collection into parts of one size, as near as they can: at most `count`.
+
+    The longest part comes first: what is left at the end is short.
+    """
     places = list(dict.fromkeys(states))
     by_token = {token_of(place): place for place in places}
     if len(by_token) <= count:  # there are few, or another server made them
         return places[:count]
-    ring, chosen = sorted(by_token), dict[str, None]()
+    ring, chosen = sorted(by_token), set[int]()
     for number in range(1, count + 1):
         wanted = (number << 64) // (count + 1) - (1 << 63)
         at = bisect.bisect(ring, wanted)
-        nearest = min(ring[max(0, at - 1) : at + 1], key=lambda token: abs(token - wanted))
-        chosen[by_token[nearest]] = None
-    return list(chosen)
+        chosen.add(min(ring[max(0, at - 1) : at + 1], key=lambda token: abs(token - wanted)))
+    parts = itertools.pairwise([*sorted(chosen), 1 << 63])
+    return [by_token[begin] for begin, end in sorted(parts, key=lambda part: part[0] - part[1])]
 
 
 def token_of(page_state: str) -> int:
