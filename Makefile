@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DOCS := docs/FORMAT.md docs/REFERENCE.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format docs bench bench-compression bench-encryption memory memory-box float32 soak fuzz audit upgrade clean
+.PHONY: help install demo test test-fast lint format docs bench bench-chains bench-compression bench-encryption memory memory-box float32 soak fuzz audit upgrade clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ docs: $(DEV_INSTALLED)  ## renew the generated parts of the documentation
 
 bench: $(DEV_INSTALLED)  ## measure everything side by side, write bench/RESULTS.md; some 20 minutes
 	$(BIN)/python -m bench
+
+bench-chains: $(DEV_INSTALLED)  ## measure one collection read by many chains against the bare page loop; some five minutes
+	$(BIN)/python -m bench.chains
 
 bench-compression: $(DEV_INSTALLED)  ## measure compression alone
 	$(BIN)/python -m bench.compression
