@@ -32,7 +32,6 @@ import gzip
 import hashlib
 import io
 import ipaddress
-import itertools
 import json
 import logging
 import operator
@@ -110,8 +109,8 @@ MAX_SETTINGS_BYTES = 64 * 1024  # of `.env`, or of a file with a secret, with re
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 MAX_AGE_HEADER_BYTES = 64 * 1024  # some 500 recipients; the time to read a header grows with its square
 READ_BYTES = 128 * 1024
-GROUPS_WAITING = 2  # for the writer of a data file
-GROUP_LINES, GROUP_BYTES = 50, 1024 * 1024  # what is encoded or decoded at once: vectors share calls
+GROUPS_WAITING = 2  # pieces of a file that is encrypted or decrypted
+GROUP_LINES, GROUP_BYTES = 50, 1024 * 1024  # what is written at once
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 
@@ -327,8 +326,6 @@ _UUID = re.compile(rb'"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"')
 _OBJECT_ID = re.compile(rb'"[0-9A-Fa-f]{24}"')
 _BASE64 = re.compile(rb'"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"')
 _BINARY_BEGIN, _BINARY_END = b'{"$binary":"', b'"}'
-_INTEGER_MINUS_ZERO = re.compile(rb"-0\s*[,\]]")
-_MIN_NORMAL_FLOAT32 = 2.0**-126
 
 _OWN_NAMES = frozenset({"$vector", "$vectorize", "$lexical"})  # at the top level only
 _BINARY_MARK = {"$backupVector": b'"binary"'}
@@ -449,35 +446,26 @@ class Document(dict[str, bytes]):
         return self.get("$lexical", b"null") != b"null"
 
 
-def encode_documents(texts: Iterable[bytes]) -> list[tuple[bytes, Document]]:
-    """Return the line (without a newline) and the document for each JSON text of a document.
+def encode_document(text: bytes) -> tuple[bytes, Document]:
+    """Return the line (without a newline) and the document for the JSON text of a document.
 
     What is wrapped is unwrapped again and compared; for the text of floats `make float32` has tried each there is.
-    Raises LossyError where a line would lose something, FormatError for what is not a document. Many at once are
-    faster than one: their vectors share calls.
+    Raises LossyError where a line would lose something, FormatError for what is not a document.
     """
     try:
-        documents = [Document.parse(text) for text in texts]
-        vectors = encode_vectors([document.get("$vector", b"") for document in documents])
-        rows = zip(documents, vectors, strict=True)
-        return [(_encode_members(document, *vector), document) for document, vector in rows]
+        document = Document.parse(text)
+        return _encode_members(document), document
     except DuplicateNameError as error:
         raise _lossy(str(error)) from error
     except RecursionError as error:
         raise FormatError("a document that is nested too deep") from error
 
 
-def encode_document(text: bytes) -> tuple[bytes, Document]:
-    """`encode_documents` for one."""
-    return encode_documents([text])[0]
-
-
-def _encode_members(document: Document, vector: bytes, is_binary: bool) -> bytes:
-    """The line of a document whose vector is encoded already."""
-    line = dict(document)
+def _encode_members(document: Document) -> bytes:
+    line, is_binary = dict(document), False
     for name, value in document.items():
         if name == "$vector":
-            line[name] = vector
+            line[name], is_binary = encode_vector(value)
             continue
         if _is_dollar_name(name) and name not in _OWN_NAMES:
             raise _lossy(name)
@@ -488,48 +476,38 @@ def _encode_members(document: Document, vector: bytes, is_binary: bool) -> bytes
     return join_object(line | _BINARY_MARK if is_binary else line)
 
 
-def encode_rows(texts: Iterable[bytes]) -> list[tuple[bytes, None]]:
-    """The line of each row of a table: the server's text without white space, to the digit. Raises LossyError."""
+def encode_row(text: bytes) -> tuple[bytes, None]:
+    """The line of a row of a table: the server's text without white space, to the digit. Raises LossyError."""
     try:
-        return [(join_object(split_object(text)), None) for text in texts]
+        return join_object(split_object(text)), None
     except DuplicateNameError as error:
         raise _lossy(str(error)) from error
     except RecursionError as error:
         raise FormatError("a row that is nested too deep") from error
 
 
-def decode_documents(lines: Iterable[Document]) -> list[Document]:
-    """Return each document as the server held it, for parsed lines; inverse of `encode_documents`.
+def decode_members(line: Document) -> Document:
+    """Return the document as the server held it, for a parsed line; inverse of `encode_document`.
 
     Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError for a wrapped
     value that cannot be read.
     """
-    documents = [_decode_members(line) for line in lines]
-    binary = [document for document in documents if document.pop("$backupVector", None)]
-    arrays = [document.get("$vector", b"") for document in binary]
-    for document, vector in zip(binary, decode_vectors(arrays) if arrays else [], strict=True):
-        document["$vector"] = vector
-    return documents
-
-
-def decode_document(line: bytes) -> bytes:
-    """`decode_documents` for the text of one line. Raises FormatError for a line that is no document, too."""
-    return decode_documents([Document.parse(line)])[0].text()
-
-
-def _decode_members(line: Document) -> Document:
-    """A document but for its binary vector, which keeps its mark."""
-    is_binary = "$backupVector" in line
-    if is_binary and (
-        line["$backupVector"] != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"
-    ):
+    mark = line.get("$backupVector")
+    if mark is not None and (mark != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"):
         raise FormatError("a $backupVector that cannot be read")
     document = Document()
     for name, value in line.items():
         if name.startswith("$backup") and name != "$backupVector":
             raise FormatError(f"a wrapped value that cannot be read: {name}")
-        document[name] = value if is_binary and name == "$vector" else decode_value(value)
+        document[name] = decode_value(value)
+    if document.pop("$backupVector", None):
+        document["$vector"] = decode_vector(line.get("$vector", b""))
     return document
+
+
+def decode_document(line: bytes) -> bytes:
+    """`decode_members` for the text of a line. Raises FormatError for a line that is no document, too."""
+    return decode_members(Document.parse(line)).text()
 
 
 def encode_value(text: bytes) -> bytes:
@@ -700,40 +678,35 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def encode_vectors(vectors: list[bytes]) -> list[tuple[bytes, bool]]:
-    """Return each line's text of `$vector`, and whether it was binary and is an array of floats now.
+def encode_vector(vector: bytes) -> tuple[bytes, bool]:
+    """Return a line's text of `$vector`, and whether it was binary and is an array of floats now.
 
-    Arrays keep their digits; b"" (no vector) stays. A binary vector that an array cannot hold becomes a `wire` value.
+    An array keeps its digits. A binary vector that an array cannot hold becomes a `wire` value.
     """
-    encoded = [(vector, False) for vector in vectors]
-    raw_by_size: dict[int, dict[int, bytes]] = {}
-    for index, vector in enumerate(vectors):
-        raw = _binary_floats(vector)
-        if raw is not None:
-            raw_by_size.setdefault(len(raw), {})[index] = raw
-    for raws in raw_by_size.values():
-        for index, text in zip(raws, _float32_texts(list(raws.values())), strict=True):
-            if text is not None:
-                encoded[index] = (text, True)
-    return [(text, True) if is_binary else (_plain_vector(text), False) for text, is_binary in encoded]
+    raw = _binary_floats(vector)
+    array = None if raw is None else _float32_texts(raw)
+    return (_plain_vector(vector), False) if array is None else (array, True)
 
 
-def decode_vectors(arrays: list[bytes]) -> list[bytes]:
-    """Return `{"$binary": …}` (big-endian float32) for each JSON text of an array of numbers; together they are faster.
+def decode_vector(array: bytes) -> bytes:
+    """Return `{"$binary": …}` (big-endian float32) for the JSON text of an array of numbers. Raises FormatError.
 
-    Exact for every text that `encode_vectors` writes: all finite float32 were tried (docs/DESIGN.md).
+    What `encode_vector` wrote is printed the same again, or else each number is rounded to float32 from its text: a
+    64-bit float in between may round it to the neighbour.
     """
-    doubles: list[bytes] = []
-    ends: list[int] = [0]
+    import numpy
+    import orjson
+
     try:
-        for array in arrays:
-            numbers = _floats_decoder.decode(array)
-            doubles.append(struct.pack(f"{len(numbers)}d", *numbers))
-            ends.append(ends[-1] + 4 * len(numbers))
+        with numpy.errstate(over="ignore"):
+            floats = numpy.array(_floats_decoder.decode(array), dtype="f8").astype("f4")
     except msgspec.DecodeError as error:
         raise FormatError(f"a vector that is no array of floats: {error}") from error
-    raw = _round_to_float32(b"".join(doubles), arrays)
-    return [_BINARY_BEGIN + pybase64.b64encode(raw[start:end]) + _BINARY_END for start, end in itertools.pairwise(ends)]
+    if not numpy.isfinite(floats).all():
+        raise FormatError("a vector with a number beyond float32")
+    if len(floats) and orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY) != array:
+        floats = numpy.array([_nearest_float32(text.decode()) for text in array.strip()[1:-1].split(b",")])
+    return _BINARY_BEGIN + pybase64.b64encode(floats.astype(">f4").tobytes()) + _BINARY_END
 
 
 def _plain_vector(vector: bytes) -> bytes:
@@ -762,53 +735,26 @@ def _binary_floats(vector: bytes) -> bytes | None:
     return raw if len(raw) % 4 == 0 and pybase64.b64encode(raw) == base64_text else None
 
 
-def _float32_texts(raws: list[bytes]) -> list[bytes | None]:
-    """The shortest text of each float32 of vectors of one size; None for a vector with NaN or infinity."""
+def _float32_texts(raw: bytes) -> bytes | None:
+    """The array of the shortest texts of big-endian float32; None if NaN or infinity is among them."""
     import numpy
     import orjson
 
-    floats = numpy.frombuffer(b"".join(raws), dtype=">f4").astype("=f4").reshape(len(raws), -1)
-    finite = numpy.isfinite(floats).all(axis=1)
-    option = orjson.OPT_SERIALIZE_NUMPY
-    return [orjson.dumps(row, option=option) if ok else None for row, ok in zip(floats, finite, strict=True)]
-
-
-def _round_to_float32(doubles: bytes, arrays: list[bytes]) -> bytes:
-    """Big-endian float32 for packed 64-bit floats and the JSON texts they come from. Raises FormatError for infinity.
-
-    A text next to the middle of two float32 was rounded to the very middle when it was read as a 64-bit float, and
-    would then be rounded to the even neighbour: those few are rounded again, from the text.
-    """
-    import numpy
-
-    numbers = numpy.frombuffer(doubles, dtype="f8")
-    with numpy.errstate(over="ignore"):
-        floats = numbers.astype("f4")
-    if not numpy.isfinite(floats).all():
-        raise FormatError("a vector with a number beyond float32")
-    # A middle has just the first of the 29 bits that go; below the normal float32 more bits go.
-    suspects = (numbers.view("u8") & 0x1FFFFFFF == 0x10000000) | (numpy.abs(floats) < _MIN_NORMAL_FLOAT32)
-    suspects &= numbers != floats
-    zeros = numbers == 0
-    if zeros.any() and any(_INTEGER_MINUS_ZERO.search(array) for array in arrays):
-        suspects |= zeros  # `-0` without a point was read as an integer, which has no sign
-    if suspects.any():
-        decimals = b",".join(array[1:-1] for array in arrays if array.strip(b"[] \t\r\n")).split(b",")
-        for index in numpy.flatnonzero(suspects):
-            text = decimals[index].strip().decode()
-            floats[index] = _nearest_float32(text) if numbers[index] else float(text)  # `1e-99999999` is 0, at once
-    return floats.astype(">f4").tobytes()
+    floats = numpy.frombuffer(raw, dtype=">f4").astype("=f4")
+    return orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY) if numpy.isfinite(floats).all() else None
 
 
 def _nearest_float32(number: str) -> Any:
     """The float32 nearest to a decimal text, rounded once."""
     import numpy
 
+    guess = numpy.float32(number)
+    if not guess and not float(number):  # `1e-99999999` is 0, at once; the sign stays
+        return guess
     try:
-        exact = Fraction(number)
+        exact = Fraction(number.strip())
     except ValueError as error:  # more than 4,300 digits
         raise FormatError(f"a vector with a number that is too long: {error}") from error
-    guess = numpy.float32(number)
     with numpy.errstate(over="ignore"):
         nearby = [guess, numpy.nextafter(guess, numpy.float32("inf")), numpy.nextafter(guess, numpy.float32("-inf"))]
     return min(filter(numpy.isfinite, nearby), key=lambda candidate: abs(Fraction(float(candidate)) - exact))
@@ -937,6 +883,18 @@ class TableShape:
             for name, of in self.columns.items()
             if of.get("type") == "UNSUPPORTED" or (of.get("apiSupport") or {}).get("read") is False
         ]
+
+    def read_row(self, line: bytes) -> dict[str, bytes]:
+        """The columns of a line of the data file. Raises FormatError, UnicodeDecodeError."""
+        if not line.isascii():
+            line.decode()
+        split_object(line)  # raises for a column that is there twice
+        row = {name: bytes(value) for name, value in _members_decoder.decode(line).items()}
+        if unknown := row.keys() - self.columns.keys():
+            raise FormatError(f"columns that the table does not have: {', '.join(sorted(unknown))}")
+        if any(row.get(name, b"null") == b"null" for name in self.partition_by):
+            raise FormatError("a row without its partition key")
+        return row
 
     def is_static_only(self, row: dict[str, bytes]) -> bool:
         """Whether a row stands for a partition that has static values and no rows."""
@@ -1117,20 +1075,16 @@ class DataStats:
     data_sha256: str = ""
     data_size_bytes: int = 0
 
-    def count_row(self, line: bytes) -> None:
-        """Count a row of a table, and add its line to the digest."""
+    def count(self, line: bytes, document: Document | None) -> None:
+        """Count a document, or a row (None), and add its line to the digest."""
         self.document_count += 1
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
-
-    def count(self, line: bytes, document: Document) -> None:
-        """Count a document, and add its line to the digest."""
-        self.document_count += 1
-        self.vector_count += document.has_vector
-        self.vector_binary_count += document.has_binary_vector
-        self.vectorize_count += document.has_vectorize
-        self.lexical_count += document.has_lexical
-        self.both_count += document.needs_choice
-        self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
+        if document is not None:
+            self.vector_count += document.has_vector
+            self.vector_binary_count += document.has_binary_vector
+            self.vectorize_count += document.has_vectorize
+            self.lexical_count += document.has_lexical
+            self.both_count += document.needs_choice
 
     def add(self, other: DataStats) -> None:
         """Add what other lines of the same file hold."""
@@ -1249,29 +1203,28 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
     """
     from isal import igzip, igzip_lib
 
-    begun: list[bytes] = []  # what is there of a line that goes on in the next chunk
-    begun_bytes = 0
-    with igzip.open(stream, "rb") if compressed else contextlib.nullcontext(stream) as source:  # type: ignore[no-untyped-call]
-        try:
-            while chunk := source.read(READ_BYTES):
-                start = 0
-                while (end := chunk.find(b"\n", start)) >= 0:  # much faster than `split` where lines are long
-                    _check_line_bytes(begun_bytes + end - start)
-                    yield b"".join([*begun, chunk[start:end]]) if begun else chunk[start:end]
-                    begun.clear()
-                    begun_bytes, start = 0, end + 1
-                begun.append(chunk[start:])
-                begun_bytes += len(chunk) - start
-                _check_line_bytes(begun_bytes)
-        except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
-            raise FormatError(f"the data does not decompress: {error}") from error
-    if begun_bytes:
-        yield b"".join(begun)
+    raw: Any = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
+    source = io.BufferedReader(raw, READ_BYTES)
+    try:
+        while line := source.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
+            yield line.removesuffix(b"\n")
+    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
+        raise FormatError(f"the data does not decompress: {error}") from error
+    finally:
+        source.detach()  # the stream stays open
 
 
-def _check_line_bytes(size: int) -> None:
-    if size > MAX_LINE_BYTES:
-        raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
+def _iter_read(stream: IO[bytes], read: Callable[[bytes], _T], *, compressed: bool) -> Iterator[tuple[bytes, _T]]:
+    """Yield (line, what `read` makes of it) for each line of a data file. Raises FormatError with the line's number."""
+    number = 1
+    try:
+        for line in iter_lines(stream, compressed=compressed):
+            yield line, read(line)
+            number += 1
+    except (FormatError, UnicodeDecodeError) as error:
+        raise FormatError(f"line {number}: {error}") from error
 
 
 def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document]]:
@@ -1279,16 +1232,35 @@ def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[byt
 
     Raises FormatError with the line's number.
     """
-    number = 1
-    try:
-        for line in iter_lines(stream, compressed=compressed):
-            document = Document.parse(line)
-            if len(document.get("$vector", b"")) > MAX_VECTOR_BYTES:
-                raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
-            yield line, document
-            number += 1
-    except FormatError as error:
-        raise FormatError(f"line {number}: {error}") from error
+    return _iter_read(stream, _read_line, compressed=compressed)
+
+
+def _read_line(line: bytes) -> Document:
+    document = Document.parse(line)
+    if len(document.get("$vector", b"")) > MAX_VECTOR_BYTES:
+        raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
+    return document
+
+
+def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document, Document]]:
+    """Yield (line, its members, the document as the server held it) for each line of a data file.
+
+    Raises FormatError with the line's number.
+    """
+
+    def read(line: bytes) -> tuple[Document, Document]:
+        members = _read_line(line)
+        return members, decode_members(members)
+
+    return ((line, *both) for line, both in _iter_read(stream, read, compressed=compressed))
+
+
+def iter_rows(stream: IO[bytes], shape: TableShape, *, compressed: bool) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+    """Yield (line, its columns) for each line of a table's data file; columns are named as the definition has them.
+
+    Raises FormatError with the line's number, also for a column that the table does not have.
+    """
+    return _iter_read(stream, shape.read_row, compressed=compressed)
 
 
 def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int, max_bytes: int) -> Iterator[list[_T]]:
@@ -1305,31 +1277,6 @@ def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int,
         yield group
 
 
-def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document, Document]]:
-    """Yield (line, its members, the document as the server held it) for each line; a group is decoded at a time.
-
-    Raises FormatError with the line's number.
-    """
-    number = 1
-    rows = iter_documents(stream, compressed=compressed)
-    for group in in_groups(rows, lambda row: len(row[0]), GROUP_LINES, GROUP_BYTES):
-        for (line, members), document in zip(group, _decode_group(group, number), strict=True):
-            yield line, members, document
-        number += len(group)
-
-
-def _decode_group(group: list[tuple[bytes, Document]], first_number: int) -> list[Document]:
-    try:
-        return decode_documents(members for _, members in group)
-    except FormatError:
-        for number, (_, members) in enumerate(group, start=first_number):
-            try:
-                decode_documents([members])
-            except FormatError as error:
-                raise FormatError(f"line {number}: {error}") from error
-        raise
-
-
 def check_data(
     stream: IO[bytes],
     *,
@@ -1342,39 +1289,11 @@ def check_data(
     `identities` decrypt it; none: it is unencrypted. `advance` is told now and then, and at the end, how many documents
     were read since. Raises FormatError.
     """
-    reader: Any = HashingReader(stream)
-    stats = DataStats()
-    with in_clear(reader, identities) as clear:
-        for line, members, _ in iter_decoded(clear, compressed=compressed):
-            stats.count(line, members)
-            if stats.document_count % PROGRESS_DOCUMENTS == 0:
-                advance(PROGRESS_DOCUMENTS)
-    advance(stats.document_count % PROGRESS_DOCUMENTS)
-    reader.drain()
-    stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
-    return stats
 
+    def count(stats: DataStats, row: tuple[bytes, Document, Document]) -> None:
+        stats.count(row[0], row[1])
 
-def iter_rows(stream: IO[bytes], shape: TableShape, *, compressed: bool) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-    """Yield (line, its columns) for each line of a table's data file; columns are named as the definition has them.
-
-    Raises FormatError with the line's number, also for a column that the table does not have.
-    """
-    number = 1
-    try:
-        for line in iter_lines(stream, compressed=compressed):
-            if not line.isascii():
-                line.decode()
-            split_object(line)  # raises for a column that is there twice
-            row = {name: bytes(value) for name, value in _members_decoder.decode(line).items()}
-            if unknown := row.keys() - shape.columns.keys():
-                raise FormatError(f"columns that the table does not have: {', '.join(sorted(unknown))}")
-            if any(row.get(name, b"null") == b"null" for name in shape.partition_by):
-                raise FormatError("a row without its partition key")
-            yield line, row
-            number += 1
-    except (FormatError, UnicodeDecodeError) as error:
-        raise FormatError(f"line {number}: {error}") from error
+    return _check(stream, partial(iter_decoded, compressed=compressed), count, identities, advance)
 
 
 def check_rows(
@@ -1386,17 +1305,28 @@ def check_rows(
     advance: Callable[[int], None] = lambda _count: None,
     look: Callable[[dict[str, bytes]], None] = lambda _row: None,
 ) -> DataStats:
-    """Read a table's data file to its end and return what it holds, as `check_data` does. Raises FormatError.
+    """`check_data` for a table's data file. `look` is shown each row; what it raises goes through."""
 
-    `look` is shown each row; what it raises goes through.
-    """
+    def count(stats: DataStats, row: tuple[bytes, dict[str, bytes]]) -> None:
+        stats.count(row[0], None)
+        stats.static_only_count += shape.is_static_only(row[1])
+        look(row[1])
+
+    return _check(stream, partial(iter_rows, shape=shape, compressed=compressed), count, identities, advance)
+
+
+def _check(
+    stream: IO[bytes],
+    rows_of: Callable[[IO[bytes]], Iterator[_T]],
+    count: Callable[[DataStats, _T], None],
+    identities: Sequence[Any],
+    advance: Callable[[int], None],
+) -> DataStats:
     reader: Any = HashingReader(stream)
     stats = DataStats()
     with in_clear(reader, identities) as clear:
-        for line, row in iter_rows(clear, shape, compressed=compressed):
-            stats.count_row(line)
-            stats.static_only_count += shape.is_static_only(row)
-            look(row)
+        for row in rows_of(clear):
+            count(stats, row)
             if stats.document_count % PROGRESS_DOCUMENTS == 0:
                 advance(PROGRESS_DOCUMENTS)
     advance(stats.document_count % PROGRESS_DOCUMENTS)
@@ -2699,7 +2629,7 @@ PAGES_PER_CHAIN = 4  # at least, of those that the server's estimate promises
 CANDIDATES_PER_GUESS = 8  # places of which the one that cuts the collection most evenly is taken
 MAX_GUESSED_SCANS = 2
 MAX_SCANS = 3  # how often a collection is begun anew because the place in it was lost
-MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages and lines, over all collections
+MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages, over all collections
 _END = -1
 _LED_BACK = "the server leads back to a page that was there before."
 
@@ -2924,7 +2854,7 @@ def _finish_mix(value: int) -> int:
 
 
 class Memory:
-    """Bytes of pages and lines that are held, over all collections. Thread-safe."""
+    """Bytes of pages that are held, over all collections. Thread-safe."""
 
     def __init__(self, limit_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
         self._limit_bytes = limit_bytes
@@ -2941,13 +2871,9 @@ class Memory:
         try:
             yield
         finally:
-            self.add(-size)
-
-    def add(self, size: int) -> None:
-        """Hold more bytes, or fewer, without waiting."""
-        with self._changed:
-            self._held_bytes += size
-            self._changed.notify_all()
+            with self._changed:
+                self._held_bytes -= size
+                self._changed.notify_all()
 
 
 class Sink(Protocol):
@@ -5097,23 +5023,12 @@ def disk_hint(error: OSError) -> str:
     return "Check the disk, or choose another --output-dir (BACKUP_OUTPUT_DIR)."
 
 
-Encode = Callable[[Iterable[bytes]], list[tuple[bytes, Document | None]]]
-"""Makes the lines of a data file of what the server sent; None stands for a row, which is no document."""
-
-
-class EncodedLines(NamedTuple):
-    """Some lines of a data file: their text, its checksum as it was made, and what they hold."""
-
-    text: bytes
-    crc32: int
-    stats: DataStats
-
-
 class DataFileWriter:
     """Writes documents to a data file and proves the file: the sink of a scan. Thread-safe.
 
-    Whoever calls `write` encodes; a thread of the writer's own compresses, appends, hashes, and decompresses again at
-    once what it appended. Few groups of lines wait for it. A writer that was abandoned drops what comes.
+    Whoever calls `write` encodes; then, one at a time, they compress, append, hash, and decompress again at once what
+    was appended. A writer that was abandoned drops what comes. `encode` makes the line of what the server sent, with
+    None for a row, which is no document.
     """
 
     def __init__(
@@ -5121,131 +5036,62 @@ class DataFileWriter:
         path: Path,
         *,
         compressed: bool,
-        memory: Memory | None = None,
         encryption: Encryption | None = None,
-        encode: Encode = encode_documents,  # type: ignore[assignment]  # a list of documents is one of documents or None
+        encode: Callable[[bytes], tuple[bytes, Document | None]] = encode_document,
     ) -> None:
         self._path = path
         self._encode = encode
-        self._memory = memory or Memory()
         self._stats = DataStats()
-        self._groups: queue.Queue[EncodedLines | None] = queue.Queue(GROUPS_WAITING)
-        self._error: Exception | None = None
+        self._lock = threading.Lock()
         self._is_abandoned = False
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS) if compressed else None
         self._decompressor = isal_zlib.decompressobj(wbits=GZIP_WBITS) if compressed else None
         self._made_crc32 = self._found_crc32 = 0  # of the lines as they were made, and as the file has them
         self._file = HashedFile(path)
         self._output = EncryptedFile(self._file, encryption) if encryption else self._file
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
     def write(self, documents: Sequence[bytes | msgspec.Raw]) -> None:
-        """Append documents, given as the server's text. Raises what an earlier call could not write."""
+        """Append documents, given as the server's text. Raises what could not be encoded or written."""
         for group in in_groups(documents, len, GROUP_LINES, GROUP_BYTES):
             if self._is_abandoned:
                 return
             stats, lines = DataStats(), []
-            for line, document in self._encode(map(bytes, group)):
-                if document is None:
-                    stats.count_row(line)
-                else:
-                    stats.count(line, document)
+            for line, document in map(self._encode, map(bytes, group)):
+                stats.count(line, document)
                 lines.append(line)
             text = b"\n".join([*lines, b""])
-            self._put(EncodedLines(text, isal_zlib.crc32(text), stats))
-            if self._error:
-                raise self._error
+            with self._lock:
+                if not self._is_abandoned:
+                    self._made_crc32 = isal_zlib.crc32(text, self._made_crc32)
+                    self._append(self._compress(text))
+                    self._stats.add(stats)
 
-    def _put(self, lines: EncodedLines) -> None:
-        """Hand lines to the thread; wait while enough are waiting. They are dropped once the writer was abandoned."""
-        self._memory.add(len(lines.text))
-        is_waiting = True
-        while is_waiting and not self._is_abandoned:
-            with contextlib.suppress(queue.Full):
-                self._groups.put(lines, timeout=SIGNAL_POLL_S)
-                is_waiting = False
-        if is_waiting:
-            self._memory.add(-len(lines.text))
-        if self._is_abandoned:
-            self._drain()
+    def close(
+        self, begin: Callable[[int], None] | None = None, advance: Callable[[int], None] | None = None
+    ) -> DataStats:
+        """Flush the file to the disk, read it once more, and return what it holds.
 
-    def finish(self) -> int:
-        """Write what waits and flush the file to the disk; return its size in bytes. May be called twice.
-
-        Raises what could not be written, and FormatError for bytes that do not decompress to the lines.
+        `begin` is told the file's size before it is read, `advance` how many bytes were read. Raises OSError, and
+        FormatError for a file that is not what was written.
         """
-        self._groups.put(None)
-        self._thread.join()
-        if self._error:
-            raise self._error
-        if self._is_abandoned:
-            raise BackupError(f"{self._path} was given up.")
+        with self._lock, contextlib.closing(self._output):
+            if self._is_abandoned:
+                raise BackupError(f"{self._path} was given up.")
+            self._finish()
         self._stats.data_sha256, self._stats.data_size_bytes = self._file.sha256.hexdigest(), self._file.size_bytes
-        if self._found_crc32 != self._made_crc32:
-            raise FormatError("its bytes do not decompress to the lines that were written")
-        return self._stats.data_size_bytes
-
-    def close(self, advance: Callable[[int], None] | None = None) -> DataStats:
-        """Finish the file, read it once more, and return what it holds. `advance` is told how many bytes were read.
-
-        Raises FormatError for a file that is not what was written.
-        """
-        self.finish()
+        if begin:
+            begin(self._stats.data_size_bytes)
         self._output.prove(advance)
         return self._stats
 
     def abandon(self) -> None:
         """Drop what comes from now on, and close the file as it is. May be called twice."""
         self._is_abandoned = True
-
-    def _run(self) -> None:
-        """Write what comes, to its end; after an error only make room for those who wait."""
-        with contextlib.closing(self._output):
-            while lines := self._next_lines():
-                if not self._error:
-                    self._try(self._write_lines, lines)
-                self._memory.add(-len(lines.text))
-            if self._is_abandoned:
-                self._drain()
-            elif not self._error:
-                self._try(self._finish)
-
-    def _next_lines(self) -> EncodedLines | None:
-        while not self._is_abandoned:
-            with contextlib.suppress(queue.Empty):
-                return self._groups.get(timeout=SIGNAL_POLL_S)
-        return None
-
-    def _drain(self) -> None:
-        """Let go of what still waits, and will not be written."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                lines = self._groups.get_nowait()
-                self._memory.add(-len(lines.text) if lines else 0)
-
-    def _try(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001  (raised by `write` or `close`)
-            self._error = error
-
-    def _write_lines(self, lines: EncodedLines) -> None:
-        if isal_zlib.crc32(lines.text) != lines.crc32:
-            raise FormatError("the lines changed in memory")
-        self._made_crc32 = isal_zlib.crc32(lines.text, self._made_crc32)
-        self._append(self._compress(lines.text))
-        self._stats.add(lines.stats)
+        with self._lock:
+            self._output.close()
 
     def _compress(self, text: bytes) -> bytes:
         return self._compressor.compress(text) if self._compressor else text
-
-    def _finish(self) -> None:
-        if self._compressor:
-            self._append(self._compressor.flush())
-        if self._decompressor and not self._decompressor.eof:
-            raise FormatError("its bytes do not decompress to their end")
-        self._output.finish()
 
     def _append(self, chunk: bytes) -> None:
         self._output.write(chunk)
@@ -5264,6 +5110,15 @@ class DataFileWriter:
             is_more = bool(chunk) or len(found) == READ_BYTES
             yield found
 
+    def _finish(self) -> None:
+        if self._compressor:
+            self._append(self._compressor.flush())
+        if self._decompressor and not self._decompressor.eof:
+            raise FormatError("its bytes do not decompress to their end")
+        if self._found_crc32 != self._made_crc32:
+            raise FormatError("its bytes do not decompress to the lines that were written")
+        self._output.finish()
+
 
 @dataclass(frozen=True)
 class BackupRun:
@@ -5280,7 +5135,7 @@ _R = TypeVar("_R", CollectionRecord, TableRecord)
 class RecordBackup(ABC, Generic[_R]):
     """Backs up one collection or table: reads it, writes it, proves the file."""
 
-    encode: Encode
+    encode: Callable[[bytes], tuple[bytes, Document | None]]
     record: _R
 
     def __init__(self, run: BackupRun, record: _R, path: Path) -> None:
@@ -5335,7 +5190,6 @@ class RecordBackup(ABC, Generic[_R]):
         return DataFileWriter(
             self._path,
             compressed=self._compressed,
-            memory=self._requests.memory,
             encryption=self._encryption,
             encode=type(self).encode,
         )
@@ -5343,8 +5197,8 @@ class RecordBackup(ABC, Generic[_R]):
     def _prove(self, writer: DataFileWriter) -> DataStats:
         name = self.record.name
         try:
-            self._report.start(name, writer.finish(), "proving", unit="bytes")
-            return writer.close(lambda size: self._report.advance(name, size))
+            begin = partial(self._report.start, name, phase="proving", unit="bytes")
+            return writer.close(begin, partial(self._report.advance, name))
         except FormatError as error:
             raise BackupError(
                 f"{self.record.name}: the file does not read back as it was written: {error}.",
@@ -5378,7 +5232,7 @@ class RecordBackup(ABC, Generic[_R]):
 class CollectionBackup(RecordBackup[CollectionRecord]):
     """Backs up one collection."""
 
-    encode = staticmethod(encode_documents)  # type: ignore[assignment]  # a list of documents is one of documents or None
+    encode = staticmethod(encode_document)
 
     def estimate(self) -> None:
         """Ask the server for its estimate of the documents."""
@@ -5421,7 +5275,7 @@ class CollectionBackup(RecordBackup[CollectionRecord]):
 class TableBackup(RecordBackup[TableRecord]):
     """Backs up one table, and its indexes."""
 
-    encode = staticmethod(encode_rows)  # type: ignore[assignment]  # a list of None is one of documents or None
+    encode = staticmethod(encode_row)
 
     def __init__(self, run: BackupRun, record: TableRecord, path: Path, types: dict[str, msgspec.Raw]) -> None:
         super().__init__(run, record, path)

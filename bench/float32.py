@@ -24,9 +24,9 @@ def main() -> int:
         raw = floats[numpy.isfinite(floats)].astype(">f4").tobytes()
         if not raw:
             continue
-        (text,) = astra_backup._float32_texts([raw])
+        text = astra_backup._float32_texts(raw)
         assert text is not None
-        (binary,) = astra_backup.decode_vectors([text])
+        binary = astra_backup.decode_vector(text)
         back = base64.b64decode(msgspec.json.decode(binary)["$binary"])
         tried += len(raw) // 4
         wrong += int((numpy.frombuffer(raw, "u4") != numpy.frombuffer(back, "u4")).sum())

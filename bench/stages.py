@@ -66,9 +66,9 @@ def backup(pages: list[bytes]) -> bytes:
     """The stages from a reply's bytes to the file's; returns the lines."""
     texts = stage("cut a page", read_page, pages)
     documents = stage("parse", each(astra_backup.Document.parse), texts)
-    encoded = stage("encode, parsing included", astra_backup.encode_documents, texts)
+    encoded = stage("encode, parsing included", each(astra_backup.encode_document), texts)
     vectors = [[document["$vector"] for document in page] for page in documents]
-    arrays = stage("- vectors to text", astra_backup.encode_vectors, vectors)
+    arrays = stage("- vectors to text", each(astra_backup.encode_vector), vectors)
     floats = [[orjson.loads(text) for text, _ in page] for page in arrays]
     import numpy
 
@@ -96,7 +96,7 @@ def check(text: bytes) -> None:
     parsed = stage("parse", each(astra_backup.Document.parse), lines)
     stage("SHA-256 of the lines", each(astra_backup.line_digest), lines)
     stage("SHA-256 of the file", lambda content: hashlib.sha256(content).digest(), [compressed])
-    stage("decode", astra_backup.decode_documents, parsed)
+    stage("decode", each(astra_backup.decode_members), parsed)
     for name, content, is_gzip in (("compressed", compressed, True), ("not compressed", text, False)):
         read = lambda data: astra_backup.check_data(io.BytesIO(data), compressed=is_gzip)  # noqa: B023, E731
         stage(f"all: verify, {name}", read, [content])

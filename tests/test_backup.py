@@ -520,15 +520,13 @@ import pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))
 fault = sys.argv.pop(1)
 import astra_backup
-compress, write_lines, read = (
-    astra_backup.DataFileWriter._compress, astra_backup.DataFileWriter._write_lines, astra_backup._read_sha256
-)
+compress, read = astra_backup.DataFileWriter._compress, astra_backup._read_sha256
 
 def forget_a_line(self, text):
     return compress(self, text[: text.rindex(b"\\n", 0, -1) + 1])
 
-def flip_a_bit(self, lines):
-    write_lines(self, lines._replace(text=lines.text.replace(b'"_id":"', b'"_id":"x', 1)))
+def flip_a_bit(self, text):
+    return compress(self, text.replace(b'"_id":"', b'"_id":"x', 1))
 
 def damage_the_file(path, advance):
     with path.open("r+b") as file:
@@ -540,10 +538,8 @@ def damage_the_file(path, advance):
 
 if fault == "disk":
     astra_backup._read_sha256 = damage_the_file
-elif fault == "lost":
-    astra_backup.DataFileWriter._compress = forget_a_line
 else:
-    astra_backup.DataFileWriter._write_lines = flip_a_bit
+    astra_backup.DataFileWriter._compress = forget_a_line if fault == "lost" else flip_a_bit
 astra_backup.run_command(astra_backup.main)
 """
 

@@ -39,11 +39,10 @@ from astra_backup import (
     compact_json,
     decode_document,
     decode_manifest,
-    decode_vectors,
+    decode_vector,
     encode_document,
-    encode_documents,
     encode_manifest,
-    encode_vectors,
+    encode_vector,
     iter_documents,
     iter_lines,
     parse_snapshot_name,
@@ -444,16 +443,6 @@ def test_the_parts_say_what_a_document_holds(document: bytes) -> None:
 
 
 @SMALL
-@given(st.lists(documents(), max_size=12))
-def test_many_at_once_are_what_each_is_alone(texts: list[bytes]) -> None:
-    """Documents encoded together, their vectors of any form and length mixed, give the lines each gives alone."""
-    together = encode_documents(texts)
-
-    assert [line for line, _ in together] == [encode_document(text)[0] for text in texts]
-    assert [bytes(parts.id) for _, parts in together] == [bytes(encode_document(text)[1].id) for text in texts]
-
-
-@SMALL
 @given(documents(), st.integers(0, 10), st.sampled_from(["$new", "$backupType", "$date2", '$a\\"b', "\\u0024new"]))
 def test_an_unknown_name_is_refused_wherever_it_stands(document: bytes, seed: int, name: str) -> None:
     """A `$`-name newer than this tool is refused at the place of any member of any document."""
@@ -604,17 +593,17 @@ def test_200_000_floats_come_back_bit_for_bit() -> None:
     raw = sweep(200_000).astype(">u4").tobytes()
     vector = b'{"$binary":"' + base64.b64encode(raw) + b'"}'
 
-    array, is_binary = encode_vectors([vector])[0]
+    array, is_binary = encode_vector(vector)
 
     assert is_binary
-    assert decode_vectors([array]) == [vector]
+    assert decode_vector(array) == vector
 
 
 def test_each_float_has_its_shortest_text() -> None:
     """No text of fewer digits is the same float32, and of the shortest it is numpy's: the nearest."""
     bits = sweep(200_000)
     floats = bits.view("f4")
-    array, _ = encode_vectors([binary_text([int(b) for b in bits]).encode()])[0]
+    array, _ = encode_vector(binary_text([int(b) for b in bits]).encode())
     texts_found = array[1:-1].decode().split(",")
 
     assert len(texts_found) == len(bits) == 200_000
@@ -627,7 +616,7 @@ def test_each_float_has_its_shortest_text() -> None:
 def test_the_reference_reads_each_float_the_same() -> None:
     """Rounded once, by exact fractions, each printed text is the very float32."""
     bits = [int(b) for b in sweep(200_000)[::13]] + [0x15AE43FD]
-    array, _ = encode_vectors([binary_text(bits).encode()])[0]
+    array, _ = encode_vector(binary_text(bits).encode())
 
     found = [reference.nearest_float32_bits(text) for text in array[1:-1].decode().split(",")]
 
@@ -640,7 +629,7 @@ def test_arrays_keep_their_digits(elements: list[str]) -> None:
     """A vector that is an array is never touched, whatever its numbers look like."""
     array = f"[{','.join(elements)}]".encode()
 
-    assert encode_vectors([array])[0] == (array, False)
+    assert encode_vector(array) == (array, False)
 
 
 def test_the_text_that_rounds_twice() -> None:
@@ -648,8 +637,8 @@ def test_the_text_that_rounds_twice() -> None:
     bits = reference.nearest_float32_bits("7.038531e-26")
 
     assert struct.pack(">f", float("7.038531e-26")) != struct.pack(">I", bits)
-    assert decode_vectors([b"[7.038531e-26]"])[0] == binary_text([bits]).encode()
-    assert Decimal(encode_vectors([binary_text([bits]).encode()])[0][0][1:-1].decode()) == Decimal("7.038531e-26")
+    assert decode_vector(b"[7.038531e-26]") == binary_text([bits]).encode()
+    assert Decimal(encode_vector(binary_text([bits]).encode())[0][1:-1].decode()) == Decimal("7.038531e-26")
 
 
 # ======================================================================================================================
@@ -1325,7 +1314,7 @@ def test_a_tiny_number_beside_a_minus_zero_costs_no_time() -> None:
     """The exact value of 1e-7333… has more digits than any memory; that it is zero, and its sign, need none of them."""
     array = f"[-0,1e-7{'3' * 45},-1e-7{'3' * 45},0.5,0]".encode()
     started = time.monotonic()
-    found = numpy.frombuffer(base64.b64decode(json.loads(decode_vectors([array])[0])["$binary"]), ">f4")
+    found = numpy.frombuffer(base64.b64decode(json.loads(decode_vector(array))["$binary"]), ">f4")
     assert time.monotonic() - started < 5
     assert found.tolist() == [0, 0, 0, 0.5, 0]
     assert numpy.signbit(found).tolist() == [True, False, True, False, False]

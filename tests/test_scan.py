@@ -744,12 +744,12 @@ def test_memory_lets_one_in_when_nothing_is_held() -> None:
 def test_a_stop_ends_waiting_for_memory() -> None:
     """Who waits for room does so no longer when the run is to end."""
     memory, stop = Memory(100), threading.Event()
-    memory.add(100)
     stop.set()
-    with memory.reserved(50, stop):
-        pass
-    with memory.reserved(0, threading.Event()):
-        pass
+    with memory.reserved(100, threading.Event()):
+        with memory.reserved(50, stop):
+            pass
+        with memory.reserved(0, threading.Event()):
+            pass
 
 
 # ------------------------------------------------------------------------------------------- beginning anew

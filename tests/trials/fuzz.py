@@ -81,7 +81,7 @@ def read_manifest(data: bytes) -> None:
 def read_line(line: bytes) -> None:
     """A line as a restore takes it: decoded, sent, compared; and the same document by the reference's reader."""
     try:
-        (document,) = astra_backup.decode_documents([astra_backup.Document.parse(line)])
+        document = astra_backup.decode_members(astra_backup.Document.parse(line))
         text = document.text()
         for choice in restore.Vectorize:
             view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
