@@ -32,11 +32,11 @@ import gzip
 import hashlib
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import operator
 import os
-import queue
 import random
 import re
 import resource
@@ -53,7 +53,6 @@ import time
 import traceback
 import urllib.parse
 import uuid
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -64,7 +63,7 @@ from enum import IntEnum
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 import click
 import msgspec
@@ -74,7 +73,6 @@ from isal import isal_zlib
 if TYPE_CHECKING:
     import httpx
     import requests
-    import tenacity
     from rich.live import Live
     from rich.progress import ProgressColumn, Task
 
@@ -109,7 +107,6 @@ MAX_SETTINGS_BYTES = 64 * 1024  # of `.env`, or of a file with a secret, with re
 MAX_MESSAGE_CHARS = 10_000  # of a message on the terminal or in the log
 MAX_AGE_HEADER_BYTES = 64 * 1024  # some 500 recipients; the time to read a header grows with its square
 READ_BYTES = 128 * 1024
-GROUPS_WAITING = 2  # pieces of a file that is encrypted or decrypted
 GROUP_LINES, GROUP_BYTES = 50, 1024 * 1024  # what is written at once
 GZIP_LEVEL = 1
 GZIP_WBITS = 31  # zlib's number for "with a gzip header"
@@ -810,8 +807,11 @@ class EncryptionRecord(msgspec.Struct):
     recipients: list[str] = []
 
 
-class CollectionRecord(msgspec.Struct, omit_defaults=False):
-    """One collection in the manifest. None: not known (older scripts), or not there because the collection failed."""
+class Record(msgspec.Struct, omit_defaults=False):
+    """What the manifest says of a collection and of a table.
+
+    None: not known (older scripts), or not there because it failed. `definition` is the server's own text.
+    """
 
     name: str
     status: str = "ok"
@@ -820,11 +820,6 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
     data_file: str | None = None
     compressed: bool | None = None
     document_count: int = 0
-    estimated_document_count: int | None = None
-    vector_count: int | None = None
-    vector_binary_count: int | None = None
-    vectorize_count: int | None = None
-    lexical_count: int | None = None
     content_digest: str | None = None
     data_sha256: str | None = None
     data_size_bytes: int | None = None
@@ -837,12 +832,44 @@ class CollectionRecord(msgspec.Struct, omit_defaults=False):
 
     @property
     def is_ok(self) -> bool:
-        """Whether the collection's data is complete."""
+        """Whether all documents or rows are there."""
         return self.status == "ok"
+
+
+class CollectionRecord(Record):
+    """One collection in the manifest."""
+
+    estimated_document_count: int | None = None
+    vector_count: int | None = None
+    vector_binary_count: int | None = None
+    vectorize_count: int | None = None
+    lexical_count: int | None = None
 
     def options(self) -> dict[str, Any]:
         """The definition as a dictionary: the server's `options` object. Raises FormatError."""
         return read_definition(self.name, self.definition)
+
+
+class TableRecord(Record):
+    """One table in the manifest, with the server's own text of its indexes."""
+
+    document_count: int = msgspec.field(name="row_count", default=0)
+    indexes: msgspec.Raw = msgspec.Raw(b"[]")
+
+    estimated_document_count: ClassVar[None] = None  # no server estimates rows
+    vector_count: ClassVar[int] = 0  # vectors of tables are columns, and not counted
+
+    def shape(self) -> TableShape:
+        """The columns and the key. Raises FormatError."""
+        return TableShape.read(self.name, self.definition)
+
+
+AnyRecord = CollectionRecord | TableRecord
+
+
+def noun_of(record: AnyRecord) -> str:
+    """What it holds, in the singular."""
+    return "row" if isinstance(record, TableRecord) else "document"
 
 
 @dataclass(frozen=True)
@@ -919,59 +946,6 @@ def _udt_names(of: Any) -> Iterator[str]:
             yield from _udt_names(of.get(part))
 
 
-class TableRecord(msgspec.Struct, omit_defaults=False):
-    """One table in the manifest. `definition` and `indexes` are the server's own; None: not there, since it failed."""
-
-    name: str
-    status: str = "ok"
-    error: str | msgspec.UnsetType | None = msgspec.UNSET  # absent unless it failed
-    definition: msgspec.Raw = msgspec.Raw(b"{}")
-    indexes: msgspec.Raw = msgspec.Raw(b"[]")
-    data_file: str | None = None
-    compressed: bool | None = None
-    row_count: int = 0
-    content_digest: str | None = None
-    data_sha256: str | None = None
-    data_size_bytes: int | None = None
-    started_at_utc: str | None = None
-    finished_at_utc: str | None = None
-    pages: int = 0
-    retries: int = 0
-    chains: int = 1
-    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether the table's rows are complete."""
-        return self.status == "ok"
-
-    @property
-    def document_count(self) -> int:
-        """The rows: what is asked of collections, too."""
-        return self.row_count
-
-    @property
-    def estimated_document_count(self) -> None:
-        """No server estimates the rows of a table."""
-
-    @property
-    def vector_count(self) -> int:
-        """Vectors of tables are columns, and not counted."""
-        return 0
-
-    def shape(self) -> TableShape:
-        """The columns and the key. Raises FormatError."""
-        return TableShape.read(self.name, self.definition)
-
-
-AnyRecord = CollectionRecord | TableRecord
-
-
-def noun_of(record: AnyRecord) -> str:
-    """What it holds, in the singular."""
-    return "row" if isinstance(record, TableRecord) else "document"
-
-
 def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
     try:
@@ -1009,7 +983,7 @@ class Totals(msgspec.Struct):
         if tables:
             found.tables_ok = sum(record.is_ok for record in tables)
             found.tables_failed = len(tables) - found.tables_ok
-            found.rows = sum(record.row_count for record in tables)
+            found.rows = sum(record.document_count for record in tables)
         return found
 
     def __str__(self) -> str:
@@ -1088,10 +1062,13 @@ class DataStats:
 
     def add(self, other: DataStats) -> None:
         """Add what other lines of the same file hold."""
-        for name in ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count"):
+        for name in (*RECORDED_COUNTS, "both_count"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.both_count += other.both_count
         self.content_digest = (self.content_digest + other.content_digest) % _DIGEST_MODULUS
+
+
+RECORDED_COUNTS = ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count")
+"""The fields of `DataStats` that a record of the manifest has, too; one of a table has but the first."""
 
 
 def line_digest(line: bytes) -> int:
@@ -1576,73 +1553,40 @@ class Encryption:
     identity: Any = field(repr=False)
 
 
-class BytePipe:
-    """Bytes on their way from one thread to another, few at a time. Either end may give up, with its reason.
+class PipedThread:
+    """A thread at one end of a pipe; `end` is ours: pyrage takes a reader and a writer and runs until all is done.
 
-    One end is pyrage, which takes a reader and a writer and runs until all is done.
+    `mode`: what we do with our end. Who gives up closes an end: the other side's next call fails or finds the end.
     """
 
-    def __init__(self) -> None:
-        self._chunks: queue.Queue[bytes] = queue.Queue(GROUPS_WAITING)
-        self._gathered = bytearray()
-        self._rest = memoryview(b"")
-        self._is_at_end = False
+    def __init__(self, work: Callable[[IO[bytes]], None], mode: str) -> None:
+        read_fd, write_fd = os.pipe()
+        reader = open(read_fd, "rb", READ_BYTES)  # noqa: SIM115  (each side closes its own)
+        writer = open(write_fd, "wb", READ_BYTES)  # noqa: SIM115
+        self.end: Any = reader if mode == "rb" else writer
+        its = writer if mode == "rb" else reader
         self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work, its), daemon=True)
+        self._thread.start()
 
-    def write(self, chunk: bytes) -> int:
-        """Add bytes; wait while enough are waiting. Raises the reason if the pipe was given up."""
-        self._gathered += chunk
-        if len(self._gathered) >= READ_BYTES:
-            self._put(bytes(self._gathered))
-            self._gathered.clear()
-        return len(chunk)
+    def _run(self, work: Callable[[IO[bytes]], None], end: IO[bytes]) -> None:
+        try:
+            with end:
+                work(end)
+        except BaseException as error:  # noqa: BLE001  (a panic of pyrage is no Exception)
+            self.error = error
 
-    def end(self) -> None:
-        """No more bytes will come."""
-        if self._gathered:
-            self._put(bytes(self._gathered))
-        self._put(b"")
+    def join(self) -> None:
+        """Wait until the thread has ended. Raises what it raised."""
+        self._thread.join()
+        if self.error:
+            raise self.error
 
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes; none at the end. Raises the reason if the pipe was given up."""
-        if not self._rest and not self._is_at_end:
-            self._rest = memoryview(self._get())
-            self._is_at_end = not self._rest
-        taken = bytes(self._rest[:size])
-        self._rest = self._rest[size:]
-        return taken
-
-    def give_up(self, reason: BaseException) -> None:
-        """Let neither end wait for the other any more. The first reason counts."""
-        self.error = self.error or reason
-        with contextlib.suppress(queue.Empty):  # whoever waits for room finds some, and then the reason
-            while True:
-                self._chunks.get_nowait()
-
-    def _put(self, chunk: bytes) -> None:
-        while self.error is None:
-            with contextlib.suppress(queue.Full):
-                return self._chunks.put(chunk, timeout=SIGNAL_POLL_S)
-        raise self.error
-
-    def _get(self) -> bytes:
-        while self.error is None:
-            with contextlib.suppress(queue.Empty):
-                return self._chunks.get(timeout=SIGNAL_POLL_S)
-        raise self.error
-
-    def serve(self, function: Callable[[], None]) -> threading.Thread:
-        """Start a thread that works at one end; what it raises is the reason that the other end gets."""
-
-        def run() -> None:
-            try:
-                function()
-            except BaseException as error:  # noqa: BLE001  (a panic of pyrage is no Exception)
-                self.give_up(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        return thread
+    def close(self) -> None:
+        """Close our end, and wait until the thread has ended. May be called twice."""
+        with contextlib.suppress(OSError):
+            self.end.close()
+        self._thread.join()
 
 
 class HashedFile:
@@ -1721,26 +1665,27 @@ class EncryptedFile:
         self._file = file
         self._encryption = encryption
         self._clear_sha256 = hashlib.sha256()
-        self._pipe = BytePipe()
-        self._thread = self._pipe.serve(self._encrypt)
+        self._pipe = PipedThread(self._encrypt, "wb")
 
     def write(self, chunk: bytes) -> int:
         """Append unencrypted bytes. Raises what failed since."""
         self._clear_sha256.update(chunk)
-        return self._pipe.write(chunk)
+        try:
+            self._pipe.end.write(chunk)
+        except OSError:  # nobody reads: the thread has ended
+            self._pipe.join()
+            raise
+        return len(chunk)
 
     def finish(self) -> None:
         """Encrypt what is left, and flush to the disk. Raises what failed since."""
-        self._pipe.end()
-        self._thread.join()
-        if self._pipe.error:
-            raise self._pipe.error
+        self._pipe.close()
+        self._pipe.join()
         self._file.finish()
 
     def close(self) -> None:
         """End the thread, and close the file as it is. May be called twice."""
-        self._pipe.give_up(BackupError("The file was given up."))
-        self._thread.join()
+        self._pipe.close()
         self._file.close()
 
     def prove(self, advance: Callable[[int], None] | None = None) -> None:
@@ -1763,11 +1708,11 @@ class EncryptedFile:
         if clear.sha256.digest() != self._clear_sha256.digest():
             raise FormatError("the file does not decrypt to what was encrypted")
 
-    def _encrypt(self) -> None:
+    def _encrypt(self, clear: IO[bytes]) -> None:
         import pyrage
 
         try:
-            pyrage.encrypt_io(self._pipe, self._file, self._encryption.recipients)
+            pyrage.encrypt_io(clear, self._file, self._encryption.recipients)
         except pyrage.EncryptError as error:
             raise self._file.error or error from None  # pyrage makes a text of what the file raised
 
@@ -1777,8 +1722,7 @@ class DecryptingReader(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], identities: Sequence[Any]) -> None:
         self._stream, self._identities = stream, list(identities)
-        self._pipe = BytePipe()
-        self._thread = self._pipe.serve(self._decrypt)
+        self._pipe = PipedThread(self._decrypt, "rb")
 
     def readable(self) -> bool:
         """True."""
@@ -1786,24 +1730,23 @@ class DecryptingReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
-        try:
-            chunk = self._pipe.read(len(buffer))
-        except Exception as error:
-            raise FormatError(f"it does not decrypt: {error}") from error
-        buffer[: len(chunk)] = chunk
-        return len(chunk)
+        size: int = self._pipe.end.readinto(buffer)
+        if not size:
+            try:
+                self._pipe.join()
+            except BaseException as error:
+                raise FormatError(f"it does not decrypt: {error}") from error
+        return size
 
     def close(self) -> None:
         """End the thread; the stream stays open. May be called twice."""
-        self._pipe.give_up(FormatError("it was closed"))
-        self._thread.join()
+        self._pipe.close()
         super().close()
 
-    def _decrypt(self) -> None:
+    def _decrypt(self, clear: IO[bytes]) -> None:
         import pyrage
 
-        pyrage.decrypt_io(self._stream, self._pipe, self._identities)
-        self._pipe.end()
+        pyrage.decrypt_io(self._stream, clear, self._identities)
 
 
 @contextlib.contextmanager
@@ -2026,18 +1969,6 @@ class CollectionInfo(msgspec.Struct):
     options: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class CollectionsStatus(msgspec.Struct):
-    """The `status` of a findCollections reply."""
-
-    collections: list[CollectionInfo]
-
-
-class TablesStatus(msgspec.Struct):
-    """The `status` of a listTables reply."""
-
-    tables: list[str]
-
-
 class TableInfo(msgspec.Struct):
     """What `listTables` with `explain` says of a table."""
 
@@ -2045,22 +1976,16 @@ class TableInfo(msgspec.Struct):
     definition: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class TableInfosStatus(msgspec.Struct):
-    """The `status` of a listTables reply with `explain`; servers without it send names."""
+class Status(msgspec.Struct):
+    """The `status` of a reply: each command has a field of its own."""
 
-    tables: list[TableInfo | str]
-
-
-class IndexesStatus(msgspec.Struct):
-    """The `status` of a listIndexes reply with `explain`."""
-
-    indexes: msgspec.Raw
-
-
-class TypesStatus(msgspec.Struct):
-    """The `status` of a listTypes reply with `explain`."""
-
-    types: list[msgspec.Raw]
+    collections: list[CollectionInfo] | msgspec.UnsetType = msgspec.UNSET
+    tables: list[TableInfo | str] | msgspec.UnsetType = msgspec.UNSET  # names: of servers without `explain`
+    indexes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    types: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+    keyspaces: list[str] | msgspec.UnsetType = msgspec.UNSET
+    count: int | None = None  # the estimate of a collection's documents
+    projectionSchema: dict[str, msgspec.Raw] | None = None  # noqa: N815  (the server's name; columns that were read)
 
 
 class TypeName(msgspec.Struct):
@@ -2069,36 +1994,12 @@ class TypeName(msgspec.Struct):
     udtName: str = ""  # noqa: N815  (the server's name)
 
 
-class SchemaStatus(msgspec.Struct):
-    """The `status` of a find reply of a table: the columns that were read."""
-
-    projectionSchema: dict[str, msgspec.Raw] | None = None  # noqa: N815  (the server's name)
-
-
-class KeyspacesStatus(msgspec.Struct):
-    """The `status` of a findKeyspaces reply."""
-
-    keyspaces: list[str] = []
-
-
-class CountStatus(msgspec.Struct):
-    """The `status` of an estimatedDocumentCount reply."""
-
-    count: int | None = None
-
-
 # Made here, in one thread: msgspec crashes where several threads are the first to decode the same class.
 _reply_decoder = msgspec.json.Decoder(Reply)
 _errors_decoder = msgspec.json.Decoder(Errors)
-_collections_decoder = msgspec.json.Decoder(CollectionsStatus)
-_keyspaces_decoder = msgspec.json.Decoder(KeyspacesStatus)
-_tables_decoder = msgspec.json.Decoder(TablesStatus)
-_table_infos_decoder = msgspec.json.Decoder(TableInfosStatus)
-_indexes_decoder = msgspec.json.Decoder(IndexesStatus)
-_types_decoder = msgspec.json.Decoder(TypesStatus)
+_status_decoder = msgspec.json.Decoder(Status)
 _type_name_decoder = msgspec.json.Decoder(TypeName)
-_schema_decoder = msgspec.json.Decoder(SchemaStatus)
-_count_decoder = msgspec.json.Decoder(CountStatus)
+_EXPLAIN = b'{"options":{"explain":true}}'
 
 
 class DataApi:
@@ -2127,28 +2028,22 @@ class DataApi:
 
     def list_keyspaces(self) -> list[str]:
         """Names of the database's keyspaces."""
-        read, patience = _read_status(_keyspaces_decoder), Patience(SIDE_QUESTION_BUDGET_S)
-        return self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read).keyspaces
+        read, patience = _read_status(lambda status: status.keyspaces), Patience(SIDE_QUESTION_BUDGET_S)
+        return self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read)
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
-        read = _read_status(_collections_decoder)
-        return self.call("findCollections", b'{"options":{"explain":true}}', read=read).collections
+        return self.call("findCollections", _EXPLAIN, read=_read_status(lambda status: status.collections))
 
     def list_tables(self, *, patience: Patience | None = None) -> list[str]:
-        """Names of the tables, which are no collections and share their names; none where no server knows of tables."""
-        try:
-            return self.call("listTables", b"{}", patience=patience, read=_read_status(_tables_decoder)).tables
-        except RequestError as error:
-            if error.code in NO_TABLES_CODES:
-                return []
-            raise
+        """Names of the tables, which are no collections and share their names."""
+        return [info.name for info in self.describe_tables(patience=patience)]
 
     def describe_tables(self, *, patience: Patience | None = None) -> list[TableInfo]:
         """All tables with their definitions, the server's own text; none where no server knows of tables."""
-        body, read = b'{"options":{"explain":true}}', _read_status(_table_infos_decoder)
+        read = _read_status(lambda status: status.tables)
         try:
-            found = self.call("listTables", body, patience=patience, read=read).tables
+            found = self.call("listTables", _EXPLAIN, patience=patience, read=read)
         except RequestError as error:
             if error.code in NO_TABLES_CODES:
                 return []
@@ -2157,13 +2052,11 @@ class DataApi:
 
     def describe_indexes(self, table: str) -> msgspec.Raw:
         """A table's indexes with their definitions, the server's own text."""
-        read = _read_status(_indexes_decoder)
-        return self.call("listIndexes", b'{"options":{"explain":true}}', table, read=read).indexes
+        return self.call("listIndexes", _EXPLAIN, table, read=_read_status(lambda status: status.indexes))
 
     def describe_types(self) -> dict[str, msgspec.Raw]:
         """The keyspace's user-defined types by their names, the server's own text."""
-        read = _read_status(_types_decoder)
-        found = self.call("listTypes", b'{"options":{"explain":true}}', read=read).types
+        found = self.call("listTypes", _EXPLAIN, read=_read_status(lambda status: status.types))
         return {name: each for each in found if (name := _type_name_decoder.decode(each).udtName)}
 
     @functools.cached_property
@@ -2181,8 +2074,8 @@ class DataApi:
     def estimated_count(self, collection: str) -> int | None:
         """The server's estimate, a hint for progress only; None when it gives none."""
         try:
-            read, patience = _read_status(_count_decoder), Patience(SIDE_QUESTION_BUDGET_S)
-            return self.call("estimatedDocumentCount", b"{}", collection, patience=patience, read=read).count
+            read, patience = _read_status(lambda status: status.count), Patience(SIDE_QUESTION_BUDGET_S)
+            return self.call("estimatedDocumentCount", b"{}", collection, patience=patience, read=read)
         except RequestError:
             return None
 
@@ -2218,14 +2111,13 @@ class DataApi:
 
     def pages(self, source: Readable, *, filter_json: bytes = b"{}") -> Iterator[Page]:
         """Yield the pages of a small `find`, one after the other. The end is a page state of null and nothing else."""
-        guard, state = PageGuard(source.name), None
+        reader = Reader(source.name)
         while True:
-            page = self.find_page(source, state, filter_json=filter_json)
-            if not guard.is_repeated(state, page):
+            page = self.find_page(source, reader.state, filter_json=filter_json)
+            if not reader.is_repeated(page):
                 yield page
-            if page.next_state is None:
+            if reader.state is None:
                 return
-            state = page.next_state
 
     def call(
         self,
@@ -2259,7 +2151,7 @@ class DataApi:
         def max_s() -> float:
             return float("inf") if self.was_reached else first_contact.left_s
 
-        found = retrying_requests(patience, self.stop, on_retry, collection, max_s=max_s)(send)
+        found = retry_requests(send, patience, self.stop, on_retry, collection, max_s=max_s)
         patience.renew()
         return found
 
@@ -2320,22 +2212,31 @@ class DataApi:
         return body
 
 
-class PageGuard:
-    """Notices that a server does not move on from a page, or leads back to one: it has lost the place in the scan."""
+_LED_BACK = "the server leads back to a page that was there before."
 
-    def __init__(self, collection: str) -> None:
+
+class Reader:
+    """Where a chain of pages goes on: `state`, None before the first page and at the end.
+
+    Notices that a server does not move on from a page, or leads back to one: it has lost the place in the scan.
+    """
+
+    def __init__(self, collection: str, chain: int = 0, state: str | None = None) -> None:
+        self.chain = chain
+        self.state = state
         self._collection = collection
         self._last: list[bytes] = []
         self._stalled = 0
         self._anchor, self._steps, self._limit = "", 0, 1  # Brent's way to find circles, with one state kept
 
-    def is_repeated(self, state: str | None, page: Page) -> bool:
-        """Look at the page that came for a state; True for one that came twice and is to be dropped.
+    def is_repeated(self, page: Page) -> bool:
+        """Go on to where a page that came leads; True for one that came twice and is to be dropped.
 
         Raises PageStateError.
         """
+        asked, self.state = self.state, page.next_state
         is_repeated = bool(page.keys) and page.keys == self._last
-        is_stalled = is_repeated or (page.next_state is not None and page.next_state == state)
+        is_stalled = is_repeated or (page.next_state is not None and page.next_state == asked)
         self._stalled = self._stalled + 1 if is_stalled else 0
         if self._stalled > MAX_STALLED_PAGES or (self._stalled and page.keys and not is_repeated):
             raise PageStateError("the server does not move on from a page.")
@@ -2349,7 +2250,7 @@ class PageGuard:
 
     def _step(self, state: str) -> None:
         if state == self._anchor:
-            raise PageStateError("the server leads back to a page that was there before.")
+            raise PageStateError(_LED_BACK)
         self._steps += 1
         if self._steps == self._limit:
             self._anchor, self._steps, self._limit = state, 0, 2 * self._limit
@@ -2414,65 +2315,40 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     return base_url, headers
 
 
-def _failed_request(state: tenacity.RetryCallState) -> RequestError | None:
-    error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, RequestError) else None
-
-
-def retrying_requests(
+def retry_requests(
+    request: Callable[[], _T],
     patience: Patience,
     stop: threading.Event,
     on_retry: Callable[[], None] | None = None,
     collection: str | None = None,
     *,
     max_s: Callable[[], float] = lambda: float("inf"),
-) -> tenacity.Retrying:
+) -> _T:
     """Repeat what raises a RequestError that may pass, with back-off and jitter, as long as there is time left.
 
     A wait is cut to the time that is left, so that the last attempt comes at its end. `Retry-After` is obeyed; one
     beyond the time that is left ends it at once. `max_s`: less time than the patience has. The last error is let
-    through.
+    through, at once after `stop`.
     """
-    import tenacity
-
-    def left_s() -> float:
-        return min(patience.left_s, max_s())
-
-    backoff = tenacity.wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)
-
-    def should_retry(state: tenacity.RetryCallState) -> bool:
-        error = _failed_request(state)
-        if error is None:
-            return False
-        return state.attempt_number < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
-
-    def wait_s(state: tenacity.RetryCallState) -> float:
-        error = _failed_request(state)
-        if error and error.retry_after_s:
-            patience.hold(error.retry_after_s)
-        return max(patience.held_s, min(0.1 + backoff(state), left_s()))
-
-    def should_stop(_state: tenacity.RetryCallState) -> bool:
-        return left_s() <= 0 or patience.held_s > left_s()
-
-    def tell(state: tenacity.RetryCallState) -> None:
-        message = getattr(_failed_request(state), "message", "").rstrip(".") + "."
-        log.warning("%s Trying again in %.1f s.", message, state.upcoming_sleep, extra=about(collection))
-        if on_retry:
-            on_retry()
-
-    def before(_state: tenacity.RetryCallState) -> None:
+    for attempt in itertools.count(1):
         patience.await_turn(stop)
-
-    return tenacity.Retrying(
-        retry=should_retry,
-        wait=wait_s,
-        stop=should_stop,
-        before=before,
-        before_sleep=tell,
-        sleep=tenacity.sleep_using_event(stop),
-        reraise=True,
-    )
+        try:
+            return request()
+        except RequestError as error:
+            patience.hold(error.retry_after_s or 0.0)
+            left_s = min(patience.left_s, max_s())
+            may_pass = attempt < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
+            if not may_pass or left_s <= 0 or patience.held_s > left_s:
+                raise
+            backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** (attempt - 1)))  # noqa: S311  (no secret)
+            wait_s = max(patience.held_s, min(backoff_s, left_s))
+            message = f"{error.message.rstrip('.')}."
+            log.warning("%s Trying again in %.1f s.", message, wait_s, extra=about(collection))
+            if on_retry:
+                on_retry()
+            if stop.wait(wait_s):
+                raise
+    raise AssertionError("unreachable")
 
 
 def decode_reply(text: bytes | bytearray) -> Reply:
@@ -2494,14 +2370,17 @@ def _errors_in(text: bytes | bytearray) -> list[ApiError]:
     return []
 
 
-def _read_status(decoder: msgspec.json.Decoder[_T]) -> Callable[[Reply], _T]:
-    """A reader of a reply's `status`."""
+def _read_status(field_of: Callable[[Status], _T | msgspec.UnsetType]) -> Callable[[Reply], _T]:
+    """A reader of a field of a reply's `status`."""
 
     def read(reply: Reply) -> _T:
         try:
-            return decoder.decode(reply.status)
+            found = field_of(_status_decoder.decode(reply.status))
         except (msgspec.DecodeError, RecursionError) as error:
             raise _unexpected_reply(str(error)) from error
+        if isinstance(found, msgspec.UnsetType):
+            raise _unexpected_reply("its status lacks what was asked for")
+        return found
 
     return read
 
@@ -2532,11 +2411,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
 
 def _status_error(status: int, retry_after: str | None, body: bytearray) -> RequestError:
     errors = _errors_in(body)
-    detail = f"{errors[0].code}: {errors[0].first_line}" if errors else ""
-    return _http_error(status, retry_after, detail)
-
-
-def _http_error(status: int, retry_after: str | None, detail: str) -> RequestError:
+    detail = f" ({errors[0].code}: {errors[0].first_line})" if errors else ""
     hints = {
         401: "The token is missing, wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN.",
         403: "The token may not do this: check its role and the database's access list.",
@@ -2550,7 +2425,7 @@ def _http_error(status: int, retry_after: str | None, detail: str) -> RequestErr
     retry_after_s = _retry_after_s(retry_after)
     wish = f", and asks to wait {retry_after_s:.0f} s" if retry_after_s else ""
     return RequestError(
-        f"The server answered HTTP {status}{f' ({detail})' if detail else ''}{wish}.",
+        f"The server answered HTTP {status}{detail}{wish}.",
         hints.get(status, "The service is failing or busy; try again later, or raise --retry-budget."),
         status=status,
         retryable=status in (408, 425, 429) or status >= 500,
@@ -2631,7 +2506,6 @@ MAX_GUESSED_SCANS = 2
 MAX_SCANS = 3  # how often a collection is begun anew because the place in it was lost
 MAX_BYTES_IN_FLIGHT = 48_000_000  # of pages, over all collections
 _END = -1
-_LED_BACK = "the server leads back to a page that was there before."
 
 
 class NotJoinedError(BackupError):
@@ -2916,20 +2790,6 @@ class Requests:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass
-class Reader:
-    """A chain as it is read: `state` is where it goes on, None at the end of the collection."""
-
-    chain: int
-    state: str | None
-    guard: PageGuard
-
-    def is_repeated(self, page: Page) -> bool:
-        """Go on to where a page that came leads; True for one that came twice and is to be dropped."""
-        asked, self.state = self.state, page.next_state
-        return self.guard.is_repeated(asked, page)
-
-
 class CollectionScan:
     """One attempt to read a collection. Documents go to the sink as their pages come."""
 
@@ -2978,7 +2838,7 @@ class CollectionScan:
 
     def _read_first_pages(self) -> tuple[list[KeptPage], Reader]:
         """The pages that are read one after the other, before anything is guessed; and where they lead."""
-        kept, reader = list[KeptPage](), Reader(0, None, PageGuard(self._source.name))
+        kept, reader = list[KeptPage](), Reader(self._source.name)
         while len(kept) < MAX_KEPT_PAGES and (not kept or reader.state is not None):
             page = self._requests.map(self._read, [reader.state])[0]
             if not reader.is_repeated(page):
@@ -3035,7 +2895,7 @@ class CollectionScan:
             chain = self._chains.enter(page.keys)
         if chain is None:
             return None
-        reader = Reader(chain, state, PageGuard(self._source.name))
+        reader = Reader(self._source.name, chain, state)
         reader.is_repeated(page)
         self._take(page, len(page.keys))
         return reader
@@ -3216,20 +3076,17 @@ def readable_table(api: DataApi, name: str, shape: TableShape) -> Readable:
     if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
         projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
 
-    def check(page: Page, reply: Reply, is_first: bool) -> None:
-        check_table_page(api, name, shape, page, reply, is_first=is_first)
-
     place = partial(_row_place, shape) if _can_be_guessed(shape) else None
-    return Readable(name, shape.key, place, projection, check)
+    return Readable(name, shape.key, place, projection, partial(_check_table_page, api=api, name=name, shape=shape))
 
 
-def check_table_page(api: DataApi, name: str, shape: TableShape, page: Page, reply: Reply, *, is_first: bool) -> None:
+def _check_table_page(page: Page, reply: Reply, is_first: bool, *, api: DataApi, name: str, shape: TableShape) -> None:
     """Raise BackupError for a page that lacks columns, or behind which rows may be missing.
 
     Servers of 2024 send no page state for tables: one page of rows, and no more.
     """
     with contextlib.suppress(msgspec.DecodeError):
-        schema = _schema_decoder.decode(reply.status).projectionSchema if reply.status else None
+        schema = _status_decoder.decode(reply.status).projectionSchema if reply.status else None
         if schema is not None and (missing := [each for each in shape.columns if each not in schema]):
             raise BackupError(
                 f"{name}: the server did not return the columns {', '.join(missing)}.",
@@ -4189,7 +4046,7 @@ class Box:
                 raise _box_error(what, error) from error  # for replies that it does not understand
 
         budget = self.config.retry_budget_s if budget_s is None else budget_s
-        return retrying_requests(Patience(budget), self.stop)(attempt)
+        return retry_requests(attempt, Patience(budget), self.stop)
 
     def _note(self, error: BoxError) -> BoxError:
         if error.status == 401:  # the next attempt begins with a new token
@@ -4522,7 +4379,7 @@ class Stored:
             "place": self.place,
             "created_at_utc": manifest.created_at_utc,
             "documents": sum(record.document_count for record in manifest.collections),
-            **({"rows": sum(record.row_count for record in manifest.tables)} if manifest.tables else {}),
+            **({"rows": sum(record.document_count for record in manifest.tables)} if manifest.tables else {}),
             "size_bytes": self.size_bytes,
             "status": self.status,
             "is_selection": manifest.selection is not msgspec.UNSET,
@@ -5129,39 +4986,33 @@ class BackupRun:
     report: Report
 
 
-_R = TypeVar("_R", CollectionRecord, TableRecord)
+class CollectionBackup:
+    """Backs up one collection: reads it, writes it, proves the file."""
 
+    encode: Callable[[bytes], tuple[bytes, Document | None]] = staticmethod(encode_document)
 
-class RecordBackup(ABC, Generic[_R]):
-    """Backs up one collection or table: reads it, writes it, proves the file."""
-
-    encode: Callable[[bytes], tuple[bytes, Document | None]]
-    record: _R
-
-    def __init__(self, run: BackupRun, record: _R, path: Path) -> None:
+    def __init__(self, run: BackupRun, record: AnyRecord, path: Path) -> None:
         self.record = record
         self._about = about(record.name)
         self._requests, self._report = run.requests, run.report
         self._compressed, self._encryption = run.plan.compressed, run.plan.encryption
         self._path = path
 
-    def run(self) -> _R:
-        """Return the manifest's record, of a failed collection too. Only a stop request is raised."""
-        record: AnyRecord = self.record
+    def run(self) -> None:
+        """Fill in the manifest's record, of a failed collection too. Only a stop request is raised."""
+        record = self.record
         try:
             stats = self._read()
-            held = self._fill_in(stats)
-            record.data_file = self._path.name
-            record.content_digest = digest_text(stats.content_digest)
-            record.data_sha256 = stats.data_sha256
-            record.data_size_bytes = stats.data_size_bytes
-            log.info("%s: %s, proved.", record.name, held, extra=self._about)
+            self._check_vectors(stats)
+            self._fill_in(stats)
+            held = plural(stats.document_count, noun_of(record))
+            vectors = f", {plural(stats.vector_count, 'vector')}" if isinstance(record, CollectionRecord) else ""
+            log.info("%s: %s%s, proved.", record.name, held, vectors, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             if not self._requests.api.stop.is_set():  # a run that is stopped is no failure of its collections
                 self._fail(error)
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
-        return self.record
 
     def _read(self) -> DataStats:
         """Scan it and write its data file; once more if it was recreated meanwhile."""
@@ -5205,17 +5056,40 @@ class RecordBackup(ABC, Generic[_R]):
                 "The disk or the memory is failing: do not trust this machine, run the backup on another.",
             ) from error
 
-    @abstractmethod
     def _source(self) -> Readable:
         """What is read, by its definition of now."""
+        return Readable(self.record.name)
 
-    @abstractmethod
+    def _definitions(self) -> dict[str, msgspec.Raw]:
+        (found,) = self._requests.map(DataApi.list_collections, [self._requests.api])
+        return {info.name: info.options for info in found}
+
     def _was_recreated(self) -> bool:
         """Whether it has another definition than before the scan. One that is gone was read to its end."""
+        now = self._definitions().get(self.record.name, self.record.definition)
+        is_same = _is_same_json(now, self.record.definition)
+        self.record.definition = self.record.definition if is_same else now
+        return not is_same
 
-    @abstractmethod
-    def _fill_in(self, stats: DataStats) -> str:
-        """Put what was read into the record; what it is, in words. Raises BackupError for what cannot be right."""
+    def _check_vectors(self, stats: DataStats) -> None:
+        """The vector guard: a vector collection whose documents carry no vector is a failed backup."""
+        vector = read_definition(self.record.name, self.record.definition).get("vector")
+        if not vector or not stats.document_count or stats.vector_count:
+            return
+        message = f"{self.record.name}: the collection declares vectors, but none of its documents carries one."
+        if not vector.get("service"):
+            raise BackupError(message, "If that is so in the database, leave the collection out with --exclude.")
+        self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
+        self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
+
+    def _fill_in(self, stats: DataStats) -> None:
+        record = self.record
+        for name in set(RECORDED_COUNTS).intersection(record.__struct_fields__):
+            setattr(record, name, getattr(stats, name))
+        record.data_file = self._path.name
+        record.content_digest = digest_text(stats.content_digest)
+        record.data_sha256 = stats.data_sha256
+        record.data_size_bytes = stats.data_size_bytes
 
     def _fail(self, error: Exception) -> None:
         """Record the failure; the file goes, also to give a full disk its space back."""
@@ -5229,53 +5103,11 @@ class RecordBackup(ABC, Generic[_R]):
         log.debug("%s", "".join(traceback.format_exception(error)), extra=self._about)
 
 
-class CollectionBackup(RecordBackup[CollectionRecord]):
-    """Backs up one collection."""
-
-    encode = staticmethod(encode_document)
-
-    def estimate(self) -> None:
-        """Ask the server for its estimate of the documents."""
-        self.record.estimated_document_count = self._requests.api.estimated_count(self.record.name)
-
-    def _source(self) -> Readable:
-        return Readable(self.record.name)
-
-    def _was_recreated(self) -> bool:
-        """Whether the collection has another definition than before the scan. One that is gone was read to its end."""
-        (found,) = self._requests.map(DataApi.list_collections, [self._requests.api])
-        for info in found:
-            if info.name == self.record.name and not _is_same_json(info.options, self.record.definition):
-                self.record.definition = info.options
-                return True
-        return False
-
-    def _check_vectors(self, stats: DataStats) -> None:
-        """The vector guard: a vector collection whose documents carry no vector is a failed backup."""
-        vector = self.record.options().get("vector")
-        if not vector or not stats.document_count or stats.vector_count:
-            return
-        message = f"{self.record.name}: the collection declares vectors, but none of its documents carries one."
-        if not vector.get("service"):
-            raise BackupError(message, "If that is so in the database, leave the collection out with --exclude.")
-        self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
-        self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
-
-    def _fill_in(self, stats: DataStats) -> str:
-        self._check_vectors(stats)
-        record = self.record
-        record.document_count = stats.document_count
-        record.vector_count = stats.vector_count
-        record.vector_binary_count = stats.vector_binary_count
-        record.vectorize_count = stats.vectorize_count
-        record.lexical_count = stats.lexical_count
-        return f"{plural(stats.document_count, 'document')}, {plural(stats.vector_count, 'vector')}"
-
-
-class TableBackup(RecordBackup[TableRecord]):
+class TableBackup(CollectionBackup):
     """Backs up one table, and its indexes."""
 
     encode = staticmethod(encode_row)
+    record: TableRecord
 
     def __init__(self, run: BackupRun, record: TableRecord, path: Path, types: dict[str, msgspec.Raw]) -> None:
         super().__init__(run, record, path)
@@ -5290,20 +5122,12 @@ class TableBackup(RecordBackup[TableRecord]):
             )
         return readable_table(self._requests.api, name, shape)
 
-    def _was_recreated(self) -> bool:
+    def _definitions(self) -> dict[str, msgspec.Raw]:
         api, name = self._requests.api, self.record.name
         (found,) = self._requests.map(DataApi.describe_tables, [api])
-        for info in found:
-            if info.name == name and not _is_same_json(info.definition, self.record.definition):
-                self.record.definition = info.definition
-                return True
         if any(info.name == name for info in found):
             (self.record.indexes,) = self._requests.map(api.describe_indexes, [name])
-        return False
-
-    def _fill_in(self, stats: DataStats) -> str:
-        self.record.row_count = stats.document_count
-        return plural(stats.document_count, "row")
+        return {info.name: info.definition for info in found}
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
@@ -5458,28 +5282,24 @@ def _run_records(
     run: BackupRun, selected: Contents, directory: Path
 ) -> tuple[list[CollectionRecord], list[TableRecord]]:
     """Back up several collections and tables at once, large ones first; the records come in the server's order."""
-    plan, started = run.plan, utc_text(utc_now())
-    names = [info.name for info in selected.collections] + [f"{info.name}.rows" for info in selected.tables]
+    plan, api = run.plan, run.requests.api
+    common: dict[str, Any] = {"compressed": plan.compressed, "started_at_utc": utc_text(utc_now())}
+    collections = [CollectionRecord(info.name, definition=info.options, **common) for info in selected.collections]
+    tables = [TableRecord(info.name, definition=info.definition, **common) for info in selected.tables]
+    names = [record.name for record in collections] + [f"{record.name}.rows" for record in tables]
     files = data_file_names(names, compressed=plan.compressed, encrypted=plan.encryption is not None)
     paths = iter([directory / file for file in files])
-    jobs = []
-    for info in selected.collections:
-        options, compressed = info.options, plan.compressed
-        record = CollectionRecord(info.name, definition=options, compressed=compressed, started_at_utc=started)
-        jobs.append(CollectionBackup(run, record, next(paths)))
-    tables = []
-    for each in selected.tables:
-        table = TableRecord(each.name, definition=each.definition, compressed=plan.compressed, started_at_utc=started)
-        tables.append(TableBackup(run, table, next(paths), selected.types))
-    run.requests.map(CollectionBackup.estimate, jobs)
-    by_size = sorted(jobs, key=lambda job: -(job.record.estimated_document_count or 0))
-    estimates: dict[str, int | None] = {job.record.name: job.record.estimated_document_count for job in jobs}
-    run.report.stage(estimates | dict.fromkeys((job.record.name for job in tables), None))
-    everything: list[Callable[[], object]] = [*(job.run for job in by_size), *(job.run for job in tables)]
-    pool = ThreadPoolExecutor(max(1, min(plan.workers, len(everything))))  # they wait for the threads of the requests
+    estimates = run.requests.map(api.estimated_count, [record.name for record in collections])
+    for record, estimate in zip(collections, estimates, strict=True):
+        record.estimated_document_count = estimate
+    jobs = [CollectionBackup(run, record, next(paths)) for record in collections]
+    jobs += [TableBackup(run, record, next(paths), selected.types) for record in tables]
+    jobs.sort(key=lambda job: -(job.record.estimated_document_count or 0))
+    run.report.stage({job.record.name: job.record.estimated_document_count for job in jobs})
+    pool = ThreadPoolExecutor(max(1, min(plan.workers, len(jobs))))  # they wait for the threads of the requests
     try:
-        await_all([pool.submit(job) for job in everything])
-        return [job.record for job in jobs], [job.record for job in tables]
+        await_all([pool.submit(job.run) for job in jobs])
+        return collections, tables
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         run.requests.close()
@@ -5984,7 +5804,7 @@ class RunRecord:
             samples["bytes"] = {"": directory_size(self.result.snapshot_dir)}
             samples["documents"] = {record.name: record.document_count for record in records}
             samples["vectors"] = {record.name: record.vector_count or 0 for record in records}
-            samples["rows"] = {table.name: table.row_count for table in self.result.manifest.tables or []}
+            samples["rows"] = {table.name: table.document_count for table in self.result.manifest.tables or []}
         return samples
 
 

@@ -125,7 +125,7 @@ from astra_backup import (
     read_small_file,
     readable_table,
     redactor,
-    retrying_requests,
+    retry_requests,
     run_command,
     scan_collection,
     short_key,
@@ -1716,7 +1716,7 @@ def _drop_table(api: DataApi, name: str) -> None:
         if name in api.list_tables(patience=Patience(0.0)):
             api.call("dropTable", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
 
-    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop_it)
+    retry_requests(drop_it, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
 
 
 def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> None:
@@ -2130,7 +2130,7 @@ def _drop(api: DataApi, name: str) -> None:
             raise TargetRefused(f"{name} is a table now: it is not dropped.", "Look at it first.")
         api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
 
-    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop)
+    retry_requests(drop, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
 
 
 class Journal:

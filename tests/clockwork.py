@@ -27,7 +27,7 @@ from tests.support import PING_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"astra_backup.py": astra_backup, "snapshots.py": snapshots}
-HEAVY = ("astrapy", "box_sdk_gen", "dotenv", "httpx", "isal.igzip_threaded", "numpy", "orjson", "tenacity")
+HEAVY = ("astrapy", "box_sdk_gen", "dotenv", "httpx", "isal.igzip_threaded", "numpy", "orjson")
 LOOKS = 30  # how often the clock is looked at before it moves: on a slow machine a snapshot has the same name
 
 

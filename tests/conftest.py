@@ -180,7 +180,7 @@ WARM = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore, snapshots
-import astrapy, box_sdk_gen, httpx, numpy, prometheus_client, pyrage, requests, rich.console, rich.progress, tenacity
+import astrapy, box_sdk_gen, httpx, numpy, prometheus_client, pyrage, requests, rich.console, rich.progress
 for line in sys.stdin:
     directory, environ, sys.argv, outputs = json.loads(line)
     child = os.fork()

@@ -284,7 +284,6 @@ def fork_for_each_job() -> None:
     import pyrage  # noqa: F401
     import rich.console
     import rich.progress  # noqa: F401
-    import tenacity  # noqa: F401
 
     import astra_backup
     import restore

@@ -616,8 +616,8 @@ FAILING_MACHINE = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 fault = sys.argv.pop(1)
-import astra_backup
-prove, read = astra_backup.EncryptedFile.prove, astra_backup.BytePipe.read
+import io, astra_backup, pyrage
+prove, encrypt = astra_backup.EncryptedFile.prove, pyrage.encrypt_io
 
 def flipped(text, at):
     return text[:at] + bytes([text[at] ^ 1]) + text[at:][1:]
@@ -628,12 +628,11 @@ def damage_the_file(self, *arguments):
     path.write_bytes(flipped(content, -20) if fault == "disk" else content[:-20] if fault == "cut" else b"")
     prove(self, *arguments)
 
-def flip_a_bit(self, size):
-    text = read(self, size)
-    return flipped(text, -1) if text else text
+def flip_a_bit(reader, *arguments):
+    encrypt(io.BytesIO(flipped(reader.read(), -1)), *arguments)
 
 if fault == "memory":
-    astra_backup.BytePipe.read = flip_a_bit
+    pyrage.encrypt_io = flip_a_bit
 else:
     astra_backup.EncryptedFile.prove = damage_the_file
 astra_backup.run_command(astra_backup.main)
