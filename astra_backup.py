@@ -2949,30 +2949,30 @@ class CollectionScan:
                 self._progress.count_page(own)
 
 
+@dataclass
 class ScanProgress:
     """What reading a collection took so far. Thread-safe.
 
     `on_read` is told how many documents came, `on_restart` that a scan begins, or begins anew.
     """
 
-    def __init__(self, on_restart: Callable[[], None], on_read: Callable[[int], None]) -> None:
-        self.pages = 0
-        self.retries = 0
-        self.chains = 1
-        self._on_restart = on_restart
-        self._on_read = on_read
-        self._lock = threading.Lock()
+    on_restart: Callable[[], None]
+    on_read: Callable[[int], None]
+    pages: int = 0
+    retries: int = 0
+    chains: int = 1
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def restart(self) -> None:
         """The collection is begun anew: only retries stay."""
         self.pages = 0
-        self._on_restart()
+        self.on_restart()
 
     def count_page(self, documents: int) -> None:
         """A page counts."""
         with self._lock:
             self.pages += 1
-        self._on_read(documents)
+        self.on_read(documents)
 
     def count_retry(self) -> None:
         """A request is repeated, or a scan."""
@@ -5150,29 +5150,24 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             for weakness in probe_file_system(plan.output_dir, "probe"):
                 report.warn(weakness)
             selected = select(list_keyspace(run.requests.api, report), plan, report)
-            last = _find_last_of(plan, report)
+            has_alarm = plan.max_shrink_percent < 100
+            last = find_last(plan.output_dir, plan.scope, plan.box_config, report) if has_alarm else None
             begun = time.monotonic()
             directory, started = output.new_snapshot(stop)
             _tell_beginning(plan, selected, output.names_after(started), report)
             collections, tables = _run_records(run, selected, directory)
-            manifest = _make_manifest(plan, collections, tables, started, time.monotonic() - begun)
-            if selected.lacks_tables:
-                manifest.status = "incomplete"
-            if tables:
-                manifest.types = _used_types(tables, selected.types)
-            _add_warnings(manifest, plan, [selected.warning] if selected.warning else [], last, report)
+            manifest = _make_manifest(plan, selected, collections, tables)
+            manifest.created_at_utc = utc_text(started)
+            manifest.duration_seconds = round(time.monotonic() - begun, 3)
+            # The clock may have been set meanwhile.
+            manifest.finished_at_utc = utc_text(started + timedelta(seconds=manifest.duration_seconds))
+            if last:
+                _add_shrinkage(manifest, *last, plan.max_shrink_percent, report)
             result = _finish_snapshot(directory, manifest, report)
         except OSError as error:
             raise _cannot_write(error, directory) from error
         remove_superseded(result, plan.max_shrink_percent, report)
         return result
-
-
-def _find_last_of(plan: BackupPlan, report: Report) -> tuple[str, Manifest] | None:
-    """What the new snapshot will be compared with."""
-    if plan.max_shrink_percent >= 100:
-        return None
-    return find_last(plan.output_dir, plan.scope, plan.box_config, report)
 
 
 def _tell_beginning(plan: BackupPlan, selected: Contents, future_names: list[str], report: Report) -> None:
@@ -5312,60 +5307,45 @@ def _used_types(tables: list[TableRecord], types: dict[str, msgspec.Raw]) -> lis
 
 
 def _make_manifest(
-    plan: BackupPlan,
-    collections: list[CollectionRecord],
-    tables: list[TableRecord],
-    started: datetime,
-    duration_s: float,
+    plan: BackupPlan, selected: Contents, collections: list[CollectionRecord], tables: list[TableRecord]
 ) -> Manifest:
+    """The manifest but for its times."""
     import astrapy
 
-    target = plan.target
-    is_complete = all(record.is_ok for record in collections) and all(table.is_ok for table in tables)
+    target, encryption = plan.target, plan.encryption
+    is_complete = not selected.lacks_tables and all(record.is_ok for record in (*collections, *tables))
     return Manifest(
         backup_format_version=FORMAT_VERSION,
         status="complete" if is_complete else "incomplete",
-        created_at_utc=utc_text(started),
-        finished_at_utc=utc_text(started + timedelta(seconds=duration_s)),  # the clock may have been set meanwhile
-        duration_seconds=round(duration_s, 3),
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
         source=Source(target.api_endpoint, target.keyspace, target.environment),
-        selection=msgspec.UNSET
-        if not plan.collections and not plan.exclude
-        else Selection(plan.collections, plan.exclude),
-        encryption=EncryptionRecord("age", list(plan.encryption.names)) if plan.encryption else msgspec.UNSET,
+        selection=Selection(plan.collections, plan.exclude) if plan.collections or plan.exclude else msgspec.UNSET,
+        encryption=EncryptionRecord("age", list(encryption.names)) if encryption else msgspec.UNSET,
+        warnings=[selected.warning] if selected.warning else msgspec.UNSET,
         totals=Totals.of(collections, tables),
         collections=collections,
         tables=tables or msgspec.UNSET,
+        types=_used_types(tables, selected.types) if tables else msgspec.UNSET,
     )
 
 
-def _add_warnings(
-    manifest: Manifest, plan: BackupPlan, warnings: list[str], last: tuple[str, Manifest] | None, report: Report
-) -> None:
-    """Write warnings into the manifest, and what shrank since the last snapshot."""
-    if last:
-        name, old = last
-        sentences = _shrinkage_since(name, old, manifest, plan.max_shrink_percent, report)
-        for sentence in sentences:
-            report.warn(f"Shrunk since {name}: {sentence}.")
-        if sentences:
-            manifest.shrunk_from = name
-        warnings += [f"shrunk since {name}: {sentence}" for sentence in sentences]
-    if warnings:
-        manifest.warnings = warnings
-
-
-def _shrinkage_since(name: str, old: Manifest, new: Manifest, max_percent: float, report: Report) -> list[str]:
-    """What `find_shrinkage` finds, of which a manifest can hold so much; an error in it is a warning."""
+def _add_shrinkage(manifest: Manifest, name: str, old: Manifest, max_percent: float, report: Report) -> None:
+    """Write into the manifest, which can hold so much of it, what shrank; an error in it is a warning."""
     try:
-        sentences = find_shrinkage(old, new, max_percent)
+        sentences = find_shrinkage(old, manifest, max_percent)
     except Exception as error:  # noqa: BLE001  (a bug in here must not cost a whole snapshot)
         report.warn(f"Could not compare with {name}: {describe_error(error)}")
-        return []
+        return
     more = len(sentences) - MAX_SENTENCES
-    return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"{more:,} more"]
+    if more > 0:
+        sentences[MAX_SENTENCES:] = [f"{more:,} more"]
+    for sentence in sentences:
+        report.warn(f"Shrunk since {name}: {sentence}.")
+    if sentences:
+        manifest.shrunk_from = name
+        shrunk = [f"shrunk since {name}: {sentence}" for sentence in sentences]
+        manifest.warnings = [*(manifest.warnings or []), *shrunk]
 
 
 def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope) -> tuple[_T, Manifest] | None:
