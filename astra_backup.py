@@ -1590,12 +1590,10 @@ class PipedThread:
 
 
 class HashedFile:
-    """A new file that hashes what is written to it. `error`: why a write failed."""
+    """A file, emptied, that hashes what is written to it. `error`: why a write failed."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists():  # another file, and not that one emptied: who was given up may still write to it
-            path.unlink()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
         self._path = path
         self.sha256 = hashlib.sha256()
