@@ -2328,17 +2328,20 @@ def retry_requests(
     beyond the time that is left ends it at once. `max_s`: less time than the patience has. The last error is let
     through, at once after `stop`.
     """
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         patience.await_turn(stop)
         try:
             return request()
         except RequestError as error:
+            if not (attempt < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable):
+                raise
             patience.hold(error.retry_after_s or 0.0)
             left_s = min(patience.left_s, max_s())
-            may_pass = attempt < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable
-            if not may_pass or left_s <= 0 or patience.held_s > left_s:
+            if left_s <= 0 or patience.held_s > left_s:
                 raise
-            backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** (attempt - 1)))  # noqa: S311  (no secret)
+            backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt - 1, 10)))  # noqa: S311
             wait_s = max(patience.held_s, min(backoff_s, left_s))
             message = f"{error.message.rstrip('.')}."
             log.warning("%s Trying again in %.1f s.", message, wait_s, extra=about(collection))
@@ -2346,7 +2349,6 @@ def retry_requests(
                 on_retry()
             if stop.wait(wait_s):
                 raise
-    raise AssertionError("unreachable")
 
 
 def decode_reply(text: bytes | bytearray) -> Reply:
