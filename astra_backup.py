@@ -1105,7 +1105,7 @@ def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
     return None
 
 
-def data_file_names(collections: Iterable[str], *, compressed: bool, encrypted: bool = False) -> list[str]:
+def data_file_names(collections: Iterable[str], *, compressed: bool, encrypted: bool) -> list[str]:
     """The data files of a run's collections, in the server's order. No file system takes two of them for one.
 
     The server allows letters, digits and `_`; anything else is escaped, `~` too: it marks the second of two names that
@@ -1278,9 +1278,9 @@ def check_rows(
     shape: TableShape,
     *,
     compressed: bool,
-    identities: Sequence[Any] = (),
-    advance: Callable[[int], None] = lambda _count: None,
-    look: Callable[[dict[str, bytes]], None] = lambda _row: None,
+    identities: Sequence[Any],
+    advance: Callable[[int], None],
+    look: Callable[[dict[str, bytes]], None],
 ) -> DataStats:
     """`check_data` for a table's data file. `look` is shown each row; what it raises goes through."""
 
@@ -2254,7 +2254,7 @@ class Reader:
             self._anchor, self._steps, self._limit = state, 0, 2 * self._limit
 
 
-def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[], None] | None = None) -> _T:
+def until_whole(collection: str, scan: Callable[[], _T]) -> _T:
     """Do a scan; begin it anew when the server has lost the place in it. Raises the last of MAX_SCANS errors."""
     for attempt in range(1, MAX_SCANS + 1):
         try:
@@ -2263,8 +2263,6 @@ def until_whole(collection: str, scan: Callable[[], _T], on_restart: Callable[[]
             if attempt == MAX_SCANS:
                 raise
             log.warning("%s: %s Starting the collection over.", collection, error.message, extra=about(collection))
-            if on_restart:
-                on_restart()
     raise AssertionError("unreachable")
 
 
