@@ -6061,7 +6061,7 @@ def main(
         return run_check(options, collections, exclude, to_box=to_box)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
-    with Report(quiet=is_quiet(options)) as report:
+    with _telling_a_stop(options["output_dir"], to_box=to_box), Report(quiet=is_quiet(options)) as report:
         record.pinger.start()
         box_config = read_box_config(options) if to_box else None
         output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
@@ -6076,6 +6076,31 @@ def main(
             record.step("upload", result)
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
+
+
+@contextlib.contextmanager
+def _telling_a_stop(output_dir: Path, *, to_box: bool) -> Iterator[None]:
+    """A run that a signal ends says what there is now, and what to do."""
+    first_name = snapshot_name(utc_now())
+    try:
+        yield
+    except SystemExit:
+        made = [path for path, (name, _) in local_snapshots(output_dir) if path.is_dir() and name >= first_name]
+        log.warning("Interrupted. %s", _describe_stop(made[-1] if made else None, to_box=to_box))
+        raise
+
+
+def _describe_stop(made: Path | None, *, to_box: bool) -> str:
+    """What a stopped run leaves: the snapshot if it was finished before, else nothing that counts."""
+    if made is None:
+        return (
+            "Nothing of this run counts as a backup. Run it again; where the file system has locks, that also removes"
+            " what this run left."
+        )
+    if made.name.endswith(INCOMPLETE_SUFFIX):
+        return f"{made} was finished before, with failed collections. Run it again."
+    upload = f" To make sure that it is in Box: {_upload_command(made)}" if to_box else ""
+    return f"{made} was finished before, and is complete.{upload}"
 
 
 def is_quiet(options: dict[str, Any]) -> bool:
@@ -6202,13 +6227,18 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     except Exception as error:  # noqa: BLE001  (whatever it is, the local snapshot stands: exit 3)
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
         log.debug("%s", traceback.format_exc())
-        where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
-        log.error("%s stays. To upload it: snapshots.py upload %s%s", directory, directory.name, where)  # noqa: TRY400
+        log.error("%s stays. To upload it: %s", directory, _upload_command(directory))  # noqa: TRY400
         failure = {"error": redactor.redact(describe_error(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)
     upload = {"file_id": file.id, "name": file.name, "size_bytes": file.size_bytes, "sha1": file.sha1, "sent": is_new}
     return dataclasses.replace(result, upload=upload)
+
+
+def _upload_command(directory: Path) -> str:
+    """The command that brings a local snapshot to Box."""
+    where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
+    return f"snapshots.py upload {directory.name}{where}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from astra_backup import (
     BEHAVIOUR,
@@ -581,9 +582,12 @@ def _status_line(row: dict[str, Any]) -> str:
 def run_upload(name: str, options: dict[str, Any]) -> int:
     """Bring a snapshot that exists to Box, as the backup would have. Returns the exit code."""
     directory = options["output_dir"] / name
+    source = click.get_current_context().get_parameter_source("to_box")
+    if source is ParameterSource.COMMANDLINE and not options["to_box"]:  # BACKUP_BOX=false is of the backups
+        raise BackupError("--no-box contradicts `upload`, which brings a snapshot to Box.", "Leave out --no-box.")
     with Report(quiet=is_quiet(options)) as report:
         config = read_box_config(options, "Set them.")
-        result = existing_snapshot(directory, name, report)
+        result = existing_snapshot(directory, name, Wanted.of(options), report)
         try:
             result = upload_snapshot(result, config, report)
         except BackupError as error:  # it is damaged
@@ -600,7 +604,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
     return code
 
 
-def existing_snapshot(directory: Path, name: str, report: Report) -> BackupResult:
+def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report) -> BackupResult:
     """A complete snapshot that is there. Raises BackupError if it is not, SnapshotRefused if it may not be uploaded."""
     if Path(name).name != name or not parse_snapshot_name(name) or not directory.is_dir():
         raise BackupError(
@@ -610,6 +614,11 @@ def existing_snapshot(directory: Path, name: str, report: Report) -> BackupResul
         manifest = read_manifest(directory)
     except (OSError, FormatError) as error:
         raise SnapshotRefused(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
+    if not wanted.has(Scope.of(manifest)):
+        raise BackupError(
+            f"{directory} is of {place_text(manifest.source.keyspace, manifest.source.api_endpoint)}.",
+            "Correct or leave out --api-endpoint and --keyspace (ASTRA_DB_API_ENDPOINT, ASTRA_DB_KEYSPACE).",
+        )
     if not is_complete_name(name) or not manifest.is_complete:
         raise SnapshotRefused(f"{directory} is incomplete, and is not uploaded.", "Make a new backup.")
     for warning in manifest.warnings or []:
@@ -628,17 +637,12 @@ _COUNT = click.IntRange(1, 100_000)
 
 
 def scope_options(function: Any) -> Any:
-    """Options of every command but `upload`, whose snapshot has a name."""
+    """Options of every command."""
     scope = [
         option(DATABASE, "--api-endpoint URL", _ENDPOINT, "ASTRA_DB_API_ENDPOINT"),
         option(DATABASE, "--keyspace NAME", _KEYSPACE, "ASTRA_DB_KEYSPACE"),
     ]
     return with_options([output_dir_option, box_option, *scope, *patience_options, *output_options], function)
-
-
-def upload_options(function: Any) -> Any:
-    """Options of `upload`."""
-    return with_options([output_dir_option, *patience_options, *output_options], function)
 
 
 def keep_options(function: Any) -> Any:
@@ -715,7 +719,7 @@ def prune_command(**options: Any) -> int:
 
 @main.command("upload", cls=Command, context_settings=CONTEXT)
 @click.argument("name")
-@upload_options
+@scope_options
 def upload_command(name: str, **options: Any) -> int:
     """Bring the snapshot NAME of the output directory to Box, as the backup would have."""
     return run_upload(name, options)
