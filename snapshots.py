@@ -495,7 +495,7 @@ def _print_prune(
 
 def read_places(options: dict[str, Any], *, must_exist: bool = True) -> list[Stored]:
     """The snapshots here, and in Box if it is used, of the scopes that were asked for; none is left out unread."""
-    found = list_here(options["output_dir"], must_exist=must_exist and not options["to_box"])
+    found = list(list_here(options["output_dir"], must_exist=must_exist and not options["to_box"]))
     if options["to_box"]:
         found += list_in_box(Box(read_box_config(options), stop_event))
     wanted = Wanted.of(options)
@@ -512,14 +512,10 @@ def run_status(options: dict[str, Any]) -> int:
     found = [
         (Scope.of(one.manifest), one)
         for one in read_places(options, must_exist=False)
-        if one.manifest and one.status == "complete" and not one.name.endswith(".zip") and is_past(one.name, now)
+        if one.manifest and one.counts(now)
     ]
-    whole = {(scope.api_endpoint, scope.keyspace) for scope, _ in found if scope.is_whole()}
-    scopes = [
-        scope
-        for scope in dict.fromkeys(scope for scope, _ in found)
-        if scope.is_whole() or (scope.api_endpoint, scope.keyspace) not in whole
-    ]
+    whole = {scope.source for scope, _ in found if scope.is_whole()}
+    scopes = dict.fromkeys(scope for scope, _ in found if scope.is_whole() or scope.source not in whole)
     rows: list[dict[str, Any]] = []
     for scope in scopes or [Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")]:
         ours = [one for other, one in found if other == scope]

@@ -309,7 +309,9 @@ def test_a_monitor_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: py
     monitor = Monitor()
     monitor.statuses = [0]
     started = time.monotonic()
-    assert astra_backup._post_ping(monitor.url, b"", 0.5) == ("no reply in 0 s", True)
+    with pytest.raises(astra_backup.RequestError, match="no reply in 0 s") as failed:
+        astra_backup._post_ping(monitor.url, b"", 0.5)
+    assert failed.value.retryable
     assert time.monotonic() - started < 5
     monitor.ended.set()
     monitor.server.shutdown()
