@@ -3628,17 +3628,17 @@ BOX_TEMPORARY_CODES = frozenset({"name_temporarily_reserved", "operation_blocked
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Whose Box, and which folder of it."""
+    """Whose Box, and which folder of it; "" is what is not set."""
 
     client_id: str
     client_secret: str = field(repr=False)
-    enterprise_id: str | None
-    user_id: str | None
+    enterprise_id: str
+    user_id: str
     folder_id: str
-    base_url: str | None = None
-    upload_url: str | None = None
-    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
-    retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+    base_url: str
+    upload_url: str
+    request_timeout_s: float
+    retry_budget_s: float
 
 
 @dataclass(frozen=True)
@@ -3785,8 +3785,9 @@ class Box:
             ),
             retry_strategy=once,
         )
-        ids = {"enterprise_id": None} if config.user_id else {"enterprise_id": config.enterprise_id}
-        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, user_id=config.user_id, **ids))
+        kind = "user_id" if config.user_id else "enterprise_id"
+        who: dict[str, Any] = {kind: getattr(config, kind)}
+        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, **who))
         self._client: Any = BoxClient(auth=auth, network_session=network)  # most of its fields are Optional
         self._token_lock = threading.Lock()
         self._token_until = 0.0
@@ -3814,14 +3815,22 @@ class Box:
     def files(self) -> list[BoxFile]:
         """All files of the folder. Never an empty list for a page that was no answer."""
         found: list[BoxFile] = []
-        marker, offset = None, 0
-        while True:
-            items = self._list_page(marker, offset)
+        place: dict[str, Any] = {"usemarker": True}
+        for offset in itertools.count(BOX_PAGE_ITEMS, BOX_PAGE_ITEMS):
+            items = self._list_page(place)
             found += [_box_file(entry) for entry in items.entries if entry.type == "file"]
-            marker = items.next_marker
-            offset += BOX_PAGE_ITEMS
-            if not marker and offset >= (items.total_count or 0):
-                return found
+            if items.next_marker:
+                place = {"usemarker": True, "marker": items.next_marker}
+            elif offset < (items.total_count or 0):
+                place = {"offset": offset}  # this server does not honour markers
+            else:
+                break
+        return found
+
+    def _list_page(self, place: dict[str, Any]) -> Any:
+        fields = ["id", "type", "name", "size", "sha1", "etag"]
+        get = partial(self._client.folders.get_folder_items, self.config.folder_id, limit=BOX_PAGE_ITEMS)
+        return self._call("list the folder", lambda: _having(get(fields=fields, **place), "entries"))
 
     def snapshots(self) -> list[BoxFile]:
         """The zips whose names are exactly ours, newest first by the name."""
@@ -4158,16 +4167,6 @@ class Box:
                 position += len(chunk)
 
     # ------------------------------------------------------------------------------------------------- one request
-
-    def _list_page(self, marker: str | None, offset: int) -> Any:
-        """A page of the folder, by marker; by offset where the server does not honour markers."""
-        get = self._client.folders.get_folder_items
-        fields = ["id", "type", "name", "size", "sha1", "etag"]
-        place: dict[str, Any] = {"usemarker": True, "marker": marker} if marker or not offset else {"offset": offset}
-        return self._call(
-            "list the folder",
-            lambda: _having(get(self.config.folder_id, fields=fields, limit=BOX_PAGE_ITEMS, **place), "entries"),
-        )
 
     def _call(
         self,
@@ -5728,10 +5727,9 @@ def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
     """(where it stands, recipient) for each one that a value of --encrypt-to gives: itself, or the lines of a file."""
     if not value:
         raise BackupError("--encrypt-to (BACKUP_ENCRYPT_TO) has an empty value.", "Is a variable not set?")
-    if _PRIVATE_KEY.match(value):
-        raise _private_key_error("a value")
-    if _RECIPIENT.fullmatch(value):
-        yield repr(value), value
+    is_secret = bool(_PRIVATE_KEY.match(value))
+    if is_secret or _RECIPIENT.fullmatch(value):
+        yield "a value" if is_secret else repr(value), value
         return
     try:
         lines = read_settings(Path(value)).splitlines()
@@ -5751,7 +5749,10 @@ def _parse_recipient(place: str, text: str) -> Any:
     import pyrage
 
     if _PRIVATE_KEY.match(text):
-        raise _private_key_error(place)
+        raise BackupError(
+            f"--encrypt-to: {place} is a private key; a backup needs the public one.",
+            "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
+        )
     kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
     try:
         recipient = kind.Recipient.from_str(text)
@@ -5761,13 +5762,6 @@ def _parse_recipient(place: str, text: str) -> Any:
             f"--encrypt-to: {place} is no recipient: {error}.", "It takes age1…, ssh-ed25519 … and ssh-rsa …"
         ) from error
     return recipient
-
-
-def _private_key_error(place: str) -> BackupError:
-    return BackupError(
-        f"--encrypt-to: {place} is a private key; a backup needs the public one.",
-        "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
-    )
 
 
 WHAT, WHERE, DATABASE, BEHAVIOUR = "What to back up", "Where to", "Database", "Behaviour"
@@ -5785,8 +5779,9 @@ class Option(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The left and the right column."""
-        if self.hidden or not (record := super().get_help_record(ctx)):
-            return record
+        record = super().get_help_record(ctx)
+        if not record:
+            return None
         default = "" if self.default is None or not self.show_default else str(self.default)
         if isinstance(self.default, bool):
             default = (self.opts if self.default else self.secondary_opts)[0]
@@ -5799,15 +5794,14 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them, what has no heading under the last one."""
-        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        groups = [getattr(param, "group", OUTPUT) for param in params]
-        for group in dict.fromkeys([*(group for group in groups if group not in GROUPS), *GROUPS]):
-            found = [param.get_help_record(ctx) for param, own in zip(params, groups, strict=True) if own == group]
-            if records := [record for record in found if record]:
-                with formatter.section(group):
-                    formatter.write_dl(
-                        [(left.ljust(HELP_COLUMN), right) for left, right in records], col_max=HELP_COLUMN + 2
-                    )
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                rows = groups.setdefault(getattr(param, "group", OUTPUT), [])
+                rows.append((record[0].ljust(HELP_COLUMN), record[1]))
+        for group in sorted(groups, key=lambda group: GROUPS.index(group) if group in GROUPS else -1):
+            with formatter.section(group):
+                formatter.write_dl(groups[group], col_max=HELP_COLUMN + 2)
 
 
 def option(group: str, names: str, text: str, variable: str = "", **settings: Any) -> Callable[[_F], _F]:
@@ -5861,16 +5855,6 @@ _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
 _RETRY = "How long to keep retrying, per collection."
 _FORM = "Log on stderr: text, or json, an object a line."
 _FORMS = click.Choice(["text", "json"])
-_database_options = [
-    option(DATABASE, "--api-endpoint URL", "Its Data API endpoint.", "ASTRA_DB_API_ENDPOINT"),
-    option(DATABASE, "--keyspace NAME", "The keyspace.", "ASTRA_DB_KEYSPACE", default=DEFAULT_KEYSPACE),
-    option(
-        DATABASE, "--environment NAME", _KINDS, "ASTRA_DB_ENVIRONMENT", type=click.Choice(ENVIRONMENTS), default="prod"
-    ),
-]
-_workers_option = option(
-    BEHAVIOUR, "--workers N", "Requests in flight.", "BACKUP_WORKERS", type=click.IntRange(1, 64), default=4
-)
 patience_options = [
     option(BEHAVIOUR, "--retry-budget SECONDS", _RETRY, "BACKUP_RETRY_BUDGET", type=Duration("s"), default="5m"),
     option(
@@ -5895,7 +5879,16 @@ version_option: Callable[[_F], _F] = click.version_option(TOOL_VERSION, cls=Opti
 
 def connection_options(function: _F) -> _F:
     """Options of what talks to a database, for the backup and the restore."""
-    options = [*_database_options, output_dir_option, _workers_option, *patience_options, *output_options]
+    kinds, workers = click.Choice(ENVIRONMENTS), click.IntRange(1, 64)
+    options = [
+        option(DATABASE, "--api-endpoint URL", "Its Data API endpoint.", "ASTRA_DB_API_ENDPOINT"),
+        option(DATABASE, "--keyspace NAME", "The keyspace.", "ASTRA_DB_KEYSPACE", default=DEFAULT_KEYSPACE),
+        option(DATABASE, "--environment NAME", _KINDS, "ASTRA_DB_ENVIRONMENT", type=kinds, default="prod"),
+        output_dir_option,
+        option(BEHAVIOUR, "--workers N", "Requests in flight.", "BACKUP_WORKERS", type=workers, default=4),
+        *patience_options,
+        *output_options,
+    ]
     return with_options(options, function)
 
 
@@ -6059,50 +6052,36 @@ def directory_size(path: Path) -> int:
     return 0
 
 
-BOX_VARIABLES = (
-    "BOX_CLIENT_ID",
-    "BOX_ENTERPRISE_ID",
-    "BOX_USER_ID",
-    "BOX_FOLDER_ID",
-    "BOX_BASE_URL",
-    "BOX_UPLOAD_URL",
-)
-
-
 def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
     """Box's settings from the environment. Raises BackupError that names every variable that is missing."""
-    secret = read_secret("BOX_CLIENT_SECRET")
-    values = {name: os.environ.get(name, "").strip() for name in BOX_VARIABLES}
-    subject = values["BOX_ENTERPRISE_ID"] or values["BOX_USER_ID"]
+    config = BoxConfig(
+        client_secret=read_secret("BOX_CLIENT_SECRET"),
+        request_timeout_s=options["request_timeout_ms"] / 1000,
+        retry_budget_s=options["retry_budget"],
+        **{
+            name: os.environ.get(f"BOX_{name.upper()}", "").strip()
+            for name in ("client_id", "enterprise_id", "user_id", "folder_id", "base_url", "upload_url")
+        },
+    )
     needed = {
-        "BOX_CLIENT_ID": values["BOX_CLIENT_ID"],
-        "BOX_CLIENT_SECRET": secret,
-        "BOX_ENTERPRISE_ID (or BOX_USER_ID)": subject,
-        "BOX_FOLDER_ID": values["BOX_FOLDER_ID"],
+        "BOX_CLIENT_ID": config.client_id,
+        "BOX_CLIENT_SECRET": config.client_secret,
+        "BOX_ENTERPRISE_ID (or BOX_USER_ID)": config.enterprise_id or config.user_id,
+        "BOX_FOLDER_ID": config.folder_id,
     }
     if missing := [name for name, value in needed.items() if not value]:
         raise BackupError(f"Box is not configured: not set: {', '.join(missing)}.", hint)
-    if values["BOX_FOLDER_ID"] == "0":
+    if config.folder_id == "0":
         raise BackupError(
             "BOX_FOLDER_ID is 0: that is the service account's own root, which nobody else sees.",
             "Make a folder, invite the service account to it, and take the number from the folder's URL.",
         )
-    if bool(values["BOX_BASE_URL"]) != bool(values["BOX_UPLOAD_URL"]):
+    if bool(config.base_url) != bool(config.upload_url):
         raise BackupError("BOX_BASE_URL and BOX_UPLOAD_URL go together.", "Set both, or neither for Box itself.")
-    for name in ("BOX_BASE_URL", "BOX_UPLOAD_URL"):
-        if values[name]:
-            _check_url(name, values[name], "Set both to the URLs of your gateway, or unset both for Box itself.")
-    return BoxConfig(
-        values["BOX_CLIENT_ID"],
-        secret,
-        values["BOX_ENTERPRISE_ID"] or None,
-        values["BOX_USER_ID"] or None,
-        values["BOX_FOLDER_ID"],
-        values["BOX_BASE_URL"] or None,
-        values["BOX_UPLOAD_URL"] or None,
-        options["request_timeout_ms"] / 1000,
-        options["retry_budget"],
-    )
+    for name, url in (("BOX_BASE_URL", config.base_url), ("BOX_UPLOAD_URL", config.upload_url)):
+        if url:
+            _check_url(name, url, "Set both to the URLs of your gateway, or unset both for Box itself.")
+    return config
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -6310,13 +6289,14 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
         print_result(_result_line(result, record.duration_s))
         return
     status = {Exit.UPLOAD_FAILED: "upload failed", Exit.SHRUNK: "shrunk"}
+    totals, tables = result.manifest.totals, result.manifest.tables
     fields = {
         "status": status.get(result.exit_code, result.manifest.status),
         "exit_code": int(result.exit_code),
         "snapshot": str(result.snapshot_dir),
-        "documents": result.manifest.totals.documents,
+        "documents": totals.documents,
         "collections": [_record_row(each) for each in result.manifest.collections],
-        **_table_rows(result.manifest),
+        **({"rows": totals.rows, "tables": [_record_row(each) for each in tables]} if tables else {}),
         "upload": result.upload,
         "deleted": result.deleted,
         "warnings": result.warnings,
@@ -6349,13 +6329,6 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
         last = next((one.name for one in list_here(result.snapshot_dir.parent) if one.counts(utc_now())), None)
         text += f"; the newest complete one here is {last}" if last else "; there is no complete one here"
     return text
-
-
-def _table_rows(manifest: Manifest) -> dict[str, Any]:
-    """The tables in the JSON result; nothing where there are none."""
-    if not manifest.tables:
-        return {}
-    return {"rows": manifest.totals.rows, "tables": [_record_row(each) for each in manifest.tables]}
 
 
 def _record_row(record: AnyRecord) -> dict[str, Any]:

@@ -30,10 +30,12 @@ from astra_backup import (
     CONTEXT,
     DATABASE,
     DOWNLOAD_BYTES,
+    INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     BackupError,
     BackupResult,
     Box,
+    BoxError,
     BoxFile,
     Command,
     Duration,
@@ -300,34 +302,48 @@ def survey_local(output_dir: Path, wanted: Wanted, report: Report, *, is_proof: 
 
 
 def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool) -> Found:
-    name, parsed = path.name, parse_snapshot_name(path.name)
+    parsed = parse_snapshot_name(path.name)
     if parsed is None:
-        return Found(name)
+        return Found(path.name)
     if path.is_symlink() or not path.is_dir():
-        return Found(name, obstacle="not a directory", is_unread=not parsed[1])
-    busy = "a restore of it has not ended" if any(path.parent.glob(f".restore-{name}-*.journal")) else ""
+        return Found(path.name, obstacle="not a directory", is_unread=not parsed[1])
+    is_busy = any(path.parent.glob(f".restore-{path.name}-*.journal"))
     try:
-        manifest = read_manifest(path)
+        one = Stored(path, manifest=read_manifest(path))
     except (FormatError, OSError) as error:
-        if parsed[1] and not isinstance(error, OSError):
-            return Found(name, obstacle=busy)  # no restore would take it
-        damage = f"damaged: {describe_error(error)}"
-        return Found(name, obstacle=busy or damage, is_damaged=not busy, is_unread=not parsed[1])
-    scope = Scope.of(manifest)
+        one = Stored(path, error=error)
+    found = _survey(one, wanted, busy="a restore of it has not ended" if is_busy else "")
+    if one.manifest is None or found.obstacle or parsed[1] or not is_proof:
+        return found
+    return _prove_local(path, one.manifest, found, report)
+
+
+def _survey(one: Stored, wanted: Wanted, *, busy: str = "") -> Found:
+    """What the manifest tells, or that it could not be read; `busy`: why it is not touched, whatever it is."""
+    is_incomplete = one.name.endswith(INCOMPLETE_SUFFIX)
+    if one.manifest is None:
+        if is_incomplete and isinstance(one.error, FormatError):
+            return Found(one.name, obstacle=busy)  # no restore would take it
+        is_damaged = not busy and not isinstance(one.error, BoxError)
+        problem = f"{'damaged' if is_damaged else 'unreadable'}: {describe_error(one.error or OSError())}"
+        return Found(one.name, obstacle=busy or problem, is_damaged=is_damaged, is_unread=not is_incomplete)
+    scope, damage = Scope.of(one.manifest), ""
     if not wanted.has(scope):
-        return Found(name, scope, obstacle="of another database or keyspace")
-    if parsed[1]:
-        return Found(name, scope, obstacle=busy)
-    found = Found(name, scope, obstacle=busy, shrunk_from=manifest.shrunk_from or None)
-    return _prove_local(path, manifest, found, report) if is_proof and not busy else found
+        return Found(one.name, scope, obstacle="of another database or keyspace")
+    if is_incomplete:
+        return Found(one.name, scope, obstacle=busy)
+    if one.error:
+        damage = f"damaged: {describe_error(one.error)}"
+    elif not one.manifest.is_complete:
+        damage = f"damaged: {MANIFEST_NAME} says that it is incomplete"
+    is_damaged, shrunk_from = bool(damage and not busy), one.manifest.shrunk_from or None
+    return Found(one.name, scope, obstacle=busy or damage, is_damaged=is_damaged, shrunk_from=shrunk_from)
 
 
 def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -> Found:
     """The same with what reading every byte of it says."""
     name = path.name
     try:
-        if not manifest.is_complete:
-            raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
         if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.records):
             old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
             return dataclasses.replace(found, obstacle=old)
@@ -345,26 +361,10 @@ def survey_box(box: Box, wanted: Wanted) -> dict[str, tuple[BoxFile, Found]]:
     files = box.files()
     ours = {file.name: file for file in files if file.name.endswith(".zip") and is_complete_name(file.stem)}
     found: dict[str, tuple[BoxFile, Found]] = {}
-    for one in list_in_box(box, [*ours.values()], is_tolerant=True):
-        found[one.name] = (ours[f"{one.name}.zip"], _survey_stored(one, wanted))
-    others = {file.name: (file, Found(file.name)) for file in files if file.name not in ours}
-    return found | others
-
-
-def _survey_stored(one: Stored, wanted: Wanted) -> Found:
-    problem = describe_error(one.error) if one.error else ""
-    damage = f"damaged: {problem}" if problem else ""
-    if one.manifest is None and not isinstance(one.error, FormatError):
-        return Found(one.name, obstacle=f"could not be looked at: {problem}", is_unread=True)
-    if one.manifest is None:
-        return Found(one.name, obstacle=damage, is_damaged=True, is_unread=True)
-    scope = Scope.of(one.manifest)
-    if not wanted.has(scope):
-        return Found(one.name, scope, obstacle="of another database or keyspace")
-    if not one.manifest.is_complete:
-        damage = f"damaged: {MANIFEST_NAME} says that it is incomplete"
-    shrunk_from = one.manifest.shrunk_from or None
-    return Found(one.name, scope, not damage, damage, is_damaged=bool(damage), shrunk_from=shrunk_from)
+    for file, one in zip(ours.values(), list_in_box(box, [*ours.values()], is_tolerant=True), strict=True):
+        known = _survey(one, wanted)
+        found[one.name] = (file, dataclasses.replace(known, is_good=not known.obstacle))
+    return found | {file.name: (file, Found(file.name)) for file in files if file.name not in ours}
 
 
 # ======================================================================================================================
