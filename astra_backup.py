@@ -4041,20 +4041,19 @@ class Box:
 
     def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
         """Box's own word on the size and SHA-1 of what it holds; its reply to the upload counts if it says no other."""
-        is_other = False
+        sent = content.size_bytes, content.sha1
 
         def look() -> BoxFile:
-            nonlocal is_other
             file = self.file(stored.id)
-            is_other = (file.size_bytes, file.sha1) != (content.size_bytes, content.sha1)
-            if is_other:
-                raise _box_error("confirm the upload", ValueError("Box holds other bytes than were sent"))
+            if (file.size_bytes, file.sha1) != sent:
+                message = "Box: could not confirm the upload: Box holds other bytes than were sent."
+                raise BoxError(message, code="other_bytes", retryable=True, unexpected=True)
             return file
 
         try:
             return self._call("confirm the upload", look)
         except BoxError as error:
-            if is_other or (stored.size_bytes, stored.sha1) != (content.size_bytes, content.sha1):
+            if error.code == "other_bytes" or (stored.size_bytes, stored.sha1) != sent:
                 raise
             log.warning("%s Its reply to the upload had the right size and SHA-1.", error.message)
             return stored
