@@ -3623,7 +3623,9 @@ BOX_HINTS = {
     "storage_limit_exceeded": "Box is full (its trash counts too): empty the trash, or get more room.",
     "file_size_limit_exceeded": "The file exceeds the account's size limit: split the backup with --collection.",
 }
-BOX_TEMPORARY_CODES = frozenset({"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded"})
+BOX_TEMPORARY_CODES = frozenset(
+    {"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded", "parts_mismatch"}
+)
 
 
 @dataclass(frozen=True)
@@ -4015,29 +4017,21 @@ class Box:
         etag, url = replaced.etag if replaced else None, session.session_endpoints.commit
         commit = self._client.chunked_uploads.create_file_upload_session_commit_by_url
 
-        def send() -> BoxFile | None:
+        def send() -> BoxFile:
             files = commit(url, parts, digest, if_match=etag)
-            return _box_file(files.entries[0]) if files is not None else None
+            if files is None:  # 202
+                hint = "Try again later, or raise --retry-budget."
+                raise BoxError("Box has not finished the upload yet.", hint, retryable=True)
+            return _box_file(files.entries[0])
 
-        deadline, pause_s = time.monotonic() + self.config.retry_budget_s, 0.5
-        while True:
-            try:
-                stored = self._call("commit the upload", send)
-            except BoxError as error:
-                found = self.find(name) if error.status != 400 else None
-                if found and found.sha1 == content.sha1:
-                    if error.status not in (404, 410):  # another process was first
-                        self._abort(session)
-                    return found
-                if error.code != "parts_mismatch":
-                    raise
-                stored = None
-            if stored:
-                return stored
-            if time.monotonic() + pause_s > deadline:
-                raise BoxError("Box did not finish the upload in time.", "Try again later, or raise --retry-budget.")
-            self.stop.wait(pause_s)
-            pause_s = min(2 * pause_s, 10.0)
+        try:
+            return self._call("commit the upload", send)
+        except BoxError as error:
+            found = self.find(name) if error.status != 400 else None
+            if found is None or found.sha1 != content.sha1:
+                raise
+            self._abort(session)  # another process may have been first
+            return found
 
     def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
         """Box's own word on the size and SHA-1 of what it holds; its reply to the upload counts if it says no other."""
