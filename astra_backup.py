@@ -3659,6 +3659,11 @@ class BoxFile:
         """Its name without `.zip`: a snapshot's, if it is one."""
         return self.name.removesuffix(".zip")
 
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether its name is exactly one of ours."""
+        return self.name.endswith(".zip") and is_complete_name(self.stem)
+
 
 class BoxError(RequestError):
     """Box refused, or did not answer. `conflict` is the file that has the name already, `session` an upload's."""
@@ -3836,8 +3841,7 @@ class Box:
 
     def snapshots(self) -> list[BoxFile]:
         """The zips whose names are exactly ours, newest first by the name."""
-        ours = [file for file in self.files() if file.name.endswith(".zip") and is_complete_name(file.stem)]
-        return sorted(ours, key=lambda file: file.name, reverse=True)
+        return sorted(filter(lambda file: file.is_snapshot, self.files()), key=lambda file: file.name, reverse=True)
 
     def find(self, name: str) -> BoxFile | None:
         """The file of that name, None if there is none."""
@@ -4072,7 +4076,7 @@ class Box:
 
     def delete(self, file: BoxFile) -> None:
         """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
-        if not file.name.endswith(".zip") or not is_complete_name(file.stem):
+        if not file.is_snapshot:
             raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
         delete = self._client.files.delete_file_by_id
         try:
@@ -4736,12 +4740,11 @@ class Pinger:
     def _send(self, suffix: str, text: str) -> None:
         if self._parts is None:
             return
-        url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
-        body = text.encode(errors="replace")[-PING_BODY_BYTES:]
         is_broken = "@" in self._parts.path + self._parts.query + self._parts.fragment  # by what stands in a password
         place = "the monitor" if is_broken else self._parts.hostname
         try:
-            _post_patiently(url, body)
+            url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
+            _post_patiently(url, text.encode(errors="replace")[-PING_BODY_BYTES:])
         except Exception as error:  # noqa: BLE001  (nothing that has to do with a monitor changes the result)
             reason = error.message.rstrip(".") if isinstance(error, BackupError) else type(error).__name__
             log.warning("The ping to %s failed: %s. The result stands.", place, reason)

@@ -359,12 +359,12 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
 def survey_box(box: Box, wanted: Wanted) -> dict[str, tuple[BoxFile, Found]]:
     """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
     files = box.files()
-    ours = {file.name: file for file in files if file.name.endswith(".zip") and is_complete_name(file.stem)}
-    found: dict[str, tuple[BoxFile, Found]] = {}
-    for file, one in zip(ours.values(), list_in_box(box, [*ours.values()], is_tolerant=True), strict=True):
+    found = {file.name: (file, Found(file.name)) for file in files if not file.is_snapshot}
+    ours = [file for file in files if file.is_snapshot]
+    for file, one in zip(ours, list_in_box(box, ours, is_tolerant=True), strict=True):
         known = _survey(one, wanted)
         found[one.name] = (file, dataclasses.replace(known, is_good=not known.obstacle))
-    return found | {file.name: (file, Found(file.name)) for file in files if file.name not in ours}
+    return found
 
 
 # ======================================================================================================================
