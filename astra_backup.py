@@ -4414,16 +4414,15 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
 
 
 def _losses(before: AnyRecord, now: AnyRecord, max_percent: float) -> list[str]:
+    counts = (
+        (noun_of(before), before.document_count, now.document_count),
+        ("vector", before.vector_count or 0, now.vector_count or 0),
+    )
     return [
-        *_lost(before.name, noun_of(before), before.document_count, now.document_count, max_percent),
-        *_lost(before.name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent),
+        f"{before.name}: {plural(had, what)} before, {has:,} now (-{(had - has) / had:.1%})"
+        for what, had, has in counts
+        if had > 0 and (had - has) * 100 > max_percent * had
     ]
-
-
-def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> list[str]:
-    if before <= 0 or (before - now) * 100 <= max_percent * before:
-        return []
-    return [f"{name}: {plural(before, what)} before, {now:,} now (-{(before - now) / before:.1%})"]
 
 
 # ------------------------------------------------------------------------------------------------- what is there
@@ -4697,7 +4696,7 @@ def _is_held(
 ) -> bool:
     """Whether a newer snapshot holds a collection too, no less of it, in a file that is as it was written."""
     for directory, other in newer.get(record.name, []):
-        if max_shrink_percent < 100 and _losses(record, other, max_shrink_percent):
+        if _losses(record, other, max_shrink_percent):
             continue
         with contextlib.suppress(OSError):
             if directory.name == newest or file_digest(directory / str(other.data_file), "sha256") == other.data_sha256:
