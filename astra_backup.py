@@ -3857,16 +3857,18 @@ class Box:
         name = f"{content.name}.zip"
         self._check_room(content)
         report.start(name, content.size_bytes, "uploading", unit="bytes")
-        send = self._upload_whole if content.size_bytes < BOX_MIN_SESSION_BYTES else self._upload_in_parts
+        send: Callable[[ZipStream, str, BoxFile | None], BoxFile] = self._upload_whole
+        if content.size_bytes >= BOX_MIN_SESSION_BYTES:
+            send = partial(self._upload_in_parts, report)
         replaced = None
         try:
-            stored = send(content, name, None, report)
+            stored = send(content, name, None)
         except BoxError as error:
             replaced = error.conflict
             if not replaced:
                 raise
             _check_same_name(replaced, name)
-            stored = replaced if replaced.sha1 == content.sha1 else send(content, name, replaced, report)
+            stored = replaced if replaced.sha1 == content.sha1 else send(content, name, replaced)
         report.finish(name)
         is_new = stored is not replaced
         try:
@@ -3890,7 +3892,7 @@ class Box:
     def _refusal(self, code: str, detail: str) -> BoxError:
         return BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
 
-    def _upload_whole(self, content: ZipStream, name: str, replaced: BoxFile | None, _report: Report) -> BoxFile:
+    def _upload_whole(self, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
         """One request: a new file, or a new version of one. Raises BoxError, with the `conflict` if there is one."""
         from box_sdk_gen.managers import uploads
 
@@ -3925,7 +3927,7 @@ class Box:
                         return stored
             raise
 
-    def _upload_in_parts(self, content: ZipStream, name: str, replaced: BoxFile | None, report: Report) -> BoxFile:
+    def _upload_in_parts(self, report: Report, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
         """A session, several parts in flight; starts over when the session vanishes, and aborts it when it fails."""
         for attempt in itertools.count(1):
             session = self._open_session(content, name, replaced)
