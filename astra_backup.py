@@ -5720,14 +5720,13 @@ def read_encryption(values: Sequence[str]) -> Encryption | None:
     return Encryption(tuple(text for text, _ in found.values()), recipients, identity)
 
 
-def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
+def _recipient_texts(value: str) -> list[tuple[str, str]]:
     """(where it stands, recipient) for each one that a value of --encrypt-to gives: itself, or the lines of a file."""
     if not value:
         raise BackupError("--encrypt-to (BACKUP_ENCRYPT_TO) has an empty value.", "Is a variable not set?")
     is_secret = bool(_PRIVATE_KEY.match(value))
     if is_secret or _RECIPIENT.fullmatch(value):
-        yield "a value" if is_secret else repr(value), value
-        return
+        return [("a value" if is_secret else repr(value), value)]
     try:
         lines = read_settings(Path(value)).splitlines()
     except (OSError, ValueError) as error:
@@ -5735,11 +5734,11 @@ def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
             f"--encrypt-to: {value!r} is neither a recipient nor a file of them: {describe_error(error)}.",
             "A recipient begins with age1, ssh-ed25519 or ssh-rsa.",
         ) from error
-    texts = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    texts = [(number, text) for number, text in texts if text and not text.startswith("#")]
+    texts = [(f"line {number} of {value}", line.strip()) for number, line in enumerate(lines, 1)]
+    texts = [(place, text) for place, text in texts if text and not text.startswith("#")]
     if not texts:
         raise BackupError(f"--encrypt-to: there is no recipient in {value}.", "It takes one a line.")
-    yield from ((f"line {number} of {value}", text) for number, text in texts)
+    return texts
 
 
 def _parse_recipient(place: str, text: str) -> Any:
