@@ -3880,17 +3880,16 @@ class Box:
 
     def _check_room(self, content: ZipStream) -> None:
         """Refuse what Box will not take before the first byte is sent."""
-        account = self.whoami()
-        limit, amount, used = account.max_upload_size, account.space_amount, account.space_used
-        if content.size_bytes > limit:
-            raise self._refusal(
-                "file_size_limit_exceeded", f"{size_text(content.size_bytes)}, at most {size_text(limit)}"
-            )
-        if amount and amount > 0 and content.size_bytes > amount - (used or 0):
-            raise self._refusal("storage_limit_exceeded", f"{size_text(amount - (used or 0))} are free")
-
-    def _refusal(self, code: str, detail: str) -> BoxError:
-        return BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
+        account, size = self.whoami(), content.size_bytes
+        limit, amount = account.max_upload_size, account.space_amount or 0
+        free = amount - (account.space_used or 0)
+        if size > limit:
+            code, detail = "file_size_limit_exceeded", f"{size_text(size)}, at most {size_text(limit)}"
+        elif amount > 0 and size > free:
+            code, detail = "storage_limit_exceeded", f"{size_text(free)} are free"
+        else:
+            return
+        raise BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
 
     def _upload_whole(self, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
         """One request: a new file, or a new version of one. Raises BoxError, with the `conflict` if there is one."""
