@@ -3404,22 +3404,24 @@ BOX_HINTS = {
     "storage_limit_exceeded": "Box is full (its trash counts too): empty the trash, or get more room.",
     "file_size_limit_exceeded": "The file exceeds the account's size limit: split the backup with --collection.",
 }
-BOX_TEMPORARY_CODES = frozenset({"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded"})
+BOX_TEMPORARY_CODES = frozenset(
+    {"name_temporarily_reserved", "operation_blocked_temporary", "rate_limit_exceeded", "parts_mismatch"}
+)
 
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Whose Box, and which folder of it."""
+    """Whose Box, and which folder of it; "" is what is not set."""
 
     client_id: str
     client_secret: str = field(repr=False)
-    enterprise_id: str | None
-    user_id: str | None
+    enterprise_id: str
+    user_id: str
     folder_id: str
-    base_url: str | None = None
-    upload_url: str | None = None
-    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
-    retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+    base_url: str
+    upload_url: str
+    request_timeout_s: float
+    retry_budget_s: float
 
 
 @dataclass(frozen=True)
@@ -3438,21 +3440,14 @@ class BoxFile:
         """Its name without `.zip`: a snapshot's, if it is one."""
         return self.name.removesuffix(".zip")
 
-
-@dataclass(frozen=True)
-class BoxSession:
-    """An upload session, and the version that it is to replace (None: a new file)."""
-
-    part_bytes: int
-    upload_part_url: str
-    list_parts_url: str
-    commit_url: str
-    abort_url: str
-    replaces: BoxFile | None = None
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether its name is exactly one of ours."""
+        return self.name.endswith(".zip") and is_complete_name(self.stem)
 
 
 class BoxError(RequestError):
-    """Box refused, or did not answer. `conflict` is the file that has the name already, `session` one that is open."""
+    """Box refused, or did not answer. `conflict` is the file that has the name already, `session` an upload's."""
 
     conflict: BoxFile | None = None
     session: Any = None
@@ -3462,10 +3457,6 @@ class DamagedDownload(BoxError):
     """What Box has, or what arrives of it, is not the snapshot."""
 
     exit_code = 3  # for restore.py: the snapshot is refused
-
-
-class SessionGone(BoxError):
-    """The upload session is no more; the upload has to start over."""
 
 
 class ZipStream:
@@ -3582,8 +3573,9 @@ class Box:
             ),
             retry_strategy=once,
         )
-        ids = {"enterprise_id": None} if config.user_id else {"enterprise_id": config.enterprise_id}
-        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, user_id=config.user_id, **ids))
+        kind = "user_id" if config.user_id else "enterprise_id"
+        who: dict[str, Any] = {kind: getattr(config, kind)}
+        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, **who))
         self._client: Any = BoxClient(auth=auth, network_session=network)  # most of its fields are Optional
         self._token_lock = threading.Lock()
         self._token_until = 0.0
@@ -3611,19 +3603,26 @@ class Box:
     def files(self) -> list[BoxFile]:
         """All files of the folder. Never an empty list for a page that was no answer."""
         found: list[BoxFile] = []
-        marker, offset = None, 0
-        while True:
-            items = self._list_page(marker, offset)
-            found += [_box_file(entry) for entry in items.entries if _text(entry.type) == "file"]
-            marker = items.next_marker
-            offset += BOX_PAGE_ITEMS
-            if not marker and offset >= (items.total_count or 0):
-                return found
+        place: dict[str, Any] = {"usemarker": True}
+        for offset in itertools.count(BOX_PAGE_ITEMS, BOX_PAGE_ITEMS):
+            items = self._list_page(place)
+            found += [_box_file(entry) for entry in items.entries if entry.type == "file"]
+            if items.next_marker:
+                place = {"usemarker": True, "marker": items.next_marker}
+            elif offset < (items.total_count or 0):
+                place = {"offset": offset}  # this server does not honour markers
+            else:
+                break
+        return found
+
+    def _list_page(self, place: dict[str, Any]) -> Any:
+        fields = ["id", "type", "name", "size", "sha1", "etag"]
+        get = partial(self._client.folders.get_folder_items, self.config.folder_id, limit=BOX_PAGE_ITEMS)
+        return self._call("list the folder", lambda: _having(get(fields=fields, **place), "entries"))
 
     def snapshots(self) -> list[BoxFile]:
         """The zips whose names are exactly ours, newest first by the name."""
-        ours = [file for file in self.files() if file.name.endswith(".zip") and is_complete_name(file.stem)]
-        return sorted(ours, key=lambda file: file.name, reverse=True)
+        return sorted(filter(lambda file: file.is_snapshot, self.files()), key=lambda file: file.name, reverse=True)
 
     def find(self, name: str) -> BoxFile | None:
         """The file of that name, None if there is none."""
@@ -3639,12 +3638,20 @@ class Box:
         name = f"{content.name}.zip"
         self._check_room(content)
         report.start(name, content.size_bytes, "uploading", unit="bytes")
-        if content.size_bytes < BOX_MIN_SESSION_BYTES:
-            stored, replaced = self._upload_whole(content, name)
-        else:
-            stored, replaced = self._upload_in_parts(content, name, report)
+        send: Callable[[ZipStream, str, BoxFile | None], BoxFile] = self._upload_whole
+        if content.size_bytes >= BOX_MIN_SESSION_BYTES:
+            send = partial(self._upload_in_parts, report)
+        replaced = None
+        try:
+            stored = send(content, name, None)
+        except BoxError as error:
+            replaced = error.conflict
+            if not replaced:
+                raise
+            _check_same_name(replaced, name)
+            stored = replaced if replaced.sha1 == content.sha1 else send(content, name, replaced)
         report.finish(name)
-        is_new = replaced is None or replaced.sha1 != content.sha1
+        is_new = stored is not replaced
         try:
             return self._confirm(stored, content), is_new
         except BoxError:
@@ -3654,131 +3661,85 @@ class Box:
 
     def _check_room(self, content: ZipStream) -> None:
         """Refuse what Box will not take before the first byte is sent."""
-        account = self.whoami()
-        limit, amount, used = account.max_upload_size, account.space_amount, account.space_used
-        if content.size_bytes > limit:
-            raise self._refusal(
-                "file_size_limit_exceeded", f"{size_text(content.size_bytes)}, at most {size_text(limit)}"
-            )
-        if amount and amount > 0 and content.size_bytes > amount - (used or 0):
-            raise self._refusal("storage_limit_exceeded", f"{size_text(amount - (used or 0))} are free")
+        account, size = self.whoami(), content.size_bytes
+        limit, amount = account.max_upload_size, account.space_amount or 0
+        free = amount - (account.space_used or 0)
+        if size > limit:
+            code, detail = "file_size_limit_exceeded", f"{size_text(size)}, at most {size_text(limit)}"
+        elif amount > 0 and size > free:
+            code, detail = "storage_limit_exceeded", f"{size_text(free)} are free"
+        else:
+            return
+        raise BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
 
-    def _refusal(self, code: str, detail: str) -> BoxError:
-        return BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
-
-    def _upload_whole(self, content: ZipStream, name: str) -> tuple[BoxFile, BoxFile | None]:
-        """One request; returns the file and the one that it replaced (None: a new file)."""
-        from box_sdk_gen.managers.uploads import UploadFileAttributes, UploadFileAttributesParentField
+    def _upload_whole(self, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
+        """One request: a new file, or a new version of one. Raises BoxError, with the `conflict` if there is one."""
+        from box_sdk_gen.managers import uploads
 
         body = content.read(0, content.size_bytes)
-        attributes = UploadFileAttributes(name=name, parent=UploadFileAttributesParentField(id=self.config.folder_id))
+        file: dict[str, Any] = {
+            "file_file_name": name,
+            "file_content_type": "application/zip",
+            "content_md_5": content.sha1,
+        }
+        parent = uploads.UploadFileAttributesParentField(id=self.config.folder_id)
 
         def send() -> BoxFile:
-            files = self._client.uploads.upload_file(
-                attributes,
-                io.BytesIO(body),
-                file_file_name=name,
-                file_content_type="application/zip",
-                content_md_5=content.sha1,
-            )
+            if replaced:
+                version = uploads.UploadFileVersionAttributes(name=name)
+                send_version = self._client.uploads.upload_file_version
+                files = send_version(replaced.id, version, io.BytesIO(body), if_match=replaced.etag, **file)
+            else:
+                attributes = uploads.UploadFileAttributes(name=name, parent=parent)
+                files = self._client.uploads.upload_file(attributes, io.BytesIO(body), **file)
             return _box_file(files.entries[0])
 
-        try:
-            return self._call("upload", send), None
-        except BoxError as error:
-            if not error.conflict:
-                found = self._find_after(error, name)
-                if found and found.sha1 == content.sha1:
-                    return found, None
-                raise
-            _check_same_name(error.conflict, name)
-            if error.conflict.sha1 == content.sha1:
-                return error.conflict, error.conflict
-            return self._upload_version(body, content, error.conflict), error.conflict
-
-    def _find_after(self, error: BoxError, name: str) -> BoxFile | None:
-        """What has the name after a request of which nobody knows what it did."""
-        if error.status is not None and error.status < 500:
-            return None
-        with contextlib.suppress(BoxError):
-            return self.find(name)
-        return None
-
-    def _upload_version(self, body: bytes, content: ZipStream, old: BoxFile) -> BoxFile:
-        """The contents become a new version of a file that has the name already."""
-        from box_sdk_gen.managers.uploads import UploadFileVersionAttributes
-
-        def send() -> BoxFile:
-            files = self._client.uploads.upload_file_version(
-                old.id,
-                UploadFileVersionAttributes(name=old.name),
-                io.BytesIO(body),
-                file_file_name=old.name,
-                file_content_type="application/zip",
-                if_match=old.etag,
-                content_md_5=content.sha1,
-            )
-            return _box_file(files.entries[0])
+        def find_stored() -> BoxFile | None:
+            found = self.file(replaced.id) if replaced else self.find(name)
+            return found if found and found.sha1 == content.sha1 else None
 
         try:
-            return self._call("upload a new version", send, recover=lambda: self._if_stored(old.id, content))
+            return self._call("upload", send, recover=find_stored if replaced else None)
         except BoxError as error:
-            stored = self._if_stored(old.id, content) if error.status == 412 else None
-            if stored is None:
-                raise
-            return stored
+            if error.status is None or error.status >= 500 or error.status == 412:  # nobody knows what it did
+                with contextlib.suppress(BoxError):
+                    if stored := find_stored():
+                        return stored
+            raise
 
-    def _if_stored(self, file_id: str, content: ZipStream) -> BoxFile | None:
-        """The file, if it holds our bytes already."""
-        file = self.file(file_id)
-        return file if file.sha1 == content.sha1 else None
-
-    def _upload_in_parts(self, content: ZipStream, name: str, report: Report) -> tuple[BoxFile, BoxFile | None]:
+    def _upload_in_parts(self, report: Report, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
         """A session, several parts in flight; starts over when the session vanishes, and aborts it when it fails."""
-        for attempt in range(1, BOX_MAX_SESSIONS + 1):
-            session = self._open_session(content, name)
-            if isinstance(session, BoxFile):
-                return session, session
+        for attempt in itertools.count(1):
+            session = self._open_session(content, name, replaced)
             try:
-                parts = self._send_parts(session, content, report)
-                return self._commit(session, parts, content, name), session.replaces
-            except SessionGone as error:
+                return self._commit(session, self._send_parts(session, content, report), content, name, replaced)
+            except BaseException as error:
                 self._abort(session)  # a session that "failed" is gone for us, but not for Box
-                if attempt == BOX_MAX_SESSIONS:
+                is_gone = isinstance(error, BoxError) and error.status in (404, 410)
+                if not is_gone or attempt == BOX_MAX_SESSIONS:
                     raise
-                log.warning("%s Starting the upload over.", error.message)
-            except BaseException:
-                self._abort(session)
-                raise
+                log.warning("%s Starting the upload over.", describe_error(error))
         raise AssertionError("unreachable")
 
-    def _open_session(self, content: ZipStream, name: str) -> BoxSession | BoxFile:
-        """A session for the name, or the file if Box holds these bytes under it already."""
-        sessions = self._client.chunked_uploads
-        size, replaces = content.size_bytes, None
+    def _open_session(self, content: ZipStream, name: str, replaced: BoxFile | None) -> Any:
+        """The SDK's upload session."""
+        sessions, size = self._client.chunked_uploads, content.size_bytes
 
         def create() -> Any:
-            if replaces:
-                opened = sessions.create_file_upload_session_for_existing_file(replaces.id, size)
+            if replaced:
+                opened = sessions.create_file_upload_session_for_existing_file(replaced.id, size)
             else:
                 opened = sessions.create_file_upload_session(self.config.folder_id, size, name)
             return _having(opened, "part_size", "session_endpoints")
 
         try:
-            opened = self._call("open an upload session", create)
+            return self._call("open an upload session", create)
         except BoxError as error:
             if error.session:
-                return _box_session(error.session, None)
-            if not error.conflict:
-                raise
-            replaces = error.conflict
-            _check_same_name(replaces, name)
-            if replaces.sha1 == content.sha1:
-                return replaces
-            opened = self._call("open an upload session", create)
-        return _box_session(opened, replaces)
+                return error.session
+            raise
 
-    def _send_parts(self, session: BoxSession, content: ZipStream, report: Report) -> list[Any]:
+    def _send_parts(self, session: Any, content: ZipStream, report: Report) -> list[Any]:
         """All parts, in order. No part is in flight any more when it returns or raises."""
 
         def send(offset: int) -> Any:
@@ -3786,18 +3747,18 @@ class Box:
             report.advance(f"{content.name}.zip", part.size)
             return part
 
-        at_once = max(1, min(BOX_PARALLEL_PARTS, BOX_PARTS_BYTES // session.part_bytes))
+        at_once = max(1, min(BOX_PARALLEL_PARTS, BOX_PARTS_BYTES // session.part_size))
         with ThreadPoolExecutor(at_once) as pool:
-            futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_bytes)]
+            futures = [pool.submit(send, offset) for offset in range(0, content.size_bytes, session.part_size)]
             try:
                 return await_all(futures)
             except BaseException:
                 pool.shutdown(wait=not self.stop.is_set(), cancel_futures=True)
                 raise
 
-    def _send_part(self, session: BoxSession, content: ZipStream, offset: int) -> Any:
+    def _send_part(self, session: Any, content: ZipStream, offset: int) -> Any:
         """One part; stored parts cannot be sent again, so each repetition first looks for it."""
-        data = content.read(offset, session.part_bytes)
+        data = content.read(offset, session.part_size)
         sha1 = hashlib.sha1(data, usedforsecurity=False)
         digest = "sha=" + base64.b64encode(sha1.digest()).decode()
         place = f"bytes {offset}-{offset + len(data) - 1}/{content.size_bytes}"
@@ -3809,7 +3770,7 @@ class Box:
             )
 
         def send() -> Any:
-            url = session.upload_part_url
+            url = session.session_endpoints.upload_part
             part = self._client.chunked_uploads.upload_file_part_by_url(url, io.BytesIO(data), digest, place).part
             if _sha1(part) != sha1.hexdigest() or part.size != len(data) or part.offset != offset:
                 raise ValueError("Box confirmed another part")
@@ -3818,98 +3779,86 @@ class Box:
         try:
             return self._call("send a part", send, recover=find_stored)
         except BoxError as error:
-            if error.status in (404, 410):
-                raise SessionGone(
-                    f"Box lost the upload session: {error.message}", error.hint, status=error.status
-                ) from error
-            stored = find_stored() if error.status in (409, 416) else None
+            stored = self._call("look for a part", find_stored) if error.status in (409, 416) else None
             if stored is None:
                 raise
             return stored
 
-    def _stored_parts(self, session: BoxSession) -> list[Any]:
+    def _stored_parts(self, session: Any) -> list[Any]:
         """What the session holds so far."""
         get = self._client.chunked_uploads.get_file_upload_session_parts_by_url
         found: list[Any] = []
         while True:
-            page = _having(get(session.list_parts_url, offset=len(found), limit=BOX_PAGE_ITEMS), "entries")
+            url = session.session_endpoints.list_parts
+            page = _having(get(url, offset=len(found), limit=BOX_PAGE_ITEMS), "entries")
             found += page.entries
             if len(page.entries) < BOX_PAGE_ITEMS:
                 return found
 
-    def _commit(self, session: BoxSession, parts: list[Any], content: ZipStream, name: str) -> BoxFile:
+    def _commit(
+        self, session: Any, parts: list[Any], content: ZipStream, name: str, replaced: BoxFile | None
+    ) -> BoxFile:
         """Make a file of the parts. Box may say "not yet" for minutes, or be done and say that the session is gone."""
         digest = "sha=" + base64.b64encode(bytes.fromhex(content.sha1)).decode()
-        etag = session.replaces.etag if session.replaces else None
+        etag, url = replaced.etag if replaced else None, session.session_endpoints.commit
         commit = self._client.chunked_uploads.create_file_upload_session_commit_by_url
 
-        def send() -> BoxFile | None:
-            files = commit(session.commit_url, parts, digest, if_match=etag)
-            return _box_file(files.entries[0]) if files is not None else None
+        def send() -> BoxFile:
+            files = commit(url, parts, digest, if_match=etag)
+            if files is None:  # 202
+                hint = "Try again later, or raise --retry-budget."
+                raise BoxError("Box has not finished the upload yet.", hint, retryable=True)
+            return _box_file(files.entries[0])
 
-        deadline, pause_s = time.monotonic() + self.config.retry_budget_s, 0.5
-        while True:
-            try:
-                stored = self._call("commit the upload", send)
-            except BoxError as error:
-                found = self.find(name) if error.status != 400 else None
-                if found and found.sha1 == content.sha1:
-                    if error.status not in (404, 410):  # another process was first
-                        self._abort(session)
-                    return found
-                if error.status in (404, 410):
-                    raise SessionGone(f"The upload session is gone: {error.message}", status=error.status) from error
-                if error.code != "parts_mismatch":
-                    raise
-                stored = None
-            if stored:
-                return stored
-            if time.monotonic() + pause_s > deadline:
-                raise BoxError("Box did not finish the upload in time.", "Try again later, or raise --retry-budget.")
-            self.stop.wait(pause_s)
-            pause_s = min(2 * pause_s, 10.0)
+        try:
+            return self._call("commit the upload", send)
+        except BoxError as error:
+            found = self.find(name) if error.status != 400 else None
+            if found is None or found.sha1 != content.sha1:
+                raise
+            self._abort(session)  # another process may have been first
+            return found
 
     def _confirm(self, stored: BoxFile, content: ZipStream) -> BoxFile:
         """Box's own word on the size and SHA-1 of what it holds; its reply to the upload counts if it says no other."""
-        is_other = False
+        sent = content.size_bytes, content.sha1
 
         def look() -> BoxFile:
-            nonlocal is_other
             file = self.file(stored.id)
-            is_other = (file.size_bytes, file.sha1) != (content.size_bytes, content.sha1)
-            if is_other:
-                raise _box_error("confirm the upload", ValueError("Box holds other bytes than were sent"))
+            if (file.size_bytes, file.sha1) != sent:
+                message = "Box: could not confirm the upload: Box holds other bytes than were sent."
+                raise BoxError(message, code="other_bytes", retryable=True, unexpected=True)
             return file
 
         try:
             return self._call("confirm the upload", look)
         except BoxError as error:
-            if is_other or (stored.size_bytes, stored.sha1) != (content.size_bytes, content.sha1):
+            if error.code == "other_bytes" or (stored.size_bytes, stored.sha1) != sent:
                 raise
             log.warning("%s Its reply to the upload had the right size and SHA-1.", error.message)
             return stored
 
-    def _abort(self, session: BoxSession) -> None:
+    def _abort(self, session: Any) -> None:
         """Drop a session with all its parts."""
         abort = self._client.chunked_uploads.delete_file_upload_session_by_url
         with contextlib.suppress(BoxError):
-            self._call("abort the upload", lambda: abort(session.abort_url), budget_s=STOP_GRACE_S / 2)
+            self._call("abort the upload", lambda: abort(session.session_endpoints.abort), budget_s=STOP_GRACE_S / 2)
 
     def _remove(self, file: BoxFile, replaced: BoxFile | None) -> None:
         """Delete what we brought and is not what we sent: the file, or the version, so that the old one is back."""
-        delete_file, delete_version = (
-            self._client.files.delete_file_by_id,
-            self._client.file_versions.delete_file_version_by_id,
-        )
-        with contextlib.suppress(BoxError):
+
+        def remove() -> None:
             if replaced is None:
-                self._call("remove the upload", lambda: delete_file(file.id))
+                self._client.files.delete_file_by_id(file.id)
             elif file.version_id:
-                self._call("remove the upload", lambda: delete_version(file.id, file.version_id))
+                self._client.file_versions.delete_file_version_by_id(file.id, file.version_id)
+
+        with contextlib.suppress(BoxError):
+            self._call("remove the upload", remove)
 
     def delete(self, file: BoxFile) -> None:
         """Delete a snapshot, as `files` listed it; it goes to Box's trash. Raises BoxError, also if it has changed."""
-        if not file.name.endswith(".zip") or not is_complete_name(file.stem):
+        if not file.is_snapshot:
             raise BoxError(f"Box: {file.name} is not the name of a snapshot; it is not deleted.")
         delete = self._client.files.delete_file_by_id
         try:
@@ -3929,7 +3878,7 @@ class Box:
         report.start(file.name, file.size_bytes, "downloading", unit="bytes")
         for is_last in (False, True):
             self._download_patiently(file, part, report)
-            if part.stat().st_size == file.size_bytes and file_sha1(part) == file.sha1:
+            if part.stat().st_size == file.size_bytes and file_digest(part, "sha1") == file.sha1:
                 break
             part.unlink()
             if is_last:
@@ -3950,15 +3899,14 @@ class Box:
 
     def read_beginning(self, file: BoxFile, size: int) -> bytes:
         """The first bytes of a file."""
-        chunks: list[bytes] = []
 
         def fetch() -> bytes:
-            chunks.clear()
+            found = bytearray()
             for _, chunk in self._stream(file, 0, size):
-                chunks.append(chunk)
-                if sum(map(len, chunks)) >= size:
+                found += chunk
+                if len(found) >= size:
                     break
-            return b"".join(chunks)[:size]
+            return bytes(found[:size])
 
         return self._call("download", fetch)
 
@@ -3999,16 +3947,6 @@ class Box:
 
     # ------------------------------------------------------------------------------------------------- one request
 
-    def _list_page(self, marker: str | None, offset: int) -> Any:
-        """A page of the folder, by marker; by offset where the server does not honour markers."""
-        get = self._client.folders.get_folder_items
-        fields = ["id", "type", "name", "size", "sha1", "etag"]
-        place: dict[str, Any] = {"usemarker": True, "marker": marker} if marker or not offset else {"offset": offset}
-        return self._call(
-            "list the folder",
-            lambda: _having(get(self.config.folder_id, fields=fields, limit=BOX_PAGE_ITEMS, **place), "entries"),
-        )
-
     def _call(
         self,
         what: str,
@@ -4018,10 +3956,6 @@ class Box:
         budget_s: float | None = None,
     ) -> _T:
         """Do a request until it succeeds. `recover` looks, before a repetition, whether an earlier one did the work."""
-        import httpx
-        import requests
-        from box_sdk_gen import BoxSDKError
-
         attempts = 0
 
         def attempt() -> _T:
@@ -4033,23 +3967,14 @@ class Box:
                 return function() if found is None else found
             except RequestError:
                 raise
-            except BackupError as error:  # a variable is in the way
-                raise BoxError(f"Box: could not {what}: {error.message}", error.hint) from error
-            except (BoxSDKError, requests.RequestException, httpx.HTTPError) as error:
-                raise self._note(_box_error(what, error)) from error
-            except OSError as error:  # what the SDK and its libraries let through: a CA file that is gone
-                hint = "Check the network and the CA files that variables name."
-                raise BoxError(f"Box: could not {what}: {describe_error(error)}.", hint) from error
-            except (AttributeError, TypeError, ValueError, LookupError, AssertionError) as error:  # what the SDK raises
-                raise _box_error(what, error) from error  # for replies that it does not understand
+            except Exception as error:  # the SDK raises anything for a reply that it does not understand
+                failure = _box_error(what, error)
+                if failure.status == 401:  # the next attempt begins with a new token
+                    self._token_until = 0.0
+                raise failure from error
 
         budget = self.config.retry_budget_s if budget_s is None else budget_s
         return retry_requests(attempt, Patience(budget), self.stop)
-
-    def _note(self, error: BoxError) -> BoxError:
-        if error.status == 401:  # the next attempt begins with a new token
-            self._token_until = 0.0
-        return error
 
     def _renew_token(self) -> None:
         """A token is renewed well before its end: the SDK would only notice after a whole body was sent in vain."""
@@ -4063,16 +3988,10 @@ class Box:
             self._token_until = time.monotonic() + BOX_TOKEN_AGE * (token.expires_in or 3600)
 
 
-def file_sha1(path: Path) -> str:
-    """SHA-1 of a file, as Box gives it."""
+def file_digest(path: Path, algorithm: str) -> str:
+    """The SHA-1 of a file, as Box gives it, or its SHA-256, as `SHA256SUMS` has it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha1").hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as `SHA256SUMS` has it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def is_complete_name(name: str) -> bool:
@@ -4104,10 +4023,6 @@ def _having(found: Any, *names: str) -> Any:
     return found
 
 
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value))
-
-
 def _sha1(found: Any) -> str:
     return str(found.sha_1 or "").lower()
 
@@ -4126,15 +4041,6 @@ def _check_same_name(conflict: BoxFile, name: str) -> None:
         )
 
 
-def _box_session(found: Any, replaces: BoxFile | None) -> BoxSession:
-    if isinstance(found, dict):
-        ends = found["session_endpoints"]
-        part, parts, commit, abort = (str(ends[name]) for name in ("upload_part", "list_parts", "commit", "abort"))
-        return BoxSession(int(found["part_size"]), part, parts, commit, abort, replaces)
-    ends = found.session_endpoints
-    return BoxSession(int(found.part_size), ends.upload_part, ends.list_parts, ends.commit, ends.abort, replaces)
-
-
 def _download_error(status: int, retry_after: str | None) -> BoxError:
     """A refused download link is worth asking for anew: it lives for a short time only."""
     return BoxError(
@@ -4151,17 +4057,7 @@ def _box_error(what: str, error: Exception) -> BoxError:
     """Translate what the SDK raises; its attributes hold the token in clear, so only chosen parts are taken."""
     info = getattr(error, "response_info", None)
     if info is None:
-        cause = getattr(error, "error", None) or error
-        is_silent = isinstance(error, OSError) or cause is not error
-        message = str(getattr(error, "message", error)).strip().split("\n")[0]
-        reason = f"no reply ({type(cause).__name__})" if is_silent else message
-        hint = "Check the network and any proxy; the hosts are in the README."
-        permanent, remedy = permanent_failure(error)
-        if permanent:
-            return BoxError(f"Box: could not {what}: {permanent}.", remedy)
-        is_odd = isinstance(error, (AttributeError, TypeError, ValueError, LookupError, AssertionError))
-        is_odd = is_odd and not isinstance(error, OSError)
-        return BoxError(f"Box: could not {what}: {reason}.", hint, retryable=True, unexpected=is_odd)
+        return _unanswered(what, error)
     body = info.body if isinstance(info.body, dict) else {}
     headers = {name.lower(): value for name, value in info.headers.items()}
     code = info.code or body.get("error") or ""
@@ -4178,22 +4074,47 @@ def _box_error(what: str, error: Exception) -> BoxError:
         unexpected=status == 401,
         retry_after_s=_retry_after_s(headers.get("retry-after")),
     )
-    context = info.context_info if isinstance(info.context_info, dict) else {}
-    found.conflict = _conflict(context) if status == 409 else None
-    found.session = context.get("session") if status == 409 else None
+    if status == 409 and isinstance(info.context_info, dict):
+        _add_conflict(found, info.context_info)
     if code == "item_name_in_use" and not found.conflict:
         found.hint = "The folder has a sub-folder of that name: rename or move it, then run it again."
     return found
 
 
-def _conflict(context: dict[str, Any]) -> BoxFile | None:
-    """The file that has the name already: Box sends one object, its specification says a list."""
+def _unanswered(what: str, error: Exception) -> BoxError:
+    """There is no reply, or one that nobody understands."""
+    import httpx
+    import requests
+    from box_sdk_gen import BoxSDKError
+
+    what, hint = f"Box: could not {what}", "Check the network and any proxy; the hosts are in the README."
+    if isinstance(error, BackupError):  # a variable is in the way
+        return BoxError(f"{what}: {error.message}", error.hint)
+    permanent, remedy = permanent_failure(error)
+    if permanent:
+        return BoxError(f"{what}: {permanent}.", remedy)
+    if isinstance(error, (BoxSDKError, requests.RequestException, httpx.HTTPError)):
+        cause = getattr(error, "error", None) or error
+        is_silent = isinstance(error, OSError) or cause is not error
+        reason = f"no reply ({type(cause).__name__})" if is_silent else _first_line(getattr(error, "message", error))
+        return BoxError(f"{what}: {reason}.", hint, retryable=True)
+    if isinstance(error, OSError):  # what the SDK and its libraries let through: a CA file that is gone
+        hint = "Check the network and the CA files that variables name."
+        return BoxError(f"{what}: {describe_error(error)}.", hint)
+    return BoxError(f"{what}: {_first_line(error)}.", hint, retryable=True, unexpected=True)
+
+
+def _add_conflict(error: BoxError, context: dict[str, Any]) -> None:
+    """What a 409 names: the file that has the name (Box sends one object, its specification a list), or a session."""
+    from box_sdk_gen import FileFull, UploadSession
+
     conflicts = context.get("conflicts")
     first = conflicts[0] if isinstance(conflicts, list) and conflicts else conflicts
-    if not isinstance(first, dict) or first.get("type") != "file" or not first.get("id"):
-        return None
-    sha1 = str(first.get("sha1") or "").lower()
-    return BoxFile(str(first["id"]), str(first.get("name") or ""), int(first.get("size") or 0), sha1, first.get("etag"))
+    if isinstance(first, dict) and first.get("type") == "file" and first.get("id"):
+        file = FileFull.from_dict(first)
+        error.conflict = BoxFile(file.id, file.name or "", int(file.size or 0), _sha1(file), file.etag)
+    if isinstance(context.get("session"), dict):
+        error.session = UploadSession.from_dict(context["session"])
 
 
 # ======================================================================================================================
@@ -4239,9 +4160,10 @@ class Scope:
         """The scope of what is asked for; one endpoint may be written in several ways."""
         return cls(api_endpoint.rstrip("/").lower(), keyspace, frozenset(collections), frozenset(exclude))
 
-    def is_same_source(self, other: Scope) -> bool:
-        """Whether both are of one keyspace of one database."""
-        return (self.api_endpoint, self.keyspace) == (other.api_endpoint, other.keyspace)
+    @property
+    def source(self) -> tuple[str, str]:
+        """The keyspace of the database that it is of."""
+        return self.api_endpoint, self.keyspace
 
     def is_whole(self) -> bool:
         """Whether all collections were asked for."""
@@ -4249,7 +4171,7 @@ class Scope:
 
     def covers(self, other: Scope) -> bool:
         """Whether it holds all that a snapshot of the other scope can hold."""
-        return self.is_same_source(other) and (self.is_whole() or self == other)
+        return self.source == other.source and (self.is_whole() or self == other)
 
 
 def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str]:
@@ -4274,37 +4196,18 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
 
 
 def _losses(before: AnyRecord, now: AnyRecord, max_percent: float) -> list[str]:
+    counts = (
+        (noun_of(before), before.document_count, now.document_count),
+        ("vector", before.vector_count or 0, now.vector_count or 0),
+    )
     return [
-        *_lost(before.name, noun_of(before), before.document_count, now.document_count, max_percent),
-        *_lost(before.name, "vector", before.vector_count or 0, now.vector_count or 0, max_percent),
+        f"{before.name}: {plural(had, what)} before, {has:,} now (-{(had - has) / had:.1%})"
+        for what, had, has in counts
+        if had > 0 and (had - has) * 100 > max_percent * had
     ]
 
 
-def _lost(name: str, what: str, before: int, now: int, max_percent: float) -> list[str]:
-    if before <= 0 or (before - now) * 100 <= max_percent * before:
-        return []
-    return [f"{name}: {plural(before, what)} before, {now:,} now (-{(before - now) / before:.1%})"]
-
-
 # ------------------------------------------------------------------------------------------------- what is there
-
-
-def local_manifests(
-    output_dir: Path, on_unreadable: Callable[[str, Exception], None] = lambda _name, _error: None
-) -> Iterator[tuple[str, Manifest]]:
-    """The complete snapshots of a directory whose manifest can be read, newest first; none of the future."""
-    names = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
-    now = utc_now()
-    for name in sorted(filter(is_complete_name, names), reverse=True):
-        if not is_past(name, now):
-            continue
-        try:
-            manifest = read_manifest(output_dir / name)
-        except (FormatError, OSError) as error:
-            on_unreadable(name, error)
-            continue
-        if manifest.is_complete:
-            yield name, manifest
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -4320,26 +4223,6 @@ def read_manifest_text(box: Box, file: BoxFile) -> bytes:
     if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
         raise FormatError("too small for a zip of ours")
     return first_zip_entry(lambda size: box.read_beginning(file, size))
-
-
-def read_box_manifest(box: Box, file: BoxFile) -> Manifest:
-    """The manifest at the beginning of a zip in Box. Raises FormatError if that is no complete snapshot of ours.
-
-    Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
-    has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
-    """
-    text = read_manifest_text(box, file)
-    manifest = decode_manifest(text)
-    check_box_manifest(file, text, manifest)
-    return manifest
-
-
-def check_box_manifest(file: BoxFile, text: bytes, manifest: Manifest) -> None:
-    """Raise FormatError if a zip in Box is not complete, or has not the size that its manifest adds up to."""
-    if not manifest.is_complete:
-        raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
-    if zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
-        raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
 
 
 @dataclass(frozen=True)
@@ -4368,6 +4251,10 @@ class Stored:
             return "unreadable"
         is_complete = self.manifest.is_complete and not self.name.endswith(INCOMPLETE_SUFFIX)
         return "incomplete" if not is_complete else "damaged" if self.error else "complete"
+
+    def counts(self, now: datetime) -> bool:
+        """Whether it is a complete snapshot that is not from the future; a zip on the disk is none."""
+        return self.status == "complete" and is_past(self.name, now)
 
     def row(self) -> dict[str, Any]:
         """What a list says of it."""
@@ -4407,42 +4294,44 @@ def read_stored(path: Path) -> tuple[Manifest, int]:
 
 def list_here(
     output_dir: Path, read: Callable[[Path], tuple[Manifest, int]] = read_stored, *, must_exist: bool = True
-) -> list[Stored]:
+) -> Iterator[Stored]:
     """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
     if must_exist and not output_dir.is_dir():
         raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
-    found = []
     for path, _ in local_snapshots(output_dir):
         try:
             manifest, size_bytes = read(path)
-            found.append(Stored(path, size_bytes, manifest))
+            yield Stored(path, size_bytes, manifest)
         except (FormatError, OSError, BackupError) as error:
-            found.append(Stored(path, error=error))
-    return found
+            yield Stored(path, error=error)
+
+
+def look_in_box(box: Box, file: BoxFile, *, is_tolerant: bool = False) -> Stored:
+    """What a zip in Box is. Raises BoxError; `is_tolerant`: what Box does not show of it is its `error`.
+
+    Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
+    has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
+    """
+    manifest, problem = None, None
+    try:
+        text = read_manifest_text(box, file)
+        manifest = decode_manifest(text)
+        if manifest.is_complete and zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
+            raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
+    except (FormatError, BoxError) as error:
+        if isinstance(error, BoxError) and not is_tolerant:
+            raise
+        problem = error
+    return Stored(file, file.size_bytes, manifest, problem)
 
 
 def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bool = False) -> Iterator[Stored]:
-    """The snapshots in Box, newest first, or these files; several are read at once.
-
-    Raises BoxError; `is_tolerant`: what Box does not show of a single file is that file's `error`.
-    """
-
-    def look(file: BoxFile) -> Stored:
-        manifest = None
-        try:
-            text = read_manifest_text(box, file)
-            manifest = decode_manifest(text)
-            if manifest.is_complete:
-                check_box_manifest(file, text, manifest)
-        except (FormatError, BoxError) as error:
-            if isinstance(error, BoxError) and not is_tolerant:
-                raise
-            return Stored(file, file.size_bytes, manifest, error)
-        return Stored(file, file.size_bytes, manifest)
-
+    """The snapshots in Box, newest first, or these files; several are looked at at once, each by `look_in_box`."""
     pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
     try:
-        yield from pool.map(look, box.snapshots() if files is None else files)
+        yield from pool.map(
+            partial(look_in_box, box, is_tolerant=is_tolerant), box.snapshots() if files is None else files
+        )
     finally:  # who asked may have seen enough
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -4491,13 +4380,14 @@ def find_last(
 
     Whatever goes wrong is a warning: no backup depends on it. In Box it is looked for during LAST_IN_BOX_S at most.
     """
-
-    def on_unreadable(name: str, error: Exception) -> None:
-        report.warn(f"{output_dir / name} cannot be read, nothing is compared with it: {describe_error(error)}")
-
+    now = utc_now()
     try:
-        last = _newest_of(local_manifests(output_dir, on_unreadable), scope)
-        return last or (_last_in_box(box_config, scope) if box_config else None)
+        for one in list_here(output_dir, must_exist=False):
+            if one.error and is_past(one.name, now) and is_complete_name(one.name):
+                report.warn(f"{one.at} cannot be read, nothing is compared with it: {describe_error(one.error)}")
+            if one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
+                return one.name, one.manifest
+        return _last_in_box(box_config, scope) if box_config else None
     except Exception as error:  # noqa: BLE001  (a bug in here must not cost a backup)
         report.warn(f"Could not look at the last snapshot, so nothing is compared with it: {describe_error(error)}")
         return None
@@ -4508,20 +4398,22 @@ def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None
     config = dataclasses.replace(config, retry_budget_s=min(config.retry_budget_s, LAST_IN_BOX_S / 2))
     is_over = threading.Event()
 
-    def manifests() -> Iterator[tuple[BoxFile, Manifest]]:
+    def find() -> tuple[str, Manifest] | None:
         box, now = Box(config, is_over), utc_now()
         for file in box.snapshots():
-            with contextlib.suppress(FormatError):
-                if is_past(file.stem, now) and not is_over.is_set():
-                    yield file, read_box_manifest(box, file)
+            if is_over.is_set():
+                break
+            one = look_in_box(box, file) if is_past(file.stem, now) else None
+            if one and one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
+                return one.name, one.manifest
+        return None
 
     try:
-        found = in_time(lambda: _newest_of(manifests(), scope), LAST_IN_BOX_S)
+        return in_time(find, LAST_IN_BOX_S)
     except TimeoutError as error:
         raise BackupError(f"it was not found in Box within {LAST_IN_BOX_S:.0f} s.") from error
     finally:
         is_over.set()
-    return found and (found[0].stem, found[1])
 
 
 def remove_superseded(result: BackupResult, max_shrink_percent: float, report: Report) -> None:
@@ -4586,10 +4478,10 @@ def _is_held(
 ) -> bool:
     """Whether a newer snapshot holds a collection too, no less of it, in a file that is as it was written."""
     for directory, other in newer.get(record.name, []):
-        if max_shrink_percent < 100 and _losses(record, other, max_shrink_percent):
+        if _losses(record, other, max_shrink_percent):
             continue
         with contextlib.suppress(OSError):
-            if directory.name == newest or file_sha256(directory / str(other.data_file)) == other.data_sha256:
+            if directory.name == newest or file_digest(directory / str(other.data_file), "sha256") == other.data_sha256:
                 return True
     return False
 
@@ -4627,48 +4519,46 @@ class Pinger:
         self._send(f"/{code}" if code else "", redactor.redact(text))
 
     def _send(self, suffix: str, text: str) -> None:
-        try:
-            self._send_or_warn(suffix, text)
-        except Exception as error:  # noqa: BLE001  (nothing that has to do with a monitor changes the result)
-            log.warning("No ping was sent: %s. The result stands.", type(error).__name__)
-
-    def _send_or_warn(self, suffix: str, text: str) -> None:
         if self._parts is None:
             return
-        url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
-        body = text.encode(errors="replace")[-PING_BODY_BYTES:]
-        attempts = 1 if stop_event.is_set() else PING_ATTEMPTS
-        reason = ""
-        for attempt in range(attempts):
-            if attempt:
-                stop_event.wait(1.0)
-            reason, may_pass = _post_ping(url, body, PING_TIMEOUT_S if not stop_event.is_set() else STOP_GRACE_S / 2)
-            if not reason:
-                return
-            if not may_pass:
-                break
         is_broken = "@" in self._parts.path + self._parts.query + self._parts.fragment  # by what stands in a password
         place = "the monitor" if is_broken else self._parts.hostname
-        log.warning("The ping to %s failed: %s. The result stands.", place, reason)
+        try:
+            url = urllib.parse.urlunsplit(self._parts._replace(path=self._parts.path.rstrip("/") + suffix))
+            _post_patiently(url, text.encode(errors="replace")[-PING_BODY_BYTES:])
+        except Exception as error:  # noqa: BLE001  (nothing that has to do with a monitor changes the result)
+            reason = error.message.rstrip(".") if isinstance(error, BackupError) else type(error).__name__
+            log.warning("The ping to %s failed: %s. The result stands.", place, reason)
 
 
-def _post_ping(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
-    """Send a ping; return why it failed ("": it did not), and whether another try may help."""
+def _post_patiently(url: str, body: bytes) -> None:
+    """Send a ping, several times if that may help; only once, and for a shorter time, when the run was stopped."""
+    import tenacity
+
+    is_stopped = stop_event.is_set()
+    tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(1 if is_stopped else PING_ATTEMPTS),
+        wait=tenacity.wait_fixed(1.0),
+        sleep=tenacity.sleep_using_event(stop_event),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestError) and error.retryable),
+        reraise=True,
+    )(_post_ping, url, body, STOP_GRACE_S / 2 if is_stopped else PING_TIMEOUT_S)
+
+
+def _post_ping(url: str, body: bytes, timeout_s: float) -> None:
+    """Send a ping once. Raises RequestError, `retryable` if another attempt may help, or whatever a URL makes raise."""
     import httpx
 
-    def post() -> tuple[str, bool]:
-        try:
-            status = httpx.post(url, content=body, timeout=timeout_s, **httpx_options(url)).status_code
-        except BackupError as error:  # a variable is in the way
-            return error.message.rstrip("."), False
-        except Exception as error:  # noqa: BLE001  (httpx raises whatever a URL makes some library raise)
-            return type(error).__name__, isinstance(error, httpx.TransportError)
-        return ("", False) if 200 <= status < 300 else (f"HTTP {status}", status == 429 or status >= 500)
-
-    try:
-        return in_time(post, timeout_s)  # a reply that trickles must not hold the run: httpx's limit is for each piece
-    except TimeoutError:
-        return f"no reply in {timeout_s:.0f} s", True
+    try:  # a reply that trickles must not hold the run: httpx's limit is for each piece
+        status = in_time(
+            lambda: httpx.post(url, content=body, timeout=timeout_s, **httpx_options(url)).status_code, timeout_s
+        )
+    except TimeoutError as error:
+        raise RequestError(f"no reply in {timeout_s:.0f} s", retryable=True) from error
+    except httpx.TransportError as error:
+        raise RequestError(type(error).__name__, retryable=True) from error
+    if not 200 <= status < 300:
+        raise RequestError(f"HTTP {status}", retryable=status == 429 or status >= 500)
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -4693,21 +4583,16 @@ Samples = dict[str, dict[str, float]]
 
 def encode_metrics(samples: Samples) -> bytes:
     """Prometheus text."""
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.metrics_core import GaugeMetricFamily
-    from prometheus_client.registry import Collector
-
-    class Families(Collector):
-        def collect(self) -> Iterator[GaugeMetricFamily]:
-            for metric, meaning in METRICS.items():
-                family = GaugeMetricFamily(METRICS_PREFIX + metric, meaning)
-                for collection, value in samples.get(metric, {}).items():
-                    family.add_sample(family.name, {"collection": collection} if collection else {}, value)
-                if family.samples:
-                    yield family
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
-    registry.register(Families())
+    for metric, meaning in METRICS.items():
+        if not (values := samples.get(metric)):
+            continue
+        labels = ["collection"] if any(values) else []
+        gauge = Gauge(METRICS_PREFIX + metric, meaning, labels, registry=registry)
+        for collection, value in values.items():
+            (gauge.labels(collection) if labels else gauge).set(value)
     return generate_latest(registry)
 
 
@@ -5346,11 +5231,6 @@ def _add_shrinkage(manifest: Manifest, name: str, old: Manifest, max_percent: fl
         manifest.warnings = [*(manifest.warnings or []), *shrunk]
 
 
-def _newest_of(manifests: Iterator[tuple[_T, Manifest]], scope: Scope) -> tuple[_T, Manifest] | None:
-    """The first snapshot that holds all that one of the scope would; None if there is none."""
-    return next(((key, manifest) for key, manifest in manifests if Scope.of(manifest).covers(scope)), None)
-
-
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
     text = encode_manifest(manifest)
@@ -5491,15 +5371,13 @@ def read_encryption(values: Sequence[str]) -> Encryption | None:
     return Encryption(tuple(text for text, _ in found.values()), recipients, identity)
 
 
-def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
+def _recipient_texts(value: str) -> list[tuple[str, str]]:
     """(where it stands, recipient) for each one that a value of --encrypt-to gives: itself, or the lines of a file."""
     if not value:
         raise BackupError("--encrypt-to (BACKUP_ENCRYPT_TO) has an empty value.", "Is a variable not set?")
-    if _PRIVATE_KEY.match(value):
-        raise _private_key_error("a value")
-    if _RECIPIENT.fullmatch(value):
-        yield repr(value), value
-        return
+    is_secret = bool(_PRIVATE_KEY.match(value))
+    if is_secret or _RECIPIENT.fullmatch(value):
+        return [("a value" if is_secret else repr(value), value)]
     try:
         lines = read_settings(Path(value)).splitlines()
     except (OSError, ValueError) as error:
@@ -5507,18 +5385,21 @@ def _recipient_texts(value: str) -> Iterator[tuple[str, str]]:
             f"--encrypt-to: {value!r} is neither a recipient nor a file of them: {describe_error(error)}.",
             "A recipient begins with age1, ssh-ed25519 or ssh-rsa.",
         ) from error
-    texts = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    texts = [(number, text) for number, text in texts if text and not text.startswith("#")]
+    texts = [(f"line {number} of {value}", line.strip()) for number, line in enumerate(lines, 1)]
+    texts = [(place, text) for place, text in texts if text and not text.startswith("#")]
     if not texts:
         raise BackupError(f"--encrypt-to: there is no recipient in {value}.", "It takes one a line.")
-    yield from ((f"line {number} of {value}", text) for number, text in texts)
+    return texts
 
 
 def _parse_recipient(place: str, text: str) -> Any:
     import pyrage
 
     if _PRIVATE_KEY.match(text):
-        raise _private_key_error(place)
+        raise BackupError(
+            f"--encrypt-to: {place} is a private key; a backup needs the public one.",
+            "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
+        )
     kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
     try:
         recipient = kind.Recipient.from_str(text)
@@ -5528,13 +5409,6 @@ def _parse_recipient(place: str, text: str) -> Any:
             f"--encrypt-to: {place} is no recipient: {error}.", "It takes age1…, ssh-ed25519 … and ssh-rsa …"
         ) from error
     return recipient
-
-
-def _private_key_error(place: str) -> BackupError:
-    return BackupError(
-        f"--encrypt-to: {place} is a private key; a backup needs the public one.",
-        "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
-    )
 
 
 WHAT, WHERE, DATABASE, BEHAVIOUR = "What to back up", "Where to", "Database", "Behaviour"
@@ -5552,8 +5426,9 @@ class Option(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The left and the right column."""
-        if self.hidden or not (record := super().get_help_record(ctx)):
-            return record
+        record = super().get_help_record(ctx)
+        if not record:
+            return None
         default = "" if self.default is None or not self.show_default else str(self.default)
         if isinstance(self.default, bool):
             default = (self.opts if self.default else self.secondary_opts)[0]
@@ -5566,15 +5441,14 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them, what has no heading under the last one."""
-        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        groups = [getattr(param, "group", OUTPUT) for param in params]
-        for group in dict.fromkeys([*(group for group in groups if group not in GROUPS), *GROUPS]):
-            found = [param.get_help_record(ctx) for param, own in zip(params, groups, strict=True) if own == group]
-            if records := [record for record in found if record]:
-                with formatter.section(group):
-                    formatter.write_dl(
-                        [(left.ljust(HELP_COLUMN), right) for left, right in records], col_max=HELP_COLUMN + 2
-                    )
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                rows = groups.setdefault(getattr(param, "group", OUTPUT), [])
+                rows.append((record[0].ljust(HELP_COLUMN), record[1]))
+        for group in sorted(groups, key=lambda group: GROUPS.index(group) if group in GROUPS else -1):
+            with formatter.section(group):
+                formatter.write_dl(groups[group], col_max=HELP_COLUMN + 2)
 
 
 def option(group: str, names: str, text: str, variable: str = "", **settings: Any) -> Callable[[_F], _F]:
@@ -5628,16 +5502,6 @@ _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
 _RETRY = "How long to keep retrying, per collection."
 _FORM = "Log on stderr: text, or json, an object a line."
 _FORMS = click.Choice(["text", "json"])
-_database_options = [
-    option(DATABASE, "--api-endpoint URL", "Its Data API endpoint.", "ASTRA_DB_API_ENDPOINT"),
-    option(DATABASE, "--keyspace NAME", "The keyspace.", "ASTRA_DB_KEYSPACE", default=DEFAULT_KEYSPACE),
-    option(
-        DATABASE, "--environment NAME", _KINDS, "ASTRA_DB_ENVIRONMENT", type=click.Choice(ENVIRONMENTS), default="prod"
-    ),
-]
-_workers_option = option(
-    BEHAVIOUR, "--workers N", "Requests in flight.", "BACKUP_WORKERS", type=click.IntRange(1, 64), default=4
-)
 patience_options = [
     option(BEHAVIOUR, "--retry-budget SECONDS", _RETRY, "BACKUP_RETRY_BUDGET", type=Duration("s"), default="5m"),
     option(
@@ -5662,7 +5526,16 @@ version_option: Callable[[_F], _F] = click.version_option(TOOL_VERSION, cls=Opti
 
 def connection_options(function: _F) -> _F:
     """Options of what talks to a database, for the backup and the restore."""
-    options = [*_database_options, output_dir_option, _workers_option, *patience_options, *output_options]
+    kinds, workers = click.Choice(ENVIRONMENTS), click.IntRange(1, 64)
+    options = [
+        option(DATABASE, "--api-endpoint URL", "Its Data API endpoint.", "ASTRA_DB_API_ENDPOINT"),
+        option(DATABASE, "--keyspace NAME", "The keyspace.", "ASTRA_DB_KEYSPACE", default=DEFAULT_KEYSPACE),
+        option(DATABASE, "--environment NAME", _KINDS, "ASTRA_DB_ENVIRONMENT", type=kinds, default="prod"),
+        output_dir_option,
+        option(BEHAVIOUR, "--workers N", "Requests in flight.", "BACKUP_WORKERS", type=workers, default=4),
+        *patience_options,
+        *output_options,
+    ]
     return with_options(options, function)
 
 
@@ -5693,9 +5566,7 @@ _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatab
 @option(OUTPUT, "--ping-url URL", _PING, "BACKUP_PING_URL")
 @option(OUTPUT, "--metrics-file FILE", "Write metrics for Prometheus.", "BACKUP_METRICS_FILE", type=FILE)
 @version_option
-def main(
-    collections: tuple[str, ...], exclude: tuple[str, ...], *, compress: bool, to_box: bool, check: bool, **options: Any
-) -> int:
+def main(**options: Any) -> int:
     """Back up every collection of one keyspace, vectors and ids included, to a directory and to Box.
 
     The token comes from ASTRA_DB_APPLICATION_TOKEN, or from the file named by ASTRA_DB_APPLICATION_TOKEN_FILE.
@@ -5709,25 +5580,60 @@ def main(
       python astra_backup.py --collection docs    back up one collection
       python astra_backup.py && python snapshots.py prune --keep-daily 7
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
-    if check:
-        return run_check(options, collections, exclude, to_box=to_box)
+    if options["check"]:
+        return run_check(options)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
-    with Report(quiet=is_quiet(options)) as report:
+    with _telling_a_stop(options), Report(quiet=is_quiet(options)) as report:
         record.pinger.start()
-        box_config = read_box_config(options) if to_box else None
-        output_dir, workers, max_shrink = options["output_dir"], options["workers"], options["max_shrink"]
-        encryption, target = read_encryption(options["encrypt_to"]), make_target(options)
-        plan = BackupPlan(
-            target, output_dir, collections, exclude, compress, workers, max_shrink, box_config, encryption
-        )
+        plan = make_plan(options)
         result = run_backup(plan, report, stop_event)
         record.step("backup", result)
-        if box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
-            result = upload_snapshot(result, box_config, report)
+        if plan.box_config and result.exit_code in (Exit.OK, Exit.SHRUNK):
+            result = upload_snapshot(result, plan.box_config, report)
             record.step("upload", result)
     _print_result(record, result, as_json=options["as_json"])
     return result.exit_code
+
+
+def make_plan(options: dict[str, Any]) -> BackupPlan:
+    """What the options and the environment ask for. Raises BackupError that names what is missing or wrong."""
+    return BackupPlan(
+        box_config=read_box_config(options) if options["to_box"] else None,
+        encryption=read_encryption(options["encrypt_to"]),
+        target=make_target(options),
+        output_dir=options["output_dir"],
+        collections=options["collections"],
+        exclude=options["exclude"],
+        compressed=options["compress"],
+        workers=options["workers"],
+        max_shrink_percent=options["max_shrink"],
+    )
+
+
+@contextlib.contextmanager
+def _telling_a_stop(options: dict[str, Any]) -> Iterator[None]:
+    """A run that a signal ends says what there is now, and what to do."""
+    output_dir, first_name = options["output_dir"], snapshot_name(utc_now())
+    try:
+        yield
+    except SystemExit:
+        made = [path for path, (name, _) in local_snapshots(output_dir) if path.is_dir() and name >= first_name]
+        log.warning("Interrupted. %s", _describe_stop(made[-1] if made else None, to_box=options["to_box"]))
+        raise
+
+
+def _describe_stop(made: Path | None, *, to_box: bool) -> str:
+    """What a stopped run leaves: the snapshot if it was finished before, else nothing that counts."""
+    if made is None:
+        return (
+            "Nothing of this run counts as a backup. Run it again; where the file system has locks, that also removes"
+            " what this run left."
+        )
+    if made.name.endswith(INCOMPLETE_SUFFIX):
+        return f"{made} was finished before, with failed collections. Run it again."
+    upload = f" To make sure that it is in Box: {_upload_command(made)}" if to_box else ""
+    return f"{made} was finished before, and is complete.{upload}"
 
 
 def is_quiet(options: dict[str, Any]) -> bool:
@@ -5793,50 +5699,36 @@ def directory_size(path: Path) -> int:
     return 0
 
 
-BOX_VARIABLES = (
-    "BOX_CLIENT_ID",
-    "BOX_ENTERPRISE_ID",
-    "BOX_USER_ID",
-    "BOX_FOLDER_ID",
-    "BOX_BASE_URL",
-    "BOX_UPLOAD_URL",
-)
-
-
 def read_box_config(options: dict[str, Any], hint: str = "Set them, or give --no-box.") -> BoxConfig:
     """Box's settings from the environment. Raises BackupError that names every variable that is missing."""
-    secret = read_secret("BOX_CLIENT_SECRET")
-    values = {name: os.environ.get(name, "").strip() for name in BOX_VARIABLES}
-    subject = values["BOX_ENTERPRISE_ID"] or values["BOX_USER_ID"]
+    config = BoxConfig(
+        client_secret=read_secret("BOX_CLIENT_SECRET"),
+        request_timeout_s=options["request_timeout_ms"] / 1000,
+        retry_budget_s=options["retry_budget"],
+        **{
+            name: os.environ.get(f"BOX_{name.upper()}", "").strip()
+            for name in ("client_id", "enterprise_id", "user_id", "folder_id", "base_url", "upload_url")
+        },
+    )
     needed = {
-        "BOX_CLIENT_ID": values["BOX_CLIENT_ID"],
-        "BOX_CLIENT_SECRET": secret,
-        "BOX_ENTERPRISE_ID (or BOX_USER_ID)": subject,
-        "BOX_FOLDER_ID": values["BOX_FOLDER_ID"],
+        "BOX_CLIENT_ID": config.client_id,
+        "BOX_CLIENT_SECRET": config.client_secret,
+        "BOX_ENTERPRISE_ID (or BOX_USER_ID)": config.enterprise_id or config.user_id,
+        "BOX_FOLDER_ID": config.folder_id,
     }
     if missing := [name for name, value in needed.items() if not value]:
         raise BackupError(f"Box is not configured: not set: {', '.join(missing)}.", hint)
-    if values["BOX_FOLDER_ID"] == "0":
+    if config.folder_id == "0":
         raise BackupError(
             "BOX_FOLDER_ID is 0: that is the service account's own root, which nobody else sees.",
             "Make a folder, invite the service account to it, and take the number from the folder's URL.",
         )
-    if bool(values["BOX_BASE_URL"]) != bool(values["BOX_UPLOAD_URL"]):
+    if bool(config.base_url) != bool(config.upload_url):
         raise BackupError("BOX_BASE_URL and BOX_UPLOAD_URL go together.", "Set both, or neither for Box itself.")
-    for name in ("BOX_BASE_URL", "BOX_UPLOAD_URL"):
-        if values[name]:
-            _check_url(name, values[name], "Set both to the URLs of your gateway, or unset both for Box itself.")
-    return BoxConfig(
-        values["BOX_CLIENT_ID"],
-        secret,
-        values["BOX_ENTERPRISE_ID"] or None,
-        values["BOX_USER_ID"] or None,
-        values["BOX_FOLDER_ID"],
-        values["BOX_BASE_URL"] or None,
-        values["BOX_UPLOAD_URL"] or None,
-        options["request_timeout_ms"] / 1000,
-        options["retry_budget"],
-    )
+    for name, url in (("BOX_BASE_URL", config.base_url), ("BOX_UPLOAD_URL", config.upload_url)):
+        if url:
+            _check_url(name, url, "Set both to the URLs of your gateway, or unset both for Box itself.")
+    return config
 
 
 def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> BackupResult:
@@ -5854,13 +5746,18 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     except Exception as error:  # noqa: BLE001  (whatever it is, the local snapshot stands: exit 3)
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
         log.debug("%s", traceback.format_exc())
-        where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
-        log.error("%s stays. To upload it: snapshots.py upload %s%s", directory, directory.name, where)  # noqa: TRY400
+        log.error("%s stays. To upload it: %s", directory, _upload_command(directory))  # noqa: TRY400
         failure = {"error": redactor.redact(describe_error(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)
     upload = {"file_id": file.id, "name": file.name, "size_bytes": file.size_bytes, "sha1": file.sha1, "sent": is_new}
     return dataclasses.replace(result, upload=upload)
+
+
+def _upload_command(directory: Path) -> str:
+    """The command that brings a local snapshot to Box."""
+    where = "" if directory.parent == DEFAULT_OUTPUT_DIR else f" --output-dir {shlex.quote(str(directory.parent))}"
+    return f"snapshots.py upload {directory.name}{where}"
 
 
 @dataclass(frozen=True)
@@ -5873,35 +5770,40 @@ class Check:
     hint: str = ""
     is_warning: bool = False  # nothing that stops a backup, but a person should know it
 
-    def text(self) -> str:
-        """Both in one line."""
-        return self.detail if self.ok else f"{self.detail} {self.hint}".strip()
 
-    @classmethod
-    def failed(cls, name: str, error: BackupError) -> Check:
-        """A check that ended in an error."""
-        return cls(name, False, error.message, error.hint)
-
-
-def run_check(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool) -> int:
+def run_check(options: dict[str, Any]) -> int:
     """Test what a run needs, print a line for each thing, write nothing. Returns 0, or 1 if something is missing."""
-    rows = [*_check_database(options, collections, exclude), _check_encryption(options["encrypt_to"])]
-    last = _last_size(options, collections, exclude, to_box=to_box)
-    rows += _check_output_dir(options["output_dir"], last)
-    if options["metrics_file"]:
-        rows.append(_check_directory("metrics file", options["metrics_file"].absolute().parent, "--metrics-file"))
-    if to_box:
-        rows += _check_box(options, last)
+    last = _last_size(options)
+    rows = [
+        *_checked("database", _check_database(options)),
+        *_checked("encryption", _check_encryption(options["encrypt_to"])),
+        *_checked("output directory", _check_output_dir(options["output_dir"], last)),
+        *_checked("metrics file", _check_metrics_file(options["metrics_file"])),
+        *_checked("Box", _check_box(options, last) if options["to_box"] else ()),
+    ]
     is_ok = all(row.ok for row in rows)
     if options["as_json"]:
         checks = [
-            {"name": row.name, "ok": row.ok, "warning": row.is_warning, "detail": redactor.redact(row.text())}
+            {
+                "name": row.name,
+                "ok": row.ok,
+                "warning": row.is_warning,
+                "detail": redactor.redact(f"{row.detail} {row.hint}".strip()),
+            }
             for row in rows
         ]
         print_result(json.dumps({"ok": is_ok, "exit_code": int(not is_ok), "checks": checks}))
     else:
         print_result(check_table(rows), is_styled=True)
     return Exit.OK if is_ok else Exit.FAILED
+
+
+def _checked(name: str, rows: Iterable[Check]) -> Iterator[Check]:
+    """These rows; an error in making one is the last row, of this name: what comes after it is not tried."""
+    try:
+        yield from rows
+    except BackupError as error:
+        yield Check(name, False, error.message, error.hint)
 
 
 def check_table(rows: list[Check]) -> str:
@@ -5916,7 +5818,7 @@ def check_table(rows: list[Check]) -> str:
     for row in rows:
         mark, style = ("!", "yellow") if row.is_warning else ("✓", "green") if row.ok else ("✗", "red")
         detail = Text(safe_text(redactor.redact(row.detail)))
-        if row.hint and not row.ok:
+        if row.hint:
             detail.append(f"\n→ {safe_text(redactor.redact(row.hint))}", "bold")
         table.add_row(Text(mark, style), Text(safe_text(row.name)), detail)
     with console.capture() as captured:
@@ -5924,140 +5826,109 @@ def check_table(rows: list[Check]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _check_database(options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...]) -> list[Check]:
-    try:
-        target = make_target(options)
-        plan = BackupPlan(target, options["output_dir"], collections, exclude)
-        api = DataApi(target, READ_COMMANDS, stop_event)
-        report = Report(quiet=True)
-        found = list_keyspace(api, report)
-    except BackupError as error:
-        return [Check.failed("database", error)]
-    row = Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
-    warnings = [Check("tables", True, warning, is_warning=True) for warning in report.warnings]
-    return [row, *warnings, *_check_collections(api, found, plan), *_check_keyspaces(api)]
+def _check_database(options: dict[str, Any]) -> Iterator[Check]:
+    target, report = make_target(options), Report(quiet=True)
+    plan = BackupPlan(target, options["output_dir"], options["collections"], options["exclude"])
+    api = DataApi(target, READ_COMMANDS, stop_event)
+    found = list_keyspace(api, report)
+    yield Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
+    for warning in report.warnings:
+        yield Check("tables", True, warning, is_warning=True)
+    yield from _checked("collections", _check_contents(api, found, plan))
+    yield from _check_keyspaces(api)
 
 
-def _check_encryption(values: Sequence[str]) -> Check:
-    try:
-        encryption = read_encryption(values)
-    except BackupError as error:
-        return Check.failed("encryption", error)
-    if encryption is None:
-        return Check("encryption", True, "off: data files are written in clear")
-    return Check("encryption", True, f"to {', '.join(map(short_key, encryption.names))}")
+def _check_contents(api: DataApi, found: Contents, plan: BackupPlan) -> Iterator[Check]:
+    selected = select(found, plan, Report(quiet=True))
+    for info in selected.collections:
+        count = api.estimated_count(info.name)
+        # A server says 0 as long as it has not flushed anything, however many documents there are.
+        yield Check(f"collection {info.name}", True, f"about {plural(count, 'document')}" if count else "count unknown")
+    for table in selected.tables:
+        yield from _checked(f"table {table.name}", _check_table(api, table))
 
 
-def _check_box(options: dict[str, Any], last: tuple[str, int] | None) -> list[Check]:
-    """Token, who we are, the folder, the right to upload; what comes after a failure is not tried."""
-    rows: list[Check] = []
-    try:
-        box = Box(read_box_config(options), stop_event)
-        account = box.whoami()
-        rows.append(Check("Box account", True, f"{account.login} (the login to invite to the folder)"))
-        folder = box.folder()
-        rows.append(Check("Box folder", True, f"{folder.name} ({box.config.folder_id})"))
-        may_upload = bool(folder.permissions and folder.permissions.can_upload)
-        hint = f"Make {account.login} an Editor of the folder."
-        rows.append(Check("Box upload", may_upload, "allowed" if may_upload else "not allowed", hint))
-        rows += _check_box_size(last, account.max_upload_size)
-    except BackupError as error:
-        rows.append(Check.failed("Box folder" if rows else "Box account", error))
-    return rows
-
-
-def _check_box_size(last: tuple[str, int] | None, limit_bytes: int) -> list[Check]:
-    """Whether Box's largest file has room for a snapshot like the last one."""
-    if last is None or last[1] <= limit_bytes:
-        return []
-    detail = f"at most {size_text(limit_bytes)}, the last snapshot ({last[0]}) has {size_text(last[1])}"
-    return [Check("Box file size", False, detail, BOX_HINTS["file_size_limit_exceeded"])]
-
-
-def _check_collections(api: DataApi, found: Contents, plan: BackupPlan) -> list[Check]:
-    rows = []
-    try:
-        selected = select(found, plan, Report(quiet=True))
-        for info in selected.collections:
-            count = api.estimated_count(info.name)
-            # A server says 0 as long as it has not flushed anything, however many documents there are.
-            detail = f"about {plural(count, 'document')}" if count else "count unknown"
-            rows.append(Check(f"collection {info.name}", True, detail))
-        rows += [_check_table(api, table) for table in selected.tables]
-    except BackupError as error:
-        rows.append(Check.failed("collections", error))
-    return rows
-
-
-def _check_table(api: DataApi, info: TableInfo) -> Check:
+def _check_table(api: DataApi, info: TableInfo) -> Iterator[Check]:
     """Whether a table can be read."""
-    name = f"table {info.name}"
     try:
         shape = TableShape.read(info.name, info.definition)
         readable_table(api, info.name, shape)
     except FormatError as error:
-        return Check.failed(name, BackupError(f"{error}.", f"Leave the table out: --exclude {info.name}."))
-    except BackupError as error:
-        return Check.failed(name, error)
-    return Check(name, True, plural(len(shape.columns), "column"))
+        raise BackupError(f"{error}.", f"Leave the table out: --exclude {info.name}.") from error
+    yield Check(f"table {info.name}", True, plural(len(shape.columns), "column"))
 
 
-def _check_keyspaces(api: DataApi) -> list[Check]:
+def _check_keyspaces(api: DataApi) -> Iterator[Check]:
     """Other keyspaces, which nobody may know of. A token that must not list them is no mistake."""
     with contextlib.suppress(BackupError):
         if others := [name for name in user_keyspaces(api) if name != api.target.keyspace]:
-            return [Check("other keyspaces", True, f"not backed up: {', '.join(others)}", is_warning=True)]
-    return []
+            yield Check("other keyspaces", True, f"not backed up: {', '.join(others)}", is_warning=True)
 
 
-def _check_output_dir(path: Path, last: tuple[str, int] | None) -> list[Check]:
+def _check_encryption(values: Sequence[str]) -> Iterator[Check]:
+    encryption = read_encryption(values)
+    recipients = f"to {', '.join(map(short_key, encryption.names))}" if encryption else ""
+    yield Check("encryption", True, recipients or "off: data files are written in clear")
+
+
+def _check_box(options: dict[str, Any], last: tuple[str, int] | None) -> Iterator[Check]:
+    """Token, who we are, the folder, the right to upload, and whether a snapshot like the last one is not too large."""
+    box = Box(read_box_config(options), stop_event)
+    account = box.whoami()
+    yield Check("Box account", True, f"{account.login} (the login to invite to the folder)")
+    folder = box.folder()
+    yield Check("Box folder", True, f"{folder.name} ({box.config.folder_id})")
+    if folder.permissions and folder.permissions.can_upload:
+        yield Check("Box upload", True, "allowed")
+    else:
+        yield Check("Box upload", False, "not allowed", f"Make {account.login} an Editor of the folder.")
+    if last and last[1] > account.max_upload_size:
+        detail = f"at most {size_text(account.max_upload_size)}, the last snapshot ({last[0]}) has {size_text(last[1])}"
+        yield Check("Box file size", False, detail, BOX_HINTS["file_size_limit_exceeded"])
+
+
+def _check_output_dir(path: Path, last: tuple[str, int] | None) -> Iterator[Check]:
     """What the file system can do, and whether there is room for a snapshot as large as the last one."""
-    row = _check_directory("output directory", path, "--output-dir (BACKUP_OUTPUT_DIR)")
-    if not row.ok:
-        return [row]
-    existing = _existing_parent(path)
-    try:
-        weaknesses = probe_file_system(existing, "check")  # which no run sweeps
-    except BackupError as error:
-        return [Check.failed(row.name, error)]
+    existing, name = _writable(path, "--output-dir (BACKUP_OUTPUT_DIR)"), "output directory"
+    weaknesses = probe_file_system(existing, "check")  # which no run sweeps
     free_bytes = shutil.disk_usage(existing).free
+    detail = f"{path}, {size_text(free_bytes)} free"
     if last and last[1] > free_bytes:
-        detail = f"{path}: {size_text(free_bytes)} free, the last snapshot ({last[0]}) took {size_text(last[1])}"
-        row = Check(row.name, False, detail, "Free some space, or choose another --output-dir (BACKUP_OUTPUT_DIR).")
-    return [row, *(Check("file system", True, weakness, is_warning=True) for weakness in weaknesses)]
+        detail += f", the last snapshot ({last[0]}) took {size_text(last[1])}"
+        yield Check(name, False, detail, "Free some space, or choose another --output-dir (BACKUP_OUTPUT_DIR).")
+    else:
+        yield Check(name, True, detail)
+    for weakness in weaknesses:
+        yield Check("file system", True, weakness, is_warning=True)
 
 
-def _last_size(
-    options: dict[str, Any], collections: tuple[str, ...], exclude: tuple[str, ...], *, to_box: bool
-) -> tuple[str, int] | None:
-    """Name of the last snapshot, and the bytes that what is asked for had in it; None if there is none."""
-    try:
-        target = make_target(options)
-        scope = Scope.make(target.api_endpoint, target.keyspace, collections, exclude)
-        box_config = read_box_config(options) if to_box else None
-    except BackupError:  # another row says so
-        return None
-    if (last := find_last(options["output_dir"], scope, box_config, Report(quiet=True))) is None:
-        return None
-    name, manifest = last
-    records = [each for each in manifest.records if each.name not in exclude]
-    return name, sum(each.data_size_bytes or 0 for each in records if not collections or each.name in collections)
+def _check_metrics_file(path: Path | None) -> Iterator[Check]:
+    if path:
+        existing = _writable(path.absolute().parent, "--metrics-file")
+        yield Check("metrics file", True, f"{path}, {size_text(shutil.disk_usage(existing).free)} free")
 
 
-def _existing_parent(path: Path) -> Path:
-    """The directory itself, or the nearest one in which it would be made."""
+def _writable(path: Path, option: str) -> Path:
+    """The directory itself, or the nearest one in which it would be made. Raises BackupError if it is not writable."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise BackupError(f"{existing} cannot be written.", f"Give it to this user, or choose another {option}.")
     return existing
 
 
-def _check_directory(name: str, path: Path, option: str) -> Check:
-    """Whether a directory, or the one in which it would be made, can be written, and its free space."""
-    existing = _existing_parent(path)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Check(name, False, f"{existing} cannot be written", f"Give it to this user, or choose another {option}.")
-    return Check(name, True, f"{path}, {size_text(shutil.disk_usage(existing).free)} free")
+def _last_size(options: dict[str, Any]) -> tuple[str, int] | None:
+    """Name of the last snapshot, and the bytes that what is asked for had in it; None if there is none."""
+    try:
+        plan = make_plan(options)
+    except BackupError:  # another row says so
+        return None
+    last = find_last(plan.output_dir, plan.scope, plan.box_config, Report(quiet=True))
+    if last is None:
+        return None
+    wanted = [each for each in last[1].records if not plan.collections or each.name in plan.collections]
+    return last[0], sum(each.data_size_bytes or 0 for each in wanted if each.name not in plan.exclude)
 
 
 def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> None:
@@ -6065,13 +5936,14 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
         print_result(_result_line(result, record.duration_s))
         return
     status = {Exit.UPLOAD_FAILED: "upload failed", Exit.SHRUNK: "shrunk"}
+    totals, tables = result.manifest.totals, result.manifest.tables
     fields = {
         "status": status.get(result.exit_code, result.manifest.status),
         "exit_code": int(result.exit_code),
         "snapshot": str(result.snapshot_dir),
-        "documents": result.manifest.totals.documents,
+        "documents": totals.documents,
         "collections": [_record_row(each) for each in result.manifest.collections],
-        **_table_rows(result.manifest),
+        **({"rows": totals.rows, "tables": [_record_row(each) for each in tables]} if tables else {}),
         "upload": result.upload,
         "deleted": result.deleted,
         "warnings": result.warnings,
@@ -6101,16 +5973,9 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
     for place, names in result.deleted.items():
         text += f"; deleted {place}: {', '.join(names)}" if names else ""
     if result.exit_code is Exit.INCOMPLETE:
-        last = next((name for name, _ in local_manifests(result.snapshot_dir.parent)), None)
+        last = next((one.name for one in list_here(result.snapshot_dir.parent) if one.counts(utc_now())), None)
         text += f"; the newest complete one here is {last}" if last else "; there is no complete one here"
     return text
-
-
-def _table_rows(manifest: Manifest) -> dict[str, Any]:
-    """The tables in the JSON result; nothing where there are none."""
-    if not manifest.tables:
-        return {}
-    return {"rows": manifest.totals.rows, "tables": [_record_row(each) for each in manifest.tables]}
 
 
 def _record_row(record: AnyRecord) -> dict[str, Any]:

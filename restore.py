@@ -3666,7 +3666,7 @@ def list_snapshots(options: dict[str, Any]) -> int:
     if options["from_box"]:
         found = list(list_in_box(Box(read_box_config(options, BOX_HINT), stop_event)))
     else:
-        found = list_here(options["output_dir"], read_any)
+        found = list(list_here(options["output_dir"], read_any))
     sources = options["sources"]
     wanted = [one for one in found if one.manifest is None or may_be_of(one.manifest, sources)]
     return print_list(wanted, as_json=options["as_json"])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from astra_backup import (
     BEHAVIOUR,
@@ -29,10 +30,12 @@ from astra_backup import (
     CONTEXT,
     DATABASE,
     DOWNLOAD_BYTES,
+    INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     BackupError,
     BackupResult,
     Box,
+    BoxError,
     BoxFile,
     Command,
     Duration,
@@ -299,34 +302,48 @@ def survey_local(output_dir: Path, wanted: Wanted, report: Report, *, is_proof: 
 
 
 def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool) -> Found:
-    name, parsed = path.name, parse_snapshot_name(path.name)
+    parsed = parse_snapshot_name(path.name)
     if parsed is None:
-        return Found(name)
+        return Found(path.name)
     if path.is_symlink() or not path.is_dir():
-        return Found(name, obstacle="not a directory", is_unread=not parsed[1])
-    busy = "a restore of it has not ended" if any(path.parent.glob(f".restore-{name}-*.journal")) else ""
+        return Found(path.name, obstacle="not a directory", is_unread=not parsed[1])
+    is_busy = any(path.parent.glob(f".restore-{path.name}-*.journal"))
     try:
-        manifest = read_manifest(path)
+        one = Stored(path, manifest=read_manifest(path))
     except (FormatError, OSError) as error:
-        if parsed[1] and not isinstance(error, OSError):
-            return Found(name, obstacle=busy)  # no restore would take it
-        damage = f"damaged: {describe_error(error)}"
-        return Found(name, obstacle=busy or damage, is_damaged=not busy, is_unread=not parsed[1])
-    scope = Scope.of(manifest)
+        one = Stored(path, error=error)
+    found = _survey(one, wanted, busy="a restore of it has not ended" if is_busy else "")
+    if one.manifest is None or found.obstacle or parsed[1] or not is_proof:
+        return found
+    return _prove_local(path, one.manifest, found, report)
+
+
+def _survey(one: Stored, wanted: Wanted, *, busy: str = "") -> Found:
+    """What the manifest tells, or that it could not be read; `busy`: why it is not touched, whatever it is."""
+    is_incomplete = one.name.endswith(INCOMPLETE_SUFFIX)
+    if one.manifest is None:
+        if is_incomplete and isinstance(one.error, FormatError):
+            return Found(one.name, obstacle=busy)  # no restore would take it
+        is_damaged = not busy and not isinstance(one.error, BoxError)
+        problem = f"{'damaged' if is_damaged else 'unreadable'}: {describe_error(one.error or OSError())}"
+        return Found(one.name, obstacle=busy or problem, is_damaged=is_damaged, is_unread=not is_incomplete)
+    scope, damage = Scope.of(one.manifest), ""
     if not wanted.has(scope):
-        return Found(name, scope, obstacle="of another database or keyspace")
-    if parsed[1]:
-        return Found(name, scope, obstacle=busy)
-    found = Found(name, scope, obstacle=busy, shrunk_from=manifest.shrunk_from or None)
-    return _prove_local(path, manifest, found, report) if is_proof and not busy else found
+        return Found(one.name, scope, obstacle="of another database or keyspace")
+    if is_incomplete:
+        return Found(one.name, scope, obstacle=busy)
+    if one.error:
+        damage = f"damaged: {describe_error(one.error)}"
+    elif not one.manifest.is_complete:
+        damage = f"damaged: {MANIFEST_NAME} says that it is incomplete"
+    is_damaged, shrunk_from = bool(damage and not busy), one.manifest.shrunk_from or None
+    return Found(one.name, scope, obstacle=busy or damage, is_damaged=is_damaged, shrunk_from=shrunk_from)
 
 
 def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -> Found:
     """The same with what reading every byte of it says."""
     name = path.name
     try:
-        if not manifest.is_complete:
-            raise FormatError(f"{MANIFEST_NAME} says that it is incomplete")
         if not (path / CHECKSUMS_NAME).exists() and not any(record.content_digest for record in manifest.records):
             old = f"of an older script: without {CHECKSUMS_NAME} it cannot be proved to be whole"
             return dataclasses.replace(found, obstacle=old)
@@ -342,28 +359,12 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
 def survey_box(box: Box, wanted: Wanted) -> dict[str, tuple[BoxFile, Found]]:
     """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
     files = box.files()
-    ours = {file.name: file for file in files if file.name.endswith(".zip") and is_complete_name(file.stem)}
-    found: dict[str, tuple[BoxFile, Found]] = {}
-    for one in list_in_box(box, [*ours.values()], is_tolerant=True):
-        found[one.name] = (ours[f"{one.name}.zip"], _survey_stored(one, wanted))
-    others = {file.name: (file, Found(file.name)) for file in files if file.name not in ours}
-    return found | others
-
-
-def _survey_stored(one: Stored, wanted: Wanted) -> Found:
-    problem = describe_error(one.error) if one.error else ""
-    damage = f"damaged: {problem}" if problem else ""
-    if one.manifest is None and not isinstance(one.error, FormatError):
-        return Found(one.name, obstacle=f"could not be looked at: {problem}", is_unread=True)
-    if one.manifest is None:
-        return Found(one.name, obstacle=damage, is_damaged=True, is_unread=True)
-    scope = Scope.of(one.manifest)
-    if not wanted.has(scope):
-        return Found(one.name, scope, obstacle="of another database or keyspace")
-    if not one.manifest.is_complete:
-        damage = f"damaged: {MANIFEST_NAME} says that it is incomplete"
-    shrunk_from = one.manifest.shrunk_from or None
-    return Found(one.name, scope, not damage, damage, is_damaged=bool(damage), shrunk_from=shrunk_from)
+    found = {file.name: (file, Found(file.name)) for file in files if not file.is_snapshot}
+    ours = [file for file in files if file.is_snapshot]
+    for file, one in zip(ours, list_in_box(box, ours, is_tolerant=True), strict=True):
+        known = _survey(one, wanted)
+        found[one.name] = (file, dataclasses.replace(known, is_good=not known.obstacle))
+    return found
 
 
 # ======================================================================================================================
@@ -494,7 +495,7 @@ def _print_prune(
 
 def read_places(options: dict[str, Any], *, must_exist: bool = True) -> list[Stored]:
     """The snapshots here, and in Box if it is used, of the scopes that were asked for; none is left out unread."""
-    found = list_here(options["output_dir"], must_exist=must_exist and not options["to_box"])
+    found = list(list_here(options["output_dir"], must_exist=must_exist and not options["to_box"]))
     if options["to_box"]:
         found += list_in_box(Box(read_box_config(options), stop_event))
     wanted = Wanted.of(options)
@@ -511,14 +512,10 @@ def run_status(options: dict[str, Any]) -> int:
     found = [
         (Scope.of(one.manifest), one)
         for one in read_places(options, must_exist=False)
-        if one.manifest and one.status == "complete" and not one.name.endswith(".zip") and is_past(one.name, now)
+        if one.manifest and one.counts(now)
     ]
-    whole = {(scope.api_endpoint, scope.keyspace) for scope, _ in found if scope.is_whole()}
-    scopes = [
-        scope
-        for scope in dict.fromkeys(scope for scope, _ in found)
-        if scope.is_whole() or (scope.api_endpoint, scope.keyspace) not in whole
-    ]
+    whole = {scope.source for scope, _ in found if scope.is_whole()}
+    scopes = dict.fromkeys(scope for scope, _ in found if scope.is_whole() or scope.source not in whole)
     rows: list[dict[str, Any]] = []
     for scope in scopes or [Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")]:
         ours = [one for other, one in found if other == scope]
@@ -581,9 +578,12 @@ def _status_line(row: dict[str, Any]) -> str:
 def run_upload(name: str, options: dict[str, Any]) -> int:
     """Bring a snapshot that exists to Box, as the backup would have. Returns the exit code."""
     directory = options["output_dir"] / name
+    source = click.get_current_context().get_parameter_source("to_box")
+    if source is ParameterSource.COMMANDLINE and not options["to_box"]:  # BACKUP_BOX=false is of the backups
+        raise BackupError("--no-box contradicts `upload`, which brings a snapshot to Box.", "Leave out --no-box.")
     with Report(quiet=is_quiet(options)) as report:
         config = read_box_config(options, "Set them.")
-        result = existing_snapshot(directory, name, report)
+        result = existing_snapshot(directory, name, Wanted.of(options), report)
         try:
             result = upload_snapshot(result, config, report)
         except BackupError as error:  # it is damaged
@@ -600,7 +600,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
     return code
 
 
-def existing_snapshot(directory: Path, name: str, report: Report) -> BackupResult:
+def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report) -> BackupResult:
     """A complete snapshot that is there. Raises BackupError if it is not, SnapshotRefused if it may not be uploaded."""
     if Path(name).name != name or not parse_snapshot_name(name) or not directory.is_dir():
         raise BackupError(
@@ -610,6 +610,11 @@ def existing_snapshot(directory: Path, name: str, report: Report) -> BackupResul
         manifest = read_manifest(directory)
     except (OSError, FormatError) as error:
         raise SnapshotRefused(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
+    if not wanted.has(Scope.of(manifest)):
+        raise BackupError(
+            f"{directory} is of {place_text(manifest.source.keyspace, manifest.source.api_endpoint)}.",
+            "Correct or leave out --api-endpoint and --keyspace (ASTRA_DB_API_ENDPOINT, ASTRA_DB_KEYSPACE).",
+        )
     if not is_complete_name(name) or not manifest.is_complete:
         raise SnapshotRefused(f"{directory} is incomplete, and is not uploaded.", "Make a new backup.")
     for warning in manifest.warnings or []:
@@ -628,17 +633,12 @@ _COUNT = click.IntRange(1, 100_000)
 
 
 def scope_options(function: Any) -> Any:
-    """Options of every command but `upload`, whose snapshot has a name."""
+    """Options of every command."""
     scope = [
         option(DATABASE, "--api-endpoint URL", _ENDPOINT, "ASTRA_DB_API_ENDPOINT"),
         option(DATABASE, "--keyspace NAME", _KEYSPACE, "ASTRA_DB_KEYSPACE"),
     ]
     return with_options([output_dir_option, box_option, *scope, *patience_options, *output_options], function)
-
-
-def upload_options(function: Any) -> Any:
-    """Options of `upload`."""
-    return with_options([output_dir_option, *patience_options, *output_options], function)
 
 
 def keep_options(function: Any) -> Any:
@@ -715,7 +715,7 @@ def prune_command(**options: Any) -> int:
 
 @main.command("upload", cls=Command, context_settings=CONTEXT)
 @click.argument("name")
-@upload_options
+@scope_options
 def upload_command(name: str, **options: Any) -> int:
     """Bring the snapshot NAME of the output directory to Box, as the backup would have."""
     return run_upload(name, options)

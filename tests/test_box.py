@@ -527,6 +527,23 @@ def test_upload_refuses_what_is_no_complete_snapshot(kept: Kept, box: BoxEmulato
     assert box.requests == []
 
 
+def test_upload_refuses_another_scope_and_no_box(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """A snapshot of another keyspace is 1, and so is --no-box; BACKUP_BOX=false, which is for backups, is not."""
+    cli.with_box(box)
+    for arguments, reason in (
+        (["--keyspace", "other"], "is of keyspace"),
+        (["--api-endpoint", "http://elsewhere"], "is of keyspace"),
+        (["--no-box"], "--no-box contradicts `upload`"),
+    ):
+        result = kept.upload(cli, "small", "--json", *arguments)
+        assert (result.code, result.json["exit_code"]) == (1, 1)
+        assert reason in result.json["error"]
+    assert box.requests == []
+    result = kept.upload(cli, "small", "--keyspace", KEYSPACE, BACKUP_BOX="false")
+    assert result.code == 0, result.err
+    assert_stored(box, kept, "small")
+
+
 def test_upload_does_not_take_another_of_the_same_name(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
     """A path to a snapshot that is not in the output directory does not upload its namesake that is."""
     shutil.copytree(kept.path("small"), cli.backups / Kept.NAMES["small"])

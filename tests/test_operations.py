@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -309,7 +309,9 @@ def test_a_monitor_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: py
     monitor = Monitor()
     monitor.statuses = [0]
     started = time.monotonic()
-    assert astra_backup._post_ping(monitor.url, b"", 0.5) == ("no reply in 0 s", True)
+    with pytest.raises(astra_backup.RequestError, match="no reply in 0 s") as failed:
+        astra_backup._post_ping(monitor.url, b"", 0.5)
+    assert failed.value.retryable
     assert time.monotonic() - started < 5
     monitor.ended.set()
     monitor.server.shutdown()
@@ -334,6 +336,36 @@ def test_a_stopped_run_is_pinged(
     assert time.monotonic() - started < 10
     assert monitor.paths() == ["/start", f"/{code}"]
     assert read_metrics(cli.directory / "m.prom")["last_run_exit_code"] == code
+
+
+def stop_when(running: subprocess.Popen[str], happened: Callable[[], bool]) -> str:
+    """Stop a run when something has happened; return what it said."""
+    deadline = time.monotonic() + 20
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=20)
+    assert running.returncode == 143
+    return said
+
+
+def test_a_stopped_backup_says_what_there_is(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """Stopped while it reads, nothing counts; stopped while it uploads, the snapshot does, and what to do is said."""
+    fill(source, "docs", 120)
+    cli.with_box(box)
+    source.faults = [{"command": "find", "action": "silence", "skip": 1, "times": None}]
+    running = cli.start("astra_backup.py", "--api-endpoint", source.url)
+    said = stop_when(running, lambda: sum(request.command == "find" for request in source.requests) > 1)
+    assert "Nothing of this run counts as a backup. Run it again" in said
+    assert cli.snapshots() == []
+    source.faults = []
+    box.faults = [{"api": "upload", "action": "silence", "times": None}]
+    running = cli.start("astra_backup.py", "--api-endpoint", source.url)
+    said = stop_when(running, lambda: any(request.fault for request in box.requests))
+    (snapshot,) = cli.snapshots()
+    assert f"{snapshot.name} was finished before, and is complete." in said
+    assert f"snapshots.py upload {snapshot.name}" in said
+    assert [path for path in cli.backups.iterdir() if path.name.endswith(".inprogress")] == []
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "hc-ping.com/abc", "http://"])
