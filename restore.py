@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import click
 import msgspec
@@ -991,15 +991,24 @@ class View:
 class PlannedCollection:
     """One collection of the plan."""
 
+    is_table: ClassVar[bool] = False
+    holds: ClassVar[str] = "documents"
+
     record: AnyRecord
     stats: DataStats
     target_name: str
-    options: dict[str, Any]
+    options: dict[str, Any]  # the definition that it is created with
+    on_existing: OnExisting
+    notes: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
     exists: bool = False
     had_documents: bool = False
     is_resumed: bool = False
-    on_existing: OnExisting = OnExisting.FAIL
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "table" if self.is_table else "collection"
 
     @property
     def is_dropped(self) -> bool:
@@ -1011,10 +1020,23 @@ class PlannedCollection:
         """Whether documents that were there before may remain."""
         return self.had_documents and not self.is_dropped
 
-    @property
-    def source(self) -> Readable:
+    def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
         return Readable(self.target_name)
+
+    def keys_only(self) -> Readable:
+        """The same, but of the documents no more than what identifies them."""
+        return Readable(self.target_name, projection=b'{"_id":1}')
+
+    def vector_columns(self) -> list[tuple[str, str]]:
+        """What the target searches for neighbours, and by which metric."""
+        metric = self.options.get("vector", {}).get("metric")
+        return [("$vector", metric)] if metric and self.stats.vector_count else []
+
+    def members(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The id and the members of each document of a data file, in clear, as they stand in its line."""
+        for _, members, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+            yield document.id, members
 
     def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:
         """The texts of a data file, in clear, as they are to be sent."""
@@ -1040,14 +1062,9 @@ class PlannedCollection:
         """What the target takes for the key of an id."""
         return key_of(document_id)
 
-    def there(self, api: DataApi) -> dict[str, Any] | None:
-        """The definition of what the target has of that name, as `options` has it; None if it has nothing."""
-        info = _find(api, self.target_name)
-        return server_options(info) if info else None
-
     def send_creation(self, api: DataApi, name: str) -> bool:
         """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
-        return _send_creation(api, name, self.options)
+        return send_schema(api, "createCollection", {"name": name, "options": self.options})
 
     def describe(self) -> str:
         """What is going to happen, in words."""
@@ -1070,46 +1087,69 @@ class PlannedCollection:
         return "; ".join([f"{name}: {action}", *self.notes])
 
 
-def make_plan(
-    verified: Verified, api: DataApi, choices: Choices, resumed: dict[str, bool] | None = None
-) -> list[PlannedCollection]:
+@dataclass
+class Existing:
+    """What the target has. Collections and tables share their names; types and indexes have theirs in the keyspace."""
+
+    infos: dict[str, CollectionInfo | TableInfo]
+    types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    indexes: dict[str, str] = field(default_factory=dict)  # by name: whose
+
+    @classmethod
+    def read(cls, api: DataApi, *, has_tables: bool) -> Self:
+        """Read it; no more than the tables' names where none is to be restored or compared."""
+        infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in list_collections(api)}
+        if not has_tables:
+            return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
+        tables = {info.name: info for info in api.describe_tables()}
+        indexes = {
+            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
+        }
+        return cls({**infos, **tables}, type_fields(api.describe_types().values()), indexes)
+
+    def has(self, planned: PlannedCollection) -> bool:
+        """Whether there is something of that name and kind."""
+        info = self.infos.get(planned.target_name)
+        return info is not None and isinstance(info, TableInfo) == planned.is_table
+
+
+def plan_records(run: RestoreRun) -> tuple[list[PlannedCollection], Existing]:
+    """What is to become of all that was chosen, before anything is looked at in the target but names; and these."""
+    records = select_records(run.verified, run.choices)
+    existing = Existing.read(run.api, has_tables=any(isinstance(record, TableRecord) for record in records))
+    plan: list[PlannedCollection] = []
+    for record in records:
+        stats = run.verified.stats[record.name]
+        if isinstance(record, TableRecord):
+            plan.append(plan_table(record, stats, run.choices, run.verified.manifest, existing))
+        else:
+            plan.append(plan_collection(record, stats, run.choices))
+    return plan, existing
+
+
+def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     """Check everything against the target. Raises TargetRefused with all the reasons; writes nothing.
 
-    `resumed` are the target's collections that an earlier run of the same restore began, with whether they held
+    The journal says which of the target's collections an earlier run of the same restore began, and whether they held
     documents before it.
     """
-    existing = {info.name: info for info in list_collections(api)}
-    records = select_records(verified, choices)
-    has_tables = any(isinstance(record, TableRecord) for record in records)
-    there = TargetTables.read(api, has_tables=has_tables)
-    if left := [name for name in (*existing, *there.tables) if _SCRATCH_NAME.fullmatch(name)]:
+    plan, existing = plan_records(run)
+    if left := [name for name in existing.infos if _SCRATCH_NAME.fullmatch(name)]:
         log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
-    plan, refusals = [], []
-    for record in records:
-        if isinstance(record, TableRecord):
-            planned: PlannedCollection = plan_table(verified, record, choices, there)
-        else:
-            planned = _plan_collection(record, verified.stats[record.name], choices)
-        name = planned.target_name
-        planned.is_resumed = name in (resumed or {})
-        planned.had_documents = (resumed or {}).get(name, False)
-        plan.append(planned)
-        if isinstance(planned, PlannedTable):
-            refusals += check_target_table(planned, existing, there, api, choices)
-        elif name in there.tables:
-            refusals.append(f"{name}: there is a table of that name: choose --rename or another keyspace.")
-        else:
-            refusals += _check_target(planned, existing.get(name), api, choices)
+    refusals = []
+    for planned in plan:
+        planned.is_resumed = planned.target_name in run.journal.begun
+        planned.had_documents = run.journal.begun.get(planned.target_name, False)
+        refusals += [f"{planned.target_name}: {reason}" for reason in _check_target(planned, existing, run.api)]
     if refusals:
         raise TargetRefused("The target cannot take this snapshot:\n  " + "\n  ".join(refusals), "Nothing was written.")
     return plan
 
 
-def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+    """What is to become of a collection, whatever the target has."""
     options = explicit_options(record.options())
-    planned = PlannedCollection(
-        record, stats, choices.target_name(record.name), options, on_existing=choices.on_existing
-    )
+    planned = PlannedCollection(record, stats, choices.target_name(record.name), options, choices.on_existing)
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
         planned.notes.append("without its embedding service")
@@ -1119,7 +1159,12 @@ def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choice
     if choices.without_rerank and options["rerank"].get("enabled"):
         options["rerank"] = {"enabled": False}
         planned.notes.append("without its reranker")
-    if stats.both_count and choices.vectorize is not Vectorize.FAIL:
+    if stats.both_count and choices.vectorize is Vectorize.FAIL:
+        planned.conflicts.append(
+            f"{stats.both_count:,} documents carry both $vector and $vectorize,"
+            " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
+        )
+    elif stats.both_count:
         kept = "vectors" if choices.vectorize is Vectorize.KEEP_VECTORS else "texts, vectors are computed anew"
         planned.notes.append(f"{plural(stats.both_count, 'document')} with vector and text: {kept} sent")
     return planned
@@ -1144,31 +1189,28 @@ def select_records(verified: Verified, choices: Choices) -> list[AnyRecord]:
     return selected
 
 
-def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: DataApi, choices: Choices) -> list[str]:
-    """Reasons why a collection cannot be restored; fills in what is found."""
-    name, refusals = planned.target_name, []
-    if planned.stats.both_count and choices.vectorize is Vectorize.FAIL:
-        refusals.append(
-            f"{name}: {planned.stats.both_count:,} documents carry both $vector and $vectorize,"
-            " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
-        )
+def _check_target(planned: PlannedCollection, existing: Existing, api: DataApi) -> list[str]:
+    """Reasons why it cannot be restored; fills in what is found."""
+    refusals = [*planned.conflicts]
+    info = existing.infos.get(planned.target_name)
     if info is None:
         planned.is_resumed = planned.had_documents = False
         planned.notes += _unproved(planned.options)
         return refusals
+    if not existing.has(planned):
+        other = "collection" if planned.is_table else "table"
+        return [f"there is a {other} of that name: choose --rename or another keyspace."]
     planned.exists = True
-    if not planned.is_resumed:
-        planned.had_documents = has_documents(api, planned.source)
     if planned.is_dropped:
         return refusals
-    there = server_options(info)
-    if differences := definition_differences(planned.options, there):
+    if differences := definition_differences(planned.options, server_options(info)):
+        refusals.append(f"exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}")
+    if planned.is_resumed:
+        return refusals
+    planned.had_documents = has_documents(api, info)
+    if planned.had_documents and planned.on_existing is OnExisting.FAIL:
         refusals.append(
-            f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
-        )
-    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
-        refusals.append(
-            f"{name}: already holds documents: choose --on-existing skip, overwrite or drop,"
+            f"already holds {planned.holds}: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume goes on with a restore that broke off."
         )
     return refusals
@@ -1178,8 +1220,8 @@ def _unproved(options: dict[str, Any]) -> list[str]:
     """What the server tells only when it creates the collection; it is asked before any document is written."""
     service = options.get("vector", {}).get("service", {}).get("provider")
     needs = {
-        "lexical search": options["lexical"].get("enabled"),
-        "a reranker": options["rerank"].get("enabled"),
+        "lexical search": options.get("lexical", {}).get("enabled"),
+        "a reranker": options.get("rerank", {}).get("enabled"),
         f"the embedding service {service}": service,
     }
     found = [need for need, is_needed in needs.items() if is_needed]
@@ -1197,15 +1239,34 @@ def _feature_hint(differences: list[str]) -> str:
     return f" To do without:{''.join(found)}." if found else ""
 
 
-def has_documents(api: DataApi, source: Readable) -> bool:
+def has_documents(api: DataApi, info: CollectionInfo | TableInfo) -> bool:
     """Whether a collection or table holds anything."""
-    return until_whole(source.name, lambda: any(page.documents for page in api.pages(source)))
+    source = Readable(info.name)
+    if isinstance(info, TableInfo):
+        with reading_reply():
+            source = keys_only(info.name, TableShape.read(info.name, info.definition))
+    return until_whole(info.name, lambda: any(page.documents for page in api.pages(source)))
 
 
-def server_options(info: CollectionInfo) -> dict[str, Any]:
+def find_info(api: DataApi, planned: PlannedCollection) -> CollectionInfo | TableInfo | None:
+    """What the target has of that name and kind."""
+    infos: Sequence[CollectionInfo | TableInfo] = api.describe_tables() if planned.is_table else api.list_collections()
+    return next((info for info in infos if info.name == planned.target_name), None)
+
+
+def server_options(info: CollectionInfo | TableInfo) -> dict[str, Any]:
     """A definition that the target reports, made explicit. Raises RequestError for one that no server has."""
-    try:
+    with reading_reply():
+        if isinstance(info, TableInfo):
+            return table_definition(info.name, info.definition)
         return explicit_options(read_definition(info.name, info.options))
+
+
+@contextlib.contextmanager
+def reading_reply() -> Iterator[None]:
+    """A FormatError in what the target says is no Data API's reply: RequestError."""
+    try:
+        yield
     except FormatError as error:
         raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
 
@@ -1343,37 +1404,16 @@ def read_indexes(name: str, text: msgspec.Raw) -> list[dict[str, Any]]:
     return found
 
 
-@dataclass
-class TargetTables:
-    """The target's tables and user-defined types, and which table has an index: their names are the keyspace's."""
-
-    api: DataApi
-    tables: dict[str, TableInfo]
-    types: dict[str, dict[str, Any]] = field(default_factory=dict)
-    indexes: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, api: DataApi, *, has_tables: bool) -> Self:
-        """Read them; no more than the tables' names where none is to be restored or compared."""
-        if not has_tables:
-            return cls(api, {name: TableInfo(name) for name in api.list_tables()})
-        tables = {info.name: info for info in api.describe_tables()}
-        indexes = {
-            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
-        }
-        return cls(api, tables, type_fields(api.describe_types().values()), indexes)
-
-
 @dataclass(kw_only=True)
 class PlannedTable(PlannedCollection):
-    """One table of the plan. `options` is the definition that it is created with."""
+    """One table of the plan."""
 
-    api: DataApi = field(repr=False)  # only to read with
+    is_table: ClassVar[bool] = True
+    holds: ClassVar[str] = "rows, and an insert would change them"
+
     shape: TableShape  # of the snapshot's rows
     types: dict[str, dict[str, Any]]
     indexes: list[dict[str, Any]]
-    losses: list[str]  # for which a choice is needed
-    conflicts: list[str]  # which no choice helps against
 
     def __post_init__(self) -> None:
         columns = self.options["columns"]
@@ -1381,11 +1421,25 @@ class PlannedTable(PlannedCollection):
         self._spelt = {name: msgspec.json.encode(name)[1:-1].decode() for name in columns}
         self._is_whole = columns.keys() == self.shape.columns.keys()
 
-    @property
-    def source(self) -> Readable:
+    def source(self, api: DataApi) -> Readable:
         """What the target has of that name, to be read page by page."""
         shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
-        return readable_table(self.api, self.target_name, shape)
+        return readable_table(api, self.target_name, shape)
+
+    def keys_only(self) -> Readable:
+        """The same, but of the rows no more than their key."""
+        return keys_only(self.target_name, self.shape)
+
+    def vector_columns(self) -> list[tuple[str, str]]:
+        """What the target searches for neighbours, and by which metric."""
+        definitions = [index["definition"] for index in self.indexes if index["indexType"] == "vector"]
+        metrics = [(each.get("column"), each.get("options", {}).get("metric", "cosine")) for each in definitions]
+        return [(column, metric) for column, metric in metrics if isinstance(column, str)]
+
+    def members(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The key and the columns of each row of a data file."""
+        for line, row in self._rows(stream):
+            yield self.shape.key(line), row
 
     def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:  # noqa: ARG002
         """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
@@ -1432,26 +1486,9 @@ class PlannedTable(PlannedCollection):
         parts = [bytes(part) for part in msgspec.json.decode(document_id, type=list[msgspec.Raw])]
         return b",".join([_plain_key(part) for part in parts])
 
-    def there(self, api: DataApi) -> dict[str, Any] | None:
-        """The definition of the target's table of that name; None if there is none."""
-        info = next((info for info in api.describe_tables() if info.name == self.target_name), None)
-        return found_definition(info) if info else None
-
     def send_creation(self, api: DataApi, name: str) -> bool:
         """Create the table under a name. Whether the answer is to the only request. Raises TargetRefused."""
-        repeated = threading.Event()
-        body = _definition_encoder.encode({"name": name, "definition": self.options})
-        try:
-            _send_schema(api, "createTable", body, on_retry=repeated.set)
-        except RequestError as error:
-            if error.code != "CANNOT_ADD_EXISTING_TABLE":
-                raise
-            if not repeated.is_set():
-                raise TargetRefused(
-                    f"{name} was made by somebody else since the plan.",
-                    "It was not touched. Look at it, then run again.",
-                ) from error
-        return not repeated.is_set()
+        return send_schema(api, "createTable", {"name": name, "definition": self.options})
 
 
 class KeyStore:
@@ -1506,7 +1543,7 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
 
         progress = ScanProgress(lambda: None, lambda _count: None)
         try:
-            yield scan_collection(run.requests, planned.source, open_store, progress)
+            yield scan_collection(run.requests, planned.source(run.api), open_store, progress)
         finally:
             for store in stores:
                 store.close()
@@ -1516,62 +1553,49 @@ def _plain_key(value: bytes) -> bytes:
     return "E".join(plain_number(value.decode())).encode() if value[:1] in b"-0123456789" else value
 
 
-def _send_schema(
-    api: DataApi,
-    command: str,
-    body: bytes,
-    table: str | None = None,
-    *,
-    on_retry: Callable[[], None] | None = None,
-) -> None:
-    """Change a definition: one that is given up may be carried out half, so it is waited for."""
-    timeout_s = max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s)
-    api.call(command, body, table, timeout_s=timeout_s, read=_ignore_reply, on_retry=on_retry)
+def keys_only(name: str, shape: TableShape) -> Readable:
+    """A table to be read by its key, whatever columns it has."""
+    return Readable(name, shape.key, None, msgspec.json.encode(dict.fromkeys(shape.keys, 1)))
 
 
-def found_definition(info: TableInfo) -> dict[str, Any]:
-    """A definition that the target reports, as it could be sent. Raises RequestError for one that no server has."""
-    try:
-        return table_definition(info.name, info.definition)
-    except FormatError as error:
-        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
-
-
-def plan_table(verified: Verified, record: TableRecord, choices: Choices, there: TargetTables) -> PlannedTable:
+def plan_table(
+    record: TableRecord, stats: DataStats, choices: Choices, manifest: Manifest, existing: Existing
+) -> PlannedTable:
     """What is to become of a table, before anything is looked at in the target but names."""
-    shape, name = record.shape(), choices.target_name(record.name)
-    types = type_fields(verified.manifest.types or [])
+    shape, types = record.shape(), type_fields(manifest.types or [])
     options = table_definition(record.name, record.definition)
     losses = _adapt_columns(shape, options["columns"], choices)
-    stats = verified.stats[record.name]
     if stats.static_only_count:
         losses.append(
             f"{plural(stats.static_only_count, 'partition')} with static values only, which nothing can write"
         )
-    indexes, notes, conflicts = _plan_indexes(record, name, there)
-    own_types = {each: types.get(each, {}) for each in sorted(shape.type_names())}
-    for each, fields in own_types.items():
-        if each in there.types and there.types[each] != fields:
-            conflicts.append(f"the type {each} exists with other fields")
+    planned = PlannedTable(
+        record=record,
+        stats=stats,
+        target_name=choices.target_name(record.name),
+        options=options,
+        on_existing=choices.on_existing,
+        notes=[*losses],
+        shape=shape,
+        types={name: types[name] for name in sorted(shape.type_names())},
+        indexes=[],
+    )
+    _plan_indexes(planned, existing)
+    for name, fields in planned.types.items():
+        if existing.types.get(name, fields) != fields:
+            planned.conflicts.append(f"the type {name} exists with other fields: choose another keyspace.")
+    if losses and not choices.allow_lossy_tables:
+        planned.conflicts.append(
+            f"cannot come back as it was: {'; '.join(losses)}."
+            " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
+        )
     scalars = {kind for of in options["columns"].values() for kind in _scalar_types(of, types)}
     if "decimal" in scalars:
-        notes.append("decimals lose their scale (1.10 becomes 1.1)")
+        planned.notes.append("decimals lose their scale (1.10 becomes 1.1)")
     if scalars & {"float", "double", "vector"}:
-        notes.append("-0.0 becomes 0.0")
-    return PlannedTable(
-        record,
-        stats,
-        name,
-        options,
-        on_existing=choices.on_existing,
-        notes=[*losses, *notes, ALWAYS_LOST],
-        api=there.api,
-        shape=shape,
-        types=own_types,
-        indexes=indexes,
-        losses=losses,
-        conflicts=conflicts,
-    )
+        planned.notes.append("-0.0 becomes 0.0")
+    planned.notes.append(ALWAYS_LOST)
+    return planned
 
 
 def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices) -> list[str]:
@@ -1595,23 +1619,21 @@ def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices)
     return losses
 
 
-def _plan_indexes(
-    record: TableRecord, target_name: str, there: TargetTables
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """The indexes to make; notes about those that are not made, or get another name; and why one cannot be."""
-    indexes, notes, conflicts = [], [], []
+def _plan_indexes(planned: PlannedTable, existing: Existing) -> None:
+    """Fill in the indexes to make, and what is to be said of those that are not made, or get another name."""
+    record, target_name = planned.record, planned.target_name
+    assert isinstance(record, TableRecord)
     for index in read_indexes(record.name, record.indexes):
         name, kind = str(index.get("name")), index.get("indexType", "regular")
         if kind not in INDEX_COMMANDS:
-            notes.append(f"the index {name} was made by CQL, and is not made")
+            planned.notes.append(f"the index {name} was made by CQL, and is not made")
             continue
-        if there.indexes.get(name, target_name) != target_name:
+        if (owner := existing.indexes.get(name, target_name)) != target_name:
             if target_name == record.name:
-                conflicts.append(f"the table {there.indexes[name]} has an index {name} already")
+                planned.conflicts.append(f"the table {owner} has an index {name} already: choose another keyspace.")
             name = f"{target_name}_{name}"[:MAX_NAME_CHARS]
-            notes.append(f"the index {index['name']} is called {name}: its own name is taken")
-        indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
-    return indexes, notes, conflicts
+            planned.notes.append(f"the index {index['name']} is called {name}: its own name is taken")
+        planned.indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
 
 
 def _scalar_types(of: Any, types: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -1628,50 +1650,6 @@ def _scalar_types(of: Any, types: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield str(each.get("type"))
 
 
-def check_target_table(
-    planned: PlannedTable, collections: Iterable[str], there: TargetTables, api: DataApi, choices: Choices
-) -> list[str]:
-    """Reasons why a table cannot be restored; fills in what is found."""
-    name = planned.target_name
-    if name in collections:
-        return [f"{name}: there is a collection of that name: choose --rename or another keyspace."]
-    refusals = [f"{name}: {conflict}: choose another keyspace." for conflict in planned.conflicts]
-    if planned.losses and not choices.allow_lossy_tables:
-        refusals.append(
-            f"{name}: cannot come back as it was: {'; '.join(planned.losses)}."
-            " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
-        )
-    if name not in there.tables:
-        planned.is_resumed = planned.had_documents = False
-        return refusals
-    planned.exists = True
-    if not planned.is_resumed:
-        planned.had_documents = table_has_rows(api, name)
-    if planned.is_dropped:
-        return refusals
-    if differences := definition_differences(planned.options, found_definition(there.tables[name])):
-        refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
-    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
-        refusals.append(
-            f"{name}: already holds rows, and an insert would change them: choose --on-existing skip, overwrite or"
-            " drop, --rename, or another keyspace; --resume goes on with a restore that broke off."
-        )
-    return refusals
-
-
-def table_has_rows(api: DataApi, name: str) -> bool:
-    """Whether a table holds any row; only its key is read, whatever columns it has."""
-    info = next((info for info in api.describe_tables() if info.name == name), None)
-    if info is None:
-        return False
-    try:
-        shape = TableShape.read(name, info.definition)
-    except FormatError as error:
-        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
-    projection = msgspec.json.encode(dict.fromkeys(shape.keys, 1))
-    return has_documents(api, Readable(name, shape.key, None, projection))
-
-
 def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
     """Make the user-defined types that are missing. Raises TargetRefused if somebody else makes another meanwhile."""
     wanted = {name: of for planned in plan if isinstance(planned, PlannedTable) for name, of in planned.types.items()}
@@ -1680,20 +1658,16 @@ def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
         if name in there:
             continue
         log.info("The type %s: creating.", name)
-        repeated = threading.Event()
         run.changes.types[name] = False
-        body = _definition_encoder.encode({"name": name, "definition": {"fields": fields}})
         try:
-            _send_schema(run.api, "createType", body, on_retry=repeated.set)
-        except RequestError as error:
-            if error.code != "CANNOT_ADD_EXISTING_TYPE":
-                raise
-            if not repeated.is_set():
-                del run.changes.types[name]
-            if type_fields(run.api.describe_types().values()).get(name) != fields:
-                raise TargetRefused(f"The type {name} was made by somebody else since the plan.") from error
-        else:
-            run.changes.types[name] = not repeated.is_set()
+            run.changes.types[name] = send_schema(
+                run.api, "createType", {"name": name, "definition": {"fields": fields}}
+            )
+        except TargetRefused:
+            del run.changes.types[name]
+            raise
+        if type_fields(run.api.describe_types().values()).get(name) != fields:
+            raise TargetRefused(f"The type {name} was made by somebody else since the plan.")
 
 
 def drop_types(api: DataApi, changes: Changes) -> None:
@@ -1702,38 +1676,21 @@ def drop_types(api: DataApi, changes: Changes) -> None:
         with contextlib.suppress(BackupError, FormatError):
             if is_confirmed:
                 with contextlib.suppress(BackupError):
-                    _send_schema(api, "dropType", msgspec.json.encode({"name": name}))
+                    send_schema(api, "dropType", {"name": name})
             if name not in type_fields(api.describe_types().values()):
                 del changes.types[name]
-
-
-def _drop_table(api: DataApi, name: str) -> None:
-    """Drop a table. Raises TargetRefused if a collection has the name now."""
-
-    def drop_it() -> None:
-        if name in {info.name for info in api.list_collections()}:
-            raise TargetRefused(f"{name} is a collection now: it is not dropped.", "Look at it first.")
-        if name in api.list_tables(patience=Patience(0.0)):
-            api.call("dropTable", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
-
-    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop_it)
 
 
 def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> None:
     """Make the indexes that a table lacks, and read them back; what fails stands in the outcome."""
     name = planned.target_name
     try:
-        there = {str(index.get("name")) for index in read_indexes(name, run.api.describe_indexes(name))}
+        there = {index.get("name") for index in read_indexes(name, run.api.describe_indexes(name))}
         for index in planned.indexes:
-            if index["name"] in there:
-                continue
-            log.info("%s: making the index %s.", name, index["name"], extra=about(name))
-            body = _definition_encoder.encode({each: index[each] for each in ("name", "definition")})
-            try:
-                _send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
-            except RequestError as error:
-                if error.code != "CANNOT_ADD_EXISTING_INDEX":  # our own, of a reply that was lost? it is looked at
-                    raise
+            if index["name"] not in there:
+                log.info("%s: making the index %s.", name, index["name"], extra=about(name))
+                body = {each: index[each] for each in ("name", "definition")}
+                send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
         if differences := index_differences(run.api, planned):
             raise BackupError(f"{'; '.join(differences)}.")
     except (BackupError, FormatError) as error:
@@ -1744,28 +1701,15 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
 def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
     """Which of the planned indexes the target lacks, or has with another definition."""
     name = planned.target_name
-    there = {str(index.get("name")): index for index in read_indexes(name, api.describe_indexes(name))}
+    there = {index.get("name"): index for index in read_indexes(name, api.describe_indexes(name))}
     differences = []
     for index in planned.indexes:
-        found = there.get(index["name"])
-        differences += (
-            definition_differences(index, found, f"the index {index['name']}")
-            if found
-            else [f"the index {index['name']} is missing"]
-        )
+        what = f"the index {index['name']}"
+        if index["name"] in there:
+            differences += definition_differences(index, there[index["name"]], what)
+        else:
+            differences.append(f"{what} is missing")
     return differences
-
-
-def table_differences(api: DataApi, planned: PlannedTable, there: TargetTables) -> list[str]:
-    """What differs between a table's definition, its indexes included, and the snapshot's."""
-    info = there.tables.get(planned.target_name)
-    if info is None:
-        return ["there is no such table"]
-    differences = definition_differences(planned.options, found_definition(info))
-    differences += [
-        f"the type {name} is another" for name in planned.types if there.types.get(name) != planned.types[name]
-    ]
-    return differences + index_differences(api, planned)
 
 
 # ======================================================================================================================
@@ -1949,7 +1893,7 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
         if planned.is_dropped and name not in changes.dropped:
             log.info("%s: dropping.", name)
             changes.steps[name] = Step.DROPPING
-            drop(run.api, name, is_table=isinstance(planned, PlannedTable))
+            drop(run.api, name, is_table=planned.is_table)
             changes.dropped.add(name)
             changes.steps[name] = Step.DROPPED
         run.report.start(name, planned.record.document_count, "creating")
@@ -1977,7 +1921,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     if is_new:
         journal.forget(name)
     journal.begin(name, had_documents=planned.keeps_documents)
-    if isinstance(planned, PlannedTable):
+    if planned.is_table:
         run.changes.tables.add(name)
         if not is_new:  # what its creation has left out nothing can have
             _check_created(run.api, planned)
@@ -2003,22 +1947,22 @@ def _names(api: DataApi, *, with_tables: bool) -> set[str] | None:
     return None
 
 
-def _find(api: DataApi, name: str) -> CollectionInfo | None:
-    """A collection of the target; None if it is not there."""
-    return next((info for info in api.list_collections() if info.name == name), None)
-
-
 def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
     """One that appeared since the plan is somebody else's. Raises TargetRefused unless it may be filled."""
-    name, there = planned.target_name, planned.there(api)
-    if there is None:
+    info = find_info(api, planned)
+    if info is None:
         return
     is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
-    if not is_welcome or definition_differences(planned.options, there):
-        raise TargetRefused(
-            f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
-        )
-    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, planned.source)
+    if not is_welcome or definition_differences(planned.options, server_options(info)):
+        raise made_by_somebody_else(planned.target_name)
+    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, info)
+
+
+def made_by_somebody_else(name: str) -> TargetRefused:
+    """What to say of a collection, a table, a type or an index that was not there when it was planned."""
+    return TargetRefused(
+        f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
+    )
 
 
 def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
@@ -2054,7 +1998,8 @@ def _unmake(api: DataApi, name: str, changes: Changes) -> None:
     """Drop what was just made, if it can be done, unless somebody writes to it already."""
     is_table = name in changes.tables
     with contextlib.suppress(BackupError):
-        if table_has_rows(api, name) if is_table else has_documents(api, Readable(name)):
+        infos = api.describe_tables() if is_table else [CollectionInfo(name)]
+        if any(has_documents(api, info) for info in infos if info.name == name):
             log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
         else:
             drop(api, name, is_table=is_table)
@@ -2072,41 +2017,47 @@ def _refusal(name: str, error: RequestError) -> TargetRefused:
 
 def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
-    there = planned.there(api)
-    if there is not None and not definition_differences(planned.options, there):
+    info = find_info(api, planned)
+    if info is not None and not definition_differences(planned.options, server_options(info)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
     scratch = dataclasses.replace(planned, target_name=name)
     changes.scratch.add(name)
-    if isinstance(planned, PlannedTable):
+    if planned.is_table:
         changes.tables.add(name)
     changes.steps[name] = Step.CREATING
     planned.send_creation(api, name)
     changes.steps[name] = Step.CREATED
     _check_created(api, scratch)
-    drop(api, name, is_table=name in changes.tables)
+    drop(api, name, is_table=planned.is_table)
     del changes.steps[name]
 
 
-def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
-    """Create a collection, or what it lacks. Whether the answer is to the only request: otherwise another may have."""
+def send_schema(api: DataApi, command: str, body: dict[str, Any], table: str | None = None) -> bool:
+    """Change a definition. Whether the answer is to the only request: otherwise another may have done it.
+
+    It is waited for: one that is given up may be carried out half. Raises TargetRefused for what is there already,
+    unless that may be of our own request whose answer was lost.
+    """
     repeated = threading.Event()
-    api.call(
-        "createCollection",
-        _definition_encoder.encode({"name": name, "options": options}),
-        timeout_s=max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s),
-        read=_ignore_reply,
-        on_retry=repeated.set,
-    )
+    timeout_s = max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s)
+    text = _definition_encoder.encode(body)
+    try:
+        api.call(command, text, table, timeout_s=timeout_s, read=_ignore_reply, on_retry=repeated.set)
+    except RequestError as error:
+        if not (error.code or "").startswith("CANNOT_ADD_EXISTING_"):
+            raise
+        if not repeated.is_set():
+            raise made_by_somebody_else(body["name"]) from error
     return not repeated.is_set()
 
 
 def _check_created(api: DataApi, planned: PlannedCollection) -> None:
     """Wait until it is listed. Raises TargetRefused if it is another than was wanted."""
     deadline = time.monotonic() + VISIBLE_WITHIN_S
-    while (there := planned.there(api)) is None and time.monotonic() <= deadline:
+    while (info := find_info(api, planned)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    if differences := definition_differences(planned.options, there or {}):
+    if differences := definition_differences(planned.options, server_options(info) if info else {}):
         raise TargetRefused(
             f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
             "The target cannot give what the snapshot had.",
@@ -2118,19 +2069,19 @@ def _ignore_reply(_reply: Reply) -> None:
 
 
 def drop(api: DataApi, name: str, *, is_table: bool) -> None:
-    """Drop a collection or a table, and only what is one. Raises TargetRefused for the other kind."""
-    (_drop_table if is_table else _drop)(api, name)
+    """Drop a collection or a table. Raises TargetRefused for the other kind: deleteCollection drops tables too."""
 
+    def drop_it() -> None:
+        tables = api.list_tables(patience=Patience(0.0))
+        others = [info.name for info in api.list_collections()] if is_table else tables
+        if name in others:
+            kind = "collection" if is_table else "table"
+            raise TargetRefused(f"{name} is a {kind} now: it is not dropped.", "Look at it first.")
+        if name in tables or not is_table:
+            command, body = "dropTable" if is_table else "deleteCollection", msgspec.json.encode({"name": name})
+            api.call(command, body, patience=Patience(0.0), read=_ignore_reply)
 
-def _drop(api: DataApi, name: str) -> None:
-    """Drop a collection. The command would drop a table too: raises TargetRefused if there is one of that name."""
-
-    def drop() -> None:
-        if name in api.list_tables(patience=Patience(0.0)):
-            raise TargetRefused(f"{name} is a table now: it is not dropped.", "Look at it first.")
-        api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
-
-    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop)
+    retrying_requests(Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)(drop_it)
 
 
 class Journal:
@@ -2758,7 +2709,7 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
     if not planned.exists:
         progress.restart()
         return new_spool()
-    return scan_collection(run.requests, planned.source, new_spool, progress, expected)
+    return scan_collection(run.requests, planned.source(run.api), new_spool, progress, expected)
 
 
 def _found_row(view: View, planned: PlannedCollection, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
@@ -2928,7 +2879,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
     target = run.api.target
-    taken = {info.name for info in list_collections(run.api)} | set(run.api.list_tables())
+    taken = Existing.read(run.api, has_tables=False).infos
     prefix = next(
         p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
     )
@@ -2939,7 +2890,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     run = dataclasses.replace(run, api=DataApi(target, WRITE_COMMANDS, stop_event), choices=choices)
     try:
         with timed(steps, "plan"):
-            plan = make_plan(run.verified, run.api, choices)
+            plan = make_plan(run)
         with timed(steps, "create and write"):
             outcomes = write_collections(run, plan)
         with timed(steps, "compare"):
@@ -3035,72 +2986,41 @@ def timed(steps: dict[str, float], name: str) -> Iterator[None]:
 def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     """Which part of the nearest neighbours, found by brute force in the snapshot, the server finds too.
 
-    None for a collection without vectors. Memory is flat: the snapshot is read twice.
+    The poorest of several columns; None where no vectors are searched. Memory is flat: the snapshot is read thrice.
     """
-    if isinstance(planned, PlannedTable):
-        return measure_table_recall(run, planned)
-    metric = planned.options.get("vector", {}).get("metric")
-    if not metric or not planned.stats.vector_count:
-        return None
-    step = max(1, planned.stats.vector_count // DRILL_QUERIES)
-    vectors = (vector for _, vector in snapshot_vectors(run, planned))
-    queries = list(itertools.islice(itertools.islice(vectors, 0, None, step), DRILL_QUERIES))
-    if not queries:
-        return None
-    nearest = brute_force_neighbours(snapshot_vectors(run, planned), queries, metric)
     recalls = []
-    for query, wanted in zip(queries, nearest, strict=True):
-        found = set(server_neighbours(run.api, planned.target_name, query))
-        recalls.append(len(found & wanted) / min(NEIGHBOURS, planned.stats.vector_count, len(wanted)))
-    return min(1.0, sum(recalls) / len(recalls))
+    for column, metric in planned.vector_columns():
+        count = sum(1 for _ in snapshot_vectors(run, planned, column))
+        vectors = (vector for _, vector in snapshot_vectors(run, planned, column))
+        queries = list(itertools.islice(vectors, 0, None, max(1, count // DRILL_QUERIES)))[:DRILL_QUERIES]
+        if queries:
+            nearest = brute_force_neighbours(snapshot_vectors(run, planned, column), queries, metric)
+            found = [server_neighbours(run.api, planned, column, query) for query in queries]
+            hits = [len(ours & theirs) / min(NEIGHBOURS, count) for ours, theirs in zip(nearest, found, strict=True)]
+            recalls.append(min(1.0, sum(hits) / len(hits)))
+    return min(recalls, default=None)
 
 
-def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tuple[bytes, list[float]]]:
-    """(id key, vector) of each document that has an array of numbers for a vector."""
-    record = planned.record
-    with run.verified.snapshot.open_data(record.data_file or "") as stream:
-        for _, members, document in iter_decoded(stream, compressed=is_compressed(record)):
-            if members.get("$vector", b"").startswith(b"["):
-                yield key_of(document.id), msgspec.json.decode(members["$vector"], type=list[float])
-
-
-def measure_table_recall(run: RestoreRun, planned: PlannedTable) -> float | None:
-    """The same for the vector columns of a table that have an index: the poorest. None if there is none."""
-    recalls = []
-    for index in planned.indexes:
-        column, metric = index["definition"].get("column"), index["definition"].get("options", {}).get("metric")
-        if index["indexType"] != "vector" or not isinstance(column, str):
-            continue
-        count = sum(1 for _ in row_vectors(run, planned, column))
-        queries = [
-            vector
-            for number, (_, vector) in enumerate(row_vectors(run, planned, column))
-            if number % max(1, count // DRILL_QUERIES) == 0
-        ][:DRILL_QUERIES]
-        vectors = row_vectors(run, planned, column)
-        nearest = brute_force_neighbours(vectors, queries, metric or "cosine") if queries else []
-        for query, wanted in zip(queries, nearest, strict=True):
-            found = {planned.key_of(key) for key in row_neighbours(run.api, planned, column, query)}
-            recalls.append(min(1.0, len(found & wanted) / min(NEIGHBOURS, count, len(wanted))))
-    return min(1.0, sum(recalls) / len(recalls)) if recalls else None
-
-
-def row_vectors(run: RestoreRun, planned: PlannedTable, column: str) -> Iterator[tuple[bytes, list[float]]]:
-    """(key, vector) of each row that has an array of numbers in that column."""
+def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
+    """(key, vector) of each document that has an array of numbers in that column."""
     with run.verified.snapshot.open_data(planned.record.data_file or "") as stream:
-        for line, row in iter_rows(stream, planned.shape, compressed=is_compressed(planned.record)):
-            value = row.get(column, b"")
-            if value.startswith(b"[") and b'"' not in value and not planned.shape.is_static_only(row):
-                yield planned.key_of(planned.shape.key(line)), msgspec.json.decode(value, type=list[float])
+        for document_id, members in planned.members(stream):
+            value = members.get(column, b"")
+            if value.startswith(b"[") and b'"' not in value:
+                yield planned.key_of(document_id), msgspec.json.decode(value, type=list[float])
 
 
-def row_neighbours(api: DataApi, planned: PlannedTable, column: str, query: list[float]) -> list[bytes]:
-    """The keys of the rows that the server takes for the nearest."""
-    projection = dict.fromkeys(planned.shape.keys, 1)
-    body = {"sort": {column: query}, "projection": projection, "options": {"limit": NEIGHBOURS}}
-    source = Readable(planned.target_name, planned.shape.key)
-    text = json.dumps(body).encode()
-    return api.call("find", text, planned.target_name, read=lambda reply: read_page(reply, source)).keys
+def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
+    """The keys of the documents that the server takes for the nearest."""
+    source = planned.keys_only()
+    body = b'{"sort":%b,"projection":%b,"options":{"limit":%d}}' % (
+        json.dumps({column: query}).encode(),
+        source.projection,
+        NEIGHBOURS,
+    )
+    return set(
+        map(planned.key_of, api.call("find", body, source.name, read=lambda reply: read_page(reply, source)).keys)
+    )
 
 
 def brute_force_neighbours(
@@ -3135,13 +3055,6 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
         lengths = numpy.linalg.norm(queries, axis=1)[:, None] * numpy.linalg.norm(vectors, axis=1)[None, :]
         products = products / numpy.maximum(lengths, 1e-30)
     return products
-
-
-def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list[bytes]:
-    """The keys of the documents that the server takes for the nearest."""
-    body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
-    source = Readable(collection)
-    return api.call("find", json.dumps(body).encode(), collection, read=lambda reply: read_page(reply, source)).keys
 
 
 def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
@@ -3334,7 +3247,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             "The previous restore did not finish; starting over."
             " If it is refused, --on-existing skip completes what is there."
         )
-    plan = make_plan(run.verified, run.api, run.choices, journal.begun)
+    plan = make_plan(run)
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
@@ -3414,10 +3327,8 @@ def check_rejects_file(path: Path) -> None:
 
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
     """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
-    names = {info.name for info in list_collections(run.api)}
-    if run.verified.manifest.tables:
-        names |= set(run.api.list_tables())
-    if not all(run.choices.target_name(record.name) in names for record in select_records(run.verified, run.choices)):
+    there = Existing.read(run.api, has_tables=False).infos
+    if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
     return outcomes if exit_code(outcomes) is RestoreExit.OK else None
@@ -3491,10 +3402,9 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         what = "It is where the snapshot came from."
     if is_origin and not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
-    tables = {planned.target_name for planned in plan if isinstance(planned, PlannedTable)}
-    for name in dropped:
-        kind = "table" if name in tables else "collection"
-        if click.prompt(f"Type the name of the {kind} to drop ({name})", err=True) != name:
+    for planned in plan:
+        question = f"Type the name of the {planned.kind} to drop ({planned.target_name})"
+        if planned.is_dropped and click.prompt(question, err=True) != planned.target_name:
             raise TargetRefused("The name does not match.", "Nothing was written.")
 
 
@@ -3509,31 +3419,26 @@ def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
     """Compare what was chosen with what is in the target, definitions too."""
-    records = select_records(run.verified, run.choices)
-    has_tables = any(isinstance(record, TableRecord) for record in records)
-    tables = TargetTables.read(run.api, has_tables=has_tables)
-    existing = {info.name: info for info in list_collections(run.api)}
-    outcomes = []
-    for record in records:
-        if isinstance(record, TableRecord):
-            planned: PlannedCollection = plan_table(run.verified, record, run.choices, tables)
-        else:
-            planned = _plan_collection(record, run.verified.stats[record.name], run.choices)
-        planned.exists = planned.target_name in (tables.tables if isinstance(planned, PlannedTable) else existing)
-        outcomes.append(Outcome(planned))
+    plan, existing = plan_records(run)
+    for planned in plan:
+        planned.exists = existing.has(planned)
+    outcomes = [Outcome(planned) for planned in plan]
     compare_outcomes(run, outcomes, differences)
     for outcome in outcomes:
-        planned, found = outcome.planned, outcome.comparison
-        info = existing.get(planned.target_name)
-        if found and isinstance(planned, PlannedTable):
-            found.definition = table_differences(run.api, planned, tables)
-        elif found:
-            found.definition = (
-                definition_differences(planned.options, server_options(info))
-                if info
-                else ["there is no such collection"]
-            )
+        if outcome.comparison:
+            outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
     return outcomes
+
+
+def find_differences(api: DataApi, planned: PlannedCollection, existing: Existing) -> list[str]:
+    """What differs between the target's definition, types and indexes included, and the snapshot's."""
+    if not planned.exists:
+        return [f"there is no such {planned.kind}"]
+    differences = definition_differences(planned.options, server_options(existing.infos[planned.target_name]))
+    if isinstance(planned, PlannedTable):
+        others = [name for name, fields in planned.types.items() if existing.types.get(name) != fields]
+        differences += [f"the type {name} is another" for name in others] + index_differences(api, planned)
+    return differences
 
 
 @contextlib.contextmanager
@@ -3727,7 +3632,7 @@ def _print_outcomes(
     more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
-    tables = sum(isinstance(outcome.planned, PlannedTable) for outcome in outcomes)
+    tables = sum(outcome.planned.is_table for outcome in outcomes)
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
     inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
     done = counts_text(inserted, sums["inserted"], more)
@@ -3745,7 +3650,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
-        **({"kind": "table"} if isinstance(outcome.planned, PlannedTable) else {}),
+        **({"kind": "table"} if outcome.planned.is_table else {}),
         "documents": outcome.planned.record.document_count,
         "inserted": outcome.inserted,
         "replaced": outcome.replaced,

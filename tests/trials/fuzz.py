@@ -75,7 +75,7 @@ def read_manifest(data: bytes) -> None:
         restore._check_files(snapshot, manifest.records, is_old=False)
         restore._check_totals(snapshot, manifest)
         for record in manifest.collections:
-            restore._plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
+            restore.plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
 
 
 def read_line(line: bytes) -> None:
