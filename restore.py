@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 import click
 import msgspec
@@ -78,6 +78,7 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    Stored,
     TableInfo,
     TableRecord,
     TableShape,
@@ -260,8 +261,6 @@ class Snapshot:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
             raise SnapshotRefused(f"{self.path} has no {name}: a run that died, or no snapshot.")
-        if self.sizes[name] > max_bytes:
-            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
         try:
             with self.open(name) as stream:
                 content = stream.read(max_bytes + 1)
@@ -370,7 +369,7 @@ def open_snapshot(path: Path) -> Snapshot:
 def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
-        return choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
+        return output_dir / choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
     choices = (
         Path(wanted),
         output_dir / wanted,
@@ -385,72 +384,52 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     )
 
 
-@dataclass(frozen=True)
-class Candidate(Generic[_T]):
-    """What has a complete snapshot's name, and where it is: its manifest, or None and why it cannot be read."""
-
-    name: str
-    place: _T
-    manifest: Manifest | None
-    problem: str = ""
-
-    @property
-    def source(self) -> str:
-        """What it is of, in words."""
-        return source_text(self.manifest) if self.manifest else ""
-
-
-def local_candidates(output_dir: Path) -> Iterator[Candidate[Path]]:
+def local_candidates(output_dir: Path) -> Iterator[Stored]:
     """What could be the latest in a directory, newest first."""
-    for path, (name, is_incomplete) in local_snapshots(output_dir):
-        if is_incomplete:
-            continue
-        try:
-            manifest = read_manifest(open_snapshot(path))
-            problem = "" if manifest.is_complete else f"{path}: {MANIFEST_NAME} says that it is incomplete."
-            yield Candidate(name, path, None if problem else manifest, problem)
-        except SnapshotRefused as error:
-            yield Candidate(name, path, None, error.message)
-        except OSError as error:
-            yield Candidate(name, path, None, f"{path}: {describe_error(error)}.")
+    for path, (_, is_incomplete) in local_snapshots(output_dir):
+        if not is_incomplete:
+            try:
+                yield Stored(path, manifest=read_manifest(open_snapshot(path)))
+            except (SnapshotRefused, OSError) as error:
+                yield Stored(path, error=error)
 
 
-def box_candidates(box: Box, files: list[BoxFile]) -> Iterator[Candidate[BoxFile]]:
-    """What could be the latest in Box, newest first, by the beginnings of the zips."""
-    for file, one in zip(files, list_in_box(box, files), strict=True):
-        if one.manifest is None:
-            yield Candidate(file.stem, file, None, f"{file.name} in Box: {one.error}.")
-        elif not one.manifest.is_complete:
-            yield Candidate(file.stem, file, None, f"{file.name} in Box: {MANIFEST_NAME} says that it is incomplete.")
-        else:
-            yield Candidate(file.stem, file, one.manifest)
+def _problem_of(one: Stored) -> str:
+    """Why something cannot be the latest, whatever its name promises; empty if it can."""
+    if isinstance(one.error, SnapshotRefused):
+        return one.error.message
+    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
+    if one.manifest is None:
+        return f"{where}: {describe_error(one.error or FormatError())}."
+    return "" if one.manifest.is_complete else f"{where}: {MANIFEST_NAME} says that it is incomplete."
 
 
 @dataclass
-class Candidates(Generic[_T]):
-    """What could be the latest, sorted out: the newest of each source, those of some collections only, those that
-    cannot be read, and what the snapshots are of that were not asked for.
+class Candidates:
+    """What could be the latest, sorted out: the newest of each source, those of some collections only, why others
+    cannot be used, by their names, and what the snapshots are of that were not asked for.
     """
 
-    newest: dict[tuple[str, str], Candidate[_T]] = field(default_factory=dict)
-    partial: list[Candidate[_T]] = field(default_factory=list)
-    refused: list[Candidate[_T]] = field(default_factory=list)
+    newest: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # name, and what it is of in words
+    partial: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     others: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def sort(cls, candidates: Iterable[Candidate[_T]], sources: tuple[str, ...]) -> Candidates[_T]:
+    def sort(cls, candidates: Iterable[Stored], sources: tuple[str, ...]) -> Self:
         """Sort candidates, which come newest first; no more of them are looked at than it takes."""
         found, wanted = cls(), {normal_source(source) for source in sources}
-        for candidate in candidates:
-            if candidate.manifest is None:
-                found.refused.append(candidate)
-            elif not is_of(candidate.manifest, sources):
-                found.others[candidate.source] = None
-            elif candidate.manifest.selection:
-                found.partial.append(candidate)
+        for one in candidates:
+            problem = _problem_of(one)
+            if problem or one.manifest is None:
+                found.refused[one.name] = problem
+            elif not is_of(one.manifest, sources):
+                found.others[source_text(one.manifest)] = None
+            elif one.manifest.selection:
+                found.partial.append(one.name)
             else:
-                key = source_key(candidate.manifest)
-                found.newest.setdefault(key, candidate)
+                key = source_key(one.manifest)
+                found.newest.setdefault(key, (one.name, source_text(one.manifest)))
                 if wanted.issuperset(key):  # nothing else can be meant
                     break
         return found
@@ -458,10 +437,10 @@ class Candidates(Generic[_T]):
     def none(self, place: str, sources: tuple[str, ...]) -> BackupError:
         """Why nothing is the latest."""
         if self.refused and not self.partial and not self.others:
-            return SnapshotRefused(self.refused[0].problem)
+            return SnapshotRefused(next(iter(self.refused.values())))
         facts = [f"of {', '.join(self.others)}"] if self.others else []
-        facts += [f"of some collections only: {', '.join(each.name for each in self.partial)}"] if self.partial else []
-        facts += [f"refused: {' '.join(each.problem for each in self.refused)}"] if self.refused else []
+        facts += [f"of some collections only: {', '.join(self.partial)}"] if self.partial else []
+        facts += [f"refused: {' '.join(self.refused.values())}"] if self.refused else []
         wanted = f" of {' and '.join(sources)}" if sources else ""
         text = f"There is no complete snapshot{wanted} in {place}"
         if not facts:
@@ -471,8 +450,8 @@ class Candidates(Generic[_T]):
         )
 
 
-def choose_latest(candidates: Iterable[Candidate[_T]], sources: tuple[str, ...], place: str, report: Report) -> _T:
-    """The place of the newest snapshot of a whole keyspace; `candidates` come newest first.
+def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place: str, report: Report) -> str:
+    """The name of the newest snapshot of a whole keyspace; `candidates` come newest first.
 
     Raises BackupError if there is none, or if what is there is of more than one database or keyspace, and
     SnapshotRefused if nothing there can be read. What does not tell its source (older scripts) makes nothing
@@ -481,23 +460,23 @@ def choose_latest(candidates: Iterable[Candidate[_T]], sources: tuple[str, ...],
     found = Candidates.sort(candidates, sources)
     newest = found.newest
     if newest and next(iter(newest)) != _UNKNOWN_SOURCE and (unknown := newest.pop(_UNKNOWN_SOURCE, None)):
-        report.warn(f"{unknown.name} does not say which database it is of, and is left out.")
+        report.warn(f"{unknown[0]} does not say which database it is of, and is left out.")
     if not newest:
         raise found.none(place, sources)
     if len(newest) > 1:
-        rows = "".join(f"\n  {each.name}: {each.source}" for each in newest.values())
+        rows = "".join(f"\n  {name}: {source}" for name, source in newest.values())
         raise BackupError(
             f"`latest` is ambiguous: in {place} are snapshots of more than one database or keyspace. The newest:{rows}",
             "Narrow it with --source KEYSPACE or --source ENDPOINT, or name a snapshot.",
         )
-    (latest,) = newest.values()
-    for each in found.refused:
-        if each.name > latest.name:
-            report.warn(f"Newer than {latest.name}, but it cannot be used: {each.problem}")
-    if found.partial and found.partial[0].name > latest.name:
-        log.info("%s is newer, but holds only some collections.", found.partial[0].name)
-    log.info("The latest in %s is %s, of %s.", place, latest.name, latest.source)
-    return latest.place
+    ((latest, source),) = newest.values()
+    for name, problem in found.refused.items():
+        if name[:15] > latest[:15]:
+            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
+    if found.partial and found.partial[0][:15] > latest[:15]:
+        log.info("%s is newer, but holds only some collections.", found.partial[0])
+    log.info("The latest in %s is %s, of %s.", place, latest, source)
+    return latest
 
 
 _UNKNOWN_SOURCE = ("", "")
@@ -573,15 +552,21 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
         warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
-    if not is_old or CHECKSUMS_NAME in snapshot.sizes:
+    has_sums = not is_old or CHECKSUMS_NAME in snapshot.sizes
+    if has_sums:
         _check_sums(snapshot, good)
-        _check_totals(snapshot, manifest)
     report.stage({record.name: record.document_count for record in good})
-    check = partial(_check_record, types=manifest.types or ()) if looks_inside else _check_sealed
-    stats = in_threads(lambda record: check(snapshot, record, report), good, workers)
+    checks = [RecordCheck(snapshot, record, manifest.types or (), report, looks_inside) for record in good]
+    uncounted = _uncounted(snapshot)
+    stats = in_threads(lambda check: check.run(is_counted=check.record.name not in uncounted), checks, workers)
+    found = {record.name: each for record, each in zip(good, stats, strict=True)}
+    for record in manifest.collections:
+        if record.name in uncounted and record.is_ok:
+            record.document_count = found[record.name].document_count
+    if has_sums:
+        _check_totals(snapshot, manifest)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
-    found = {record.name: each for record, each in zip(good, stats, strict=True)}
     return Verified(snapshot, manifest, found, warnings, looks_inside)
 
 
@@ -693,70 +678,82 @@ def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
         raise SnapshotRefused(f"{snapshot.path}: the manifest's totals are not the sums of its collections.")
 
 
-def _check_size(snapshot: Snapshot, record: AnyRecord) -> str:
-    """Compare the size of a data file with the manifest's; return its name."""
-    name = record.data_file or ""
-    if record.data_size_bytes is not None and snapshot.sizes[name] != record.data_size_bytes:
-        raise SnapshotRefused(
-            f"{snapshot.path}: {name} has {snapshot.sizes[name]} bytes instead of {record.data_size_bytes}."
-        )
-    return name
+@dataclass(frozen=True)
+class RecordCheck:
+    """The proof that a data file is what the manifest says of it."""
 
+    snapshot: Snapshot
+    record: AnyRecord
+    types: Sequence[msgspec.Raw]  # of the tables' columns
+    report: Report
+    looks_inside: bool
 
-def _check_sealed(snapshot: Snapshot, record: AnyRecord, report: Report) -> DataStats:
-    """Read an encrypted file without looking inside: it has the manifest's digest. What it holds the manifest says."""
-    name = _check_size(snapshot, record)
-    report.start(record.name, record.document_count, "verifying")
-    try:
-        with snapshot.open(name) as stream:
+    def run(self, *, is_counted: bool) -> DataStats:
+        """Read the file to its end and compare; `is_counted`: the manifest says how many documents there are.
+
+        What is encrypted, and not looked into, holds what the manifest says. Raises SnapshotRefused.
+        """
+        name, record = self.record.data_file or "", self.record
+        size = self.snapshot.sizes[name]
+        if record.data_size_bytes not in (None, size):
+            raise SnapshotRefused(f"{self.snapshot.path}: {name} has {size} bytes instead of {record.data_size_bytes}.")
+        self.report.start(record.name, record.document_count, "verifying")
+        try:
+            with self.snapshot.open(name) as stream:
+                stats = self._read(stream)
+        except (FormatError, OSError) as error:
+            raise SnapshotRefused(f"{self.snapshot.path}: {name}: {error}.") from error
+        self.report.finish(record.name)
+        for fact, value in self._facts(stats, is_counted=is_counted).items():
+            if (said := getattr(record, fact)) not in (None, value):
+                raise SnapshotRefused(f"{self.snapshot.path}: {name}: {fact} is {value}, the manifest says {said}.")
+        return stats
+
+    def _read(self, stream: IO[bytes]) -> DataStats:
+        record = self.record
+        if not self.looks_inside:
             reader = HashingReader(stream)
             reader.drain()
-    except (FormatError, OSError) as error:
-        raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
-    report.finish(record.name)
-    found = reader.sha256.hexdigest()
-    if found != record.data_sha256:
-        raise SnapshotRefused(
-            f"{snapshot.path}: {name}: data_sha256 is {found}, the manifest says {record.data_sha256}."
-        )
-    return DataStats(record.document_count, record.vector_count or 0, data_sha256=found)
+            return DataStats(record.document_count, record.vector_count or 0, data_sha256=reader.sha256.hexdigest())
+        how: dict[str, Any] = {
+            "compressed": is_compressed(record),
+            "identities": self.snapshot.identities,
+            "advance": lambda count: self.report.advance(record.name, count),
+        }
+        if isinstance(record, TableRecord):
+            shape = record.shape()
+            return check_rows(stream, shape, look=partial(_check_row, row_converters(shape, self.types)), **how)
+        return check_data(stream, **how)
+
+    def _facts(self, stats: DataStats, *, is_counted: bool) -> dict[str, Any]:
+        names = ["data_sha256"]
+        names += ["document_count"] if is_counted else []
+        if isinstance(self.record, CollectionRecord) and self.looks_inside:
+            names += ["vector_count", "vector_binary_count", "vectorize_count", "lexical_count"]
+        facts = {name: getattr(stats, name) for name in names}
+        return facts | ({"content_digest": digest_text(stats.content_digest)} if self.looks_inside else {})
 
 
-def _check_record(
-    snapshot: Snapshot, record: AnyRecord, report: Report, types: Sequence[msgspec.Raw] = ()
-) -> DataStats:
-    """Read a data file to its end and compare with all that the manifest says of it."""
-    name = _check_size(snapshot, record)
-    report.start(record.name, record.document_count, "verifying")
-    try:
-        with snapshot.open(name) as stream:
-            check = check_data if isinstance(record, CollectionRecord) else partial(_check_rows, record, types)
-            stats = check(
-                stream,
-                compressed=is_compressed(record),
-                identities=snapshot.identities,
-                advance=lambda count: report.advance(record.name, count),
-            )
-    except (FormatError, zipfile.BadZipFile, OSError) as error:
-        raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
-    report.finish(record.name)
-    facts = {
-        "data_sha256": stats.data_sha256,
-        "document_count": stats.document_count,
-        "content_digest": digest_text(stats.content_digest),
-        "vector_count": stats.vector_count,
-        "vector_binary_count": stats.vector_binary_count,
-        "vectorize_count": stats.vectorize_count,
-        "lexical_count": stats.lexical_count,
-    }
-    for fact, value in facts.items():
-        if isinstance(record, TableRecord) and fact.startswith(("vector", "lexical")):
-            continue
-        if getattr(record, fact) not in (None, value):
-            raise SnapshotRefused(
-                f"{snapshot.path}: {name}: {fact} is {value}, the manifest says {getattr(record, fact)}."
-            )
-    return stats
+class Counted(msgspec.Struct):
+    """Whether a manifest says how many documents a collection has: one of an older script may not."""
+
+    name: str
+    document_count: int | None = None
+
+
+class CountedManifest(msgspec.Struct):
+    """The counts in a manifest."""
+
+    collections: list[Counted] = []
+
+
+_counted_decoder = msgspec.json.Decoder(CountedManifest)  # made before there are threads
+
+
+def _uncounted(snapshot: Snapshot) -> set[str]:
+    """The collections of which the manifest does not say how many documents they have."""
+    found = _counted_decoder.decode(snapshot.read(MANIFEST_NAME))
+    return {each.name for each in found.collections if each.document_count is None}
 
 
 def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
@@ -777,19 +774,19 @@ def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
         raise SnapshotRefused(f"{snapshot.path}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
 
 
-def _check_rows(record: TableRecord, types: Sequence[msgspec.Raw], stream: IO[bytes], **options: Any) -> DataStats:
-    """`check_rows`, and that each value can be made into what is to be sent."""
-    shape, fields = record.shape(), type_fields(types)
-    converters = {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
+def row_converters(shape: TableShape, types: Iterable[msgspec.Raw]) -> dict[str, Convert]:
+    """By column, what makes of a value what can be written; not for those where that is the same."""
+    fields = type_fields(types)
+    return {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
 
-    def look(row: dict[str, bytes]) -> None:
-        try:
-            for name in converters.keys() & row.keys():
-                converters[name](row[name])
-        except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
-            raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
 
-    return check_rows(stream, shape, look=look, **options)
+def _check_row(converters: dict[str, Convert], row: dict[str, bytes]) -> None:
+    """Raise FormatError for a value that cannot be made into what is to be sent."""
+    try:
+        for name in converters.keys() & row.keys():
+            converters[name](row[name])
+    except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+        raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
 
 
 def is_compressed(record: AnyRecord) -> bool:
@@ -3558,7 +3555,7 @@ def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report)
     """The file for a snapshot's name, or the latest. Raises BackupError when there is none."""
     found = box.snapshots()
     if wanted == "latest" and found:
-        return choose_latest(box_candidates(box, found), sources, "Box", report)
+        wanted = choose_latest(list_in_box(box, found), sources, "Box", report)
     for file in found:
         if file.name in (wanted, f"{wanted}.zip"):
             return file
