@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import click
 import msgspec
@@ -53,7 +53,6 @@ from astra_backup import (
     MAX_AGE_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
     RARE,
-    READ_BYTES,
     READ_COMMANDS,
     UNEXPECTED_ATTEMPTS,
     AnyRecord,
@@ -101,7 +100,6 @@ from astra_backup import (
     in_groups,
     is_quiet,
     iter_decoded,
-    iter_documents,
     iter_rows,
     join_object,
     key_of,
@@ -252,10 +250,28 @@ class Snapshot:
         return (self.path / name).open("rb")
 
     @contextlib.contextmanager
-    def open_data(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a data file: its bytes in clear."""
-        with self.open(name) as stream, in_clear(stream, self.identities) as clear:
-            yield clear
+    def open_data(self, record: AnyRecord, sha256: str) -> Iterator[IO[bytes]]:
+        """Open a data file: its bytes in clear.
+
+        Raises SnapshotRefused at the end of one that changed after it was verified (`sha256`, unless that is empty).
+        """
+        with self.open(record.data_file or "") as stream:
+            reader: Any = HashingReader(stream)
+            with in_clear(reader, self.identities) as clear:
+                yield clear
+            reader.drain()
+        if sha256 not in ("", reader.sha256.hexdigest()):
+            raise SnapshotRefused(f"{self.path}: {record.data_file} changed after it was verified.")
+
+    def documents(self, record: AnyRecord, sha256: str = "") -> Iterator[tuple[bytes, Document, Document]]:
+        """Yield (line, its members, the document as the server held it) for each line of a collection's data file."""
+        with self.open_data(record, sha256) as stream:
+            yield from iter_decoded(stream, compressed=is_compressed(record))
+
+    def rows(self, record: AnyRecord, shape: TableShape, sha256: str = "") -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """Yield (line, its columns) for each line of a table's data file."""
+        with self.open_data(record, sha256) as stream:
+            yield from iter_rows(stream, shape, compressed=is_compressed(record))
 
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
@@ -319,7 +335,7 @@ class ZipSnapshot(Snapshot):
             entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
         except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
-        return io.BufferedReader(ZipEntryReader(entry), READ_BYTES)
+        return cast(IO[bytes], ZipEntryReader(entry))
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
@@ -1030,19 +1046,19 @@ class PlannedCollection:
         metric = self.options.get("vector", {}).get("metric")
         return [("$vector", metric)] if metric and self.stats.vector_count else []
 
-    def members(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        """The id and the members of each document of a data file, in clear, as they stand in its line."""
-        for _, members, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The id and the members of each document of the snapshot, as they stand in its line."""
+        for _, members, document in snapshot.documents(self.record, self.stats.data_sha256):
             yield document.id, members
 
-    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:
-        """The texts of a data file, in clear, as they are to be sent."""
-        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+    def to_send(self, snapshot: Snapshot, view: View) -> Iterator[bytes]:
+        """The texts of the snapshot's documents as they are to be sent."""
+        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
             yield view.to_send(document).text()
 
-    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:
-        """The id and the text of each document of a data file, as the target should have them."""
-        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
+    def to_compare(self, snapshot: Snapshot, view: View) -> Iterator[tuple[bytes, bytes]]:
+        """The id and the text of each document of the snapshot, as the target should have them."""
+        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
             sent = view.to_send(document)
             yield sent.id, view.to_compare(sent).text()
 
@@ -1433,18 +1449,18 @@ class PlannedTable(PlannedCollection):
         metrics = [(each.get("column"), each.get("options", {}).get("metric", "cosine")) for each in definitions]
         return [(column, metric) for column, metric in metrics if isinstance(column, str)]
 
-    def members(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        """The key and the columns of each row of a data file."""
-        for line, row in self._rows(stream):
+    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The key and the columns of each row of the snapshot."""
+        for line, row in self._rows(snapshot):
             yield self.shape.key(line), row
 
-    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:  # noqa: ARG002
+    def to_send(self, snapshot: Snapshot, view: View) -> Iterator[bytes]:  # noqa: ARG002
         """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
-        for _, row in self._rows(stream):
+        for _, row in self._rows(snapshot):
             yield self._row_text(row)
 
-    def _rows(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        for line, row in iter_rows(stream, self.shape, compressed=is_compressed(self.record)):
+    def _rows(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        for line, row in snapshot.rows(self.record, self.shape, self.stats.data_sha256):
             if not self.shape.is_static_only(row):
                 yield line, row
 
@@ -1462,9 +1478,9 @@ class PlannedTable(PlannedCollection):
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
         return join_object(members)
 
-    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
+    def to_compare(self, snapshot: Snapshot, view: View) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
         """The key and the text of each row, as a server sends it."""
-        for line, row in self._rows(stream):
+        for line, row in self._rows(snapshot):
             text = line
             if not self._is_whole:
                 text = join_object({spelt: row[name] for name, spelt in self._spelt.items() if name in row})
@@ -2325,14 +2341,13 @@ class CollectionWriter:
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         planned = self._outcome.planned
-        file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
         self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
             workers = self._run.choices.workers
             with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
-                batches = read_batches(file, planned, self._view)
+                batches = make_batches(planned.to_send(self._run.verified.snapshot, self._view))
                 self._send_all(pool, self._without(kept, batches) if kept else batches)
-        except (BackupError, FormatError, zipfile.BadZipFile, OSError, sqlite3.Error) as error:
+        except (BackupError, FormatError, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         else:
@@ -2476,32 +2491,6 @@ class CollectionWriter:
             self._outcome.count(replaced=1)
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """A verified data file."""
-
-    snapshot: Snapshot
-    name: str
-    compressed: bool
-    sha256: str
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, record: AnyRecord, stats: DataStats) -> Self:
-        """That of a collection."""
-        return cls(snapshot, record.data_file or "", is_compressed(record), stats.data_sha256)
-
-
-def read_batches(file: DataFile, planned: PlannedCollection, view: View) -> Iterator[list[bytes]]:
-    """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
-    with open_snapshot(file.snapshot.path).open(file.name) as stream:
-        reader: Any = HashingReader(stream)
-        with in_clear(reader, file.snapshot.identities) as clear:
-            yield from make_batches(planned.to_send(clear, view))
-        reader.drain()
-    if reader.sha256.hexdigest() != file.sha256:
-        raise SnapshotRefused(f"{file.snapshot.path}: {file.name} changed after it was verified.")
-
-
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Group documents so that no group has more than 100 documents or 4 MB (one document may have more)."""
     return in_groups(
@@ -2563,11 +2552,6 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
         for page in pages:
             found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
-
-
-def id_key(text: bytes) -> bytes:
-    """What the server takes for the key of a document."""
-    return document_key(text)
 
 
 # ======================================================================================================================
@@ -2717,12 +2701,10 @@ def _found_row(view: View, planned: PlannedCollection, digest: Digest, text: msg
 
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
     """Note the documents of a data file as they were to be sent."""
-    record = planned.record
-    with run.verified.snapshot.open_data(record.data_file or "") as stream:
-        for document_id, text in planned.to_compare(stream, run.view):
-            if spool.is_abandoned:
-                return
-            spool.add(document_id, digest(text))
+    for document_id, text in planned.to_compare(run.verified.snapshot, run.view):
+        if spool.is_abandoned:
+            return
+        spool.add(document_id, digest(text))
 
 
 def _compare_part(
@@ -3000,11 +2982,10 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 
 def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
     """(key, vector) of each document that has an array of numbers in that column."""
-    with run.verified.snapshot.open_data(planned.record.data_file or "") as stream:
-        for document_id, members in planned.members(stream):
-            value = members.get(column, b"")
-            if value.startswith(b"[") and b'"' not in value:
-                yield planned.key_of(document_id), msgspec.json.decode(value, type=list[float])
+    for document_id, members in planned.members(run.verified.snapshot):
+        value = members.get(column, b"")
+        if value.startswith(b"[") and b'"' not in value:
+            yield planned.key_of(document_id), msgspec.json.decode(value, type=list[float])
 
 
 def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
@@ -3334,16 +3315,14 @@ def find_ended(run: RestoreRun) -> list[Outcome] | None:
 def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
     """The field that is to take the texts must be free in each document that has one. Raises BackupError."""
     for planned in plan:
-        record = planned.record
         if not planned.stats.vectorize_count:
             continue
-        with verified.snapshot.open_data(record.data_file or "") as stream:
-            for line, document in iter_documents(stream, compressed=is_compressed(record)):
-                if document.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
-                    raise BackupError(
-                        f"{record.name}: the document {document.id.decode()} has a field {name!r} already.",
-                        "Choose another name for --vectorize-text-field. Nothing was written.",
-                    )
+        for _, members, document in verified.snapshot.documents(planned.record):
+            if members.has_vectorize and name in members:
+                raise BackupError(
+                    f"{planned.record.name}: the document {document.id.decode()} has a field {name!r} already.",
+                    "Choose another name for --vectorize-text-field. Nothing was written.",
+                )
 
 
 def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
@@ -3480,14 +3459,13 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     for record in records:
         if choices.collections and record.name not in choices.collections:
             continue
-        with snapshot.open_data(record.data_file or "") as stream:
-            try:
-                for text in _texts_of(record, stream, keys):
-                    log.info("In %s:", record.name)
-                    print_document(text)
-                    found = True
-            except FormatError as error:
-                raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
+        try:
+            for text in _texts_of(snapshot, record, keys):
+                log.info("In %s:", record.name)
+                print_document(text)
+                found = True
+        except FormatError as error:
+            raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
     if not found:
         raise BackupError(
             f"No document {wanted} in {snapshot.path}.",
@@ -3496,16 +3474,15 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     return RestoreExit.OK
 
 
-def _texts_of(record: AnyRecord, stream: IO[bytes], keys: set[bytes]) -> Iterator[bytes]:
+def _texts_of(snapshot: Snapshot, record: AnyRecord, keys: set[bytes]) -> Iterator[bytes]:
     """The documents of such an id, or the rows of such a primary key: an array, or the value of its only column."""
-    compressed = is_compressed(record)
     if isinstance(record, CollectionRecord):
-        for _, _, document in iter_decoded(stream, compressed=compressed):
+        for _, _, document in snapshot.documents(record):
             if key_of(document.id) in keys:
                 yield document.text()
         return
     shape = record.shape()
-    for line, _ in iter_rows(stream, shape, compressed=compressed):
+    for line, _ in snapshot.rows(record, shape):
         key = shape.key(line)
         if key in keys or (len(shape.keys) == 1 and key[1:-1] in keys):
             yield line

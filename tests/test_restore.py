@@ -502,8 +502,11 @@ def test_a_run_in_progress_is_no_snapshot(source: DataApiEmulator, cli: Cli) -> 
 # ------------------------------------------------------------------------------------------------ older snapshots
 
 
-def test_an_older_snapshot_is_restored_with_a_warning(target: DataApiEmulator, cli: Cli) -> None:
-    """No SHA256SUMS, no digests, other spellings of dates, sets: restored, and said."""
+@pytest.mark.parametrize("counts", [{"document_count": 3, "vector_count": 1}, {}], ids=["counted", "not counted"])
+def test_an_older_snapshot_is_restored_with_a_warning(
+    target: DataApiEmulator, cli: Cli, counts: dict[str, int]
+) -> None:
+    """No SHA256SUMS, no digests, maybe no counts, other spellings of dates, sets: restored, and said."""
     snapshot = cli.backups / "20250101_000000"
     snapshot.mkdir(parents=True)
     lines = [
@@ -520,10 +523,10 @@ def test_an_older_snapshot_is_restored_with_a_warning(target: DataApiEmulator, c
         "definition": {"vector": {"dimension": 3, "metric": "cosine"}, "indexing": {"deny": ["raw"]}},
         "data_file": "docs.jsonl.gz",
         "compressed": True,
-        "document_count": 3,
-        "vector_count": 1,
+        **counts,
     }
     (snapshot / "manifest.json").write_text(json.dumps({"backup_format_version": "1.0", "collections": [record]}))
+    assert "insert 3 documents" in cli.restore(target, "--dry-run").out
     result = cli.restore(target)
     assert result.code == 0, result.err
     assert "older script" in result.err

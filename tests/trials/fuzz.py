@@ -86,7 +86,7 @@ def read_line(line: bytes) -> None:
         for choice in restore.Vectorize:
             view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
             view.to_compare(view.to_send(document))
-        restore.id_key(text)
+        astra_backup.document_key(text)
         restore.value_digest(text)
     except astra_backup.FormatError:
         return
