@@ -81,7 +81,6 @@ from astra_backup import (
     TableInfo,
     TableRecord,
     TableShape,
-    Target,
     Totals,
     about,
     await_all,
@@ -109,7 +108,6 @@ from astra_backup import (
     local_snapshots,
     log,
     make_target,
-    noun_of,
     option,
     parse_snapshot_name,
     place_text,
@@ -119,7 +117,6 @@ from astra_backup import (
     print_result,
     read_box_config,
     read_definition,
-    read_manifest_text,
     read_page,
     read_small_file,
     readable_table,
@@ -1005,6 +1002,7 @@ class PlannedCollection:
     """One collection of the plan."""
 
     is_table: ClassVar[bool] = False
+    noun: ClassVar[str] = "document"
     holds: ClassVar[str] = "documents"
 
     record: AnyRecord
@@ -1081,7 +1079,7 @@ class PlannedCollection:
 
     def describe(self) -> str:
         """What is going to happen, in words."""
-        count = plural(self.record.document_count, noun_of(self.record))
+        count = plural(self.record.document_count, self.noun)
         name = self.record.name
         if self.target_name != name:
             name = f"{name} as {self.target_name}"
@@ -1343,8 +1341,7 @@ def vector_to_send(text: bytes) -> bytes:
 
 def converter(of: Any, types: dict[str, dict[str, Any]]) -> Convert | None:
     """What makes of a column's value, as it was read, what can be written; None where that is the same."""
-    if isinstance(of, str):
-        of = {"type": of}
+    of = explicit_type(of)
     kind = of.get("type")
     if kind in ("duration", "vector"):
         return duration_in_units if kind == "duration" else vector_to_send
@@ -1378,6 +1375,11 @@ def _convert_values(convert: Convert, text: bytes) -> bytes:
     return b"[" + b",".join([b"[%b,%b]" % (bytes(key), convert(bytes(value))) for key, value in pairs]) + b"]"
 
 
+def explicit_type(of: Any) -> Any:
+    """The type of a column or field as an object: one that is no more than a name is told as a text, too."""
+    return {"type": of} if isinstance(of, str) else of
+
+
 def without_support(value: Any) -> Any:
     """A definition as it can be sent: no `apiSupport` at any level."""
     if isinstance(value, dict):
@@ -1388,7 +1390,7 @@ def without_support(value: Any) -> Any:
 def table_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """What is to be sent to create a table of that definition. Raises FormatError."""
     found = without_support({**read_definition(name, definition)})
-    columns = {each: {"type": of} if isinstance(of, str) else of for each, of in found.get("columns", {}).items()}
+    columns = {each: explicit_type(of) for each, of in found.get("columns", {}).items()}
     return {"columns": columns, "primaryKey": found.get("primaryKey")}
 
 
@@ -1398,9 +1400,7 @@ def type_fields(texts: Iterable[msgspec.Raw]) -> dict[str, dict[str, Any]]:
     for text in texts:
         of = without_support(read_definition("a type", text))
         fields = (of.get("definition") or {}).get("fields") or {}
-        found[str(of.get("udtName"))] = {
-            name: {"type": each} if isinstance(each, str) else each for name, each in fields.items()
-        }
+        found[str(of.get("udtName"))] = {name: explicit_type(each) for name, each in fields.items()}
     return found
 
 
@@ -1422,6 +1422,7 @@ class PlannedTable(PlannedCollection):
     """One table of the plan."""
 
     is_table: ClassVar[bool] = True
+    noun: ClassVar[str] = "row"
     holds: ClassVar[str] = "rows, and an insert would change them"
 
     shape: TableShape  # of the snapshot's rows
@@ -1602,7 +1603,8 @@ def plan_table(
             f"cannot come back as it was: {'; '.join(losses)}."
             " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
         )
-    scalars = {kind for of in options["columns"].values() for kind in _scalar_types(of, types)}
+    types_in_use = [options["columns"], *planned.types.values()]
+    scalars = {kind for fields in types_in_use for of in fields.values() for kind in scalar_types(of)}
     if "decimal" in scalars:
         planned.notes.append("decimals lose their scale (1.10 becomes 1.1)")
     if scalars & {"float", "double", "vector"}:
@@ -1649,18 +1651,13 @@ def _plan_indexes(planned: PlannedTable, existing: Existing) -> None:
         planned.indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
 
 
-def _scalar_types(of: Any, types: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The types of which a column's values are made."""
+def scalar_types(of: Any) -> Iterator[str]:
+    """The types of which the values of a column's type are made."""
     if isinstance(of, str):
-        of = {"type": of}
-    if not isinstance(of, dict):
-        return
-    yield str(of.get("type"))
-    for part in ("keyType", "valueType"):
-        yield from _scalar_types(of.get(part), types)
-    if of.get("type") == "userDefined":
-        for each in types.get(of.get("udtName", ""), {}).values():
-            yield str(each.get("type"))
+        yield of
+    elif isinstance(of, dict):
+        for part in ("type", "keyType", "valueType"):
+            yield from scalar_types(of.get(part))
 
 
 def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
@@ -1768,7 +1765,7 @@ class Outcome:
 
     def describe_rejects(self) -> str:
         """The documents that the server refused, in words."""
-        text = f"{plural(self.rejected, noun_of(self.planned.record))} refused by the server"
+        text = f"{plural(self.rejected, self.planned.noun)} refused by the server"
         if self.rejects_files:
             text += f", in {', '.join(map(str, self.rejects_files))}"
         if self.lost_rejects:
@@ -1778,7 +1775,7 @@ class Outcome:
     def describe(self) -> str:
         """What was done, in words."""
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
-        return counts_text(plural(self.inserted, noun_of(self.planned.record)), self.inserted, more)
+        return counts_text(plural(self.inserted, self.planned.noun), self.inserted, more)
 
     @property
     def is_failed(self) -> bool:
@@ -2110,8 +2107,8 @@ class Journal:
         self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
+        self.is_kept = False  # whether a run can go on with it
         self._file: IO[str] | None = None
-        self._is_open = False
         self._goes_on = resume and path is not None and path.exists()
         if path and self._goes_on:
             self._load(path, key)
@@ -2136,13 +2133,8 @@ class Journal:
             if not self._goes_on:
                 os.ftruncate(descriptor, 0)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
-            self._is_open = True
+            self.is_kept = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a run can go on with it."""
-        return self._file is not None
 
     def begin(self, collection: str, *, had_documents: bool) -> None:
         """A collection of the target is about to be changed."""
@@ -2172,10 +2164,10 @@ class Journal:
 
     def remove(self) -> None:
         """The restore is over."""
-        if self._is_open and self.path:
+        if self._file and self.path:
             with contextlib.suppress(OSError):
-                if self._file:
-                    self._file.close()
+                self._file.close()
+            with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
@@ -2205,13 +2197,13 @@ class Journal:
 
     def _write(self, row: dict[str, Any]) -> None:
         with self._lock:
-            if self._file:
+            if self._file and self.is_kept:
                 try:
                     self._file.write(json.dumps(row) + "\n" if row else "\n")
                     self._file.flush()
                 except OSError as error:  # what it says so far is true
                     log.warning("The journal cannot be kept any more (%s): the restore goes on.", error.strerror)
-                    self._file = None
+                    self.is_kept = False
 
 
 class Throttle:
@@ -2595,16 +2587,11 @@ class KeySpool:
     The sink of a scan. Thread-safe.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        digest: Callable[[msgspec.Raw], tuple[bytes, bytes]],
-        key_of: Callable[[bytes], bytes] = key_of,
-    ) -> None:
-        directory.mkdir()
-        self._digest, self._key_of = digest, key_of
+    def __init__(self, directory: Path, planned: PlannedCollection, view: View, digest: Digest) -> None:
+        self._planned, self._view, self._digest = planned, view, digest
         self.count = 0  # of what was noted, also where a key came twice
-        self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
+        place = tempfile.mkdtemp(dir=directory)
+        self._paths = [Path(place, str(number)) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
         self.is_abandoned = False
@@ -2612,17 +2599,17 @@ class KeySpool:
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
         for document in documents:
-            self.add(*self._digest(document))
+            self.add(*self._planned.as_found(bytes(document), self._view))
 
     def abandon(self) -> None:
         """What was noted will not be looked at; who reads for it may stop."""
         self.is_abandoned = True
 
-    def add(self, document_id: bytes, digest: bytes) -> None:
+    def add(self, document_id: bytes, text: bytes) -> None:
         """Note a document by its id's compact JSON text."""
-        key = self._key_of(document_id)
+        key, digest = self._planned.key_of(document_id), self._digest(text).hex().encode()
         number = zlib.crc32(key) % COMPARE_PARTITIONS
-        row = (digest.hex().encode(), key) if key == document_id else (digest.hex().encode(), key, document_id)
+        row = (digest, key) if key == document_id else (digest, key, document_id)
         with self._lock:
             self.count += 1
             self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
@@ -2660,12 +2647,11 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
 
         def new_spool() -> KeySpool:
-            place = Path(directory, secrets.token_hex(4))
-            return KeySpool(place, lambda text: _found_row(run.view, planned, digest, text), planned.key_of)
+            return KeySpool(Path(directory), planned, run.view, digest)
 
         wanted = new_spool()
         with stoppable_pool(1) as pool:
-            reading = pool.submit(_spool_snapshot, run, planned, wanted, digest)
+            reading = pool.submit(_spool_snapshot, run, planned, wanted)
             try:
                 found = _scan_target(run, planned, new_spool)
                 await_all([reading])
@@ -2693,18 +2679,12 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
     return scan_collection(run.requests, planned.source(run.api), new_spool, progress, expected)
 
 
-def _found_row(view: View, planned: PlannedCollection, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
-    """The id and the digest of a document of the target."""
-    document_id, found = planned.as_found(bytes(text), view)
-    return document_id, digest(found)
-
-
-def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
+def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
     """Note the documents of a data file as they were to be sent."""
     for document_id, text in planned.to_compare(run.verified.snapshot, run.view):
         if spool.is_abandoned:
             return
-        spool.add(document_id, digest(text))
+        spool.add(document_id, text)
 
 
 def _compare_part(
@@ -2857,7 +2837,6 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
 
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
-    target = run.api.target
     taken = Existing.read(run.api, has_tables=False).infos
     prefix = next(
         p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
@@ -2866,7 +2845,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
     vectorize = Vectorize.KEEP_VECTORS if run.choices.vectorize is Vectorize.FAIL else run.choices.vectorize
     choices = dataclasses.replace(run.choices, vectorize=vectorize, renames=renames, on_existing=OnExisting.FAIL)
-    run = dataclasses.replace(run, api=DataApi(target, WRITE_COMMANDS, stop_event), choices=choices)
+    run = dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event), choices=choices)
     try:
         with timed(steps, "plan"):
             plan = make_plan(run)
@@ -2880,7 +2859,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
         raise error.reason or error from error  # what it says that stays may be gone in a moment
     finally:
         with timed(steps, "drop"):
-            _clean_up(target, sorted(renames.values()), run.changes)
+            _clean_up(run, sorted(renames.values()))
     return Drill(outcomes, recalls)
 
 
@@ -2894,12 +2873,12 @@ class ScratchStays(BackupError):
         super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
 
 
-def _clean_up(target: Target, names: list[str], changes: Changes) -> None:
+def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
-    cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
+    cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
     cleaning: Future[None] = Future()
     threading.Thread(
-        target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names, changes)), daemon=True
+        target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names, run.changes)), daemon=True
     ).start()
     stopped: SystemExit | None = None
     while True:
@@ -3009,7 +2988,7 @@ def brute_force_neighbours(
 
     wanted = numpy.array(queries, dtype="f4")
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
-    for chunk in batched(vectors, 1000):
+    for chunk in in_groups(vectors, lambda _vector: 1, 1000, 1000):
         scores = similarities(wanted, numpy.array([vector for _, vector in chunk], dtype="f4"), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
@@ -3033,12 +3012,6 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
         lengths = numpy.linalg.norm(queries, axis=1)[:, None] * numpy.linalg.norm(vectors, axis=1)[None, :]
         products = products / numpy.maximum(lengths, 1e-30)
     return products
-
-
-def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    """Lists of at most `size` items."""
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 # ======================================================================================================================
@@ -3179,18 +3152,9 @@ def read_choices(options: dict[str, Any]) -> Choices:
     }
     if mistakes := [message for message, is_wrong in wrong.items() if is_wrong]:
         raise BackupError(f"{mistakes[0]}.", "Nothing was touched.")
-    return Choices(
-        options["collections"],
-        read_renames(options["renames"]),
-        OnExisting(options["on_existing"]),
-        vectorize,
-        options["vectorize_text_field"],
-        options["without_vectorize_service"],
-        options["without_lexical"],
-        options["without_rerank"],
-        options["workers"],
-        options["allow_lossy_tables"],
-    )
+    chosen = {each.name: options[each.name] for each in dataclasses.fields(Choices)}
+    chosen |= {"renames": read_renames(options["renames"]), "on_existing": OnExisting(options["on_existing"])}
+    return Choices(**chosen | {"vectorize": vectorize})
 
 
 def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
@@ -3512,8 +3476,9 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted, options["sources"], report)
     if needs_clear(options):
-        with contextlib.suppress(FormatError):  # what is damaged is told when it is here
-            refuse_locked(f"{file.name} in Box", decode_manifest(read_manifest_text(box, file)))
+        for one in list_in_box(box, [file]):
+            if one.manifest:  # what is damaged is told when it is here
+                refuse_locked(f"{file.name} in Box", one.manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
