@@ -1918,8 +1918,9 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether the server did not do what it was asked, and nothing of it."""
-    is_theirs = isinstance(error, RequestError) and (error.code or "EXISTING").startswith("EXISTING")
-    return isinstance(error, TargetRefused) or (is_theirs and not getattr(error, "retryable", False))
+    if isinstance(error, RequestError):
+        return not error.retryable and (error.code or "EXISTING").startswith("EXISTING")
+    return isinstance(error, TargetRefused)
 
 
 def _make(run: RestoreRun, planned: PlannedCollection) -> None:
@@ -1949,10 +1950,10 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     _check_created(run.api, planned)
 
 
-def _names(api: DataApi, *, with_tables: bool) -> set[str] | None:
+def _names(api: DataApi, changes: Changes) -> set[str] | None:
     """The target's collections, and its tables if there may be some of ours; None if it does not say."""
     with contextlib.suppress(BackupError):
-        tables = api.list_tables() if with_tables else []
+        tables = api.list_tables() if changes.tables else []
         return {info.name for info in api.list_collections()}.union(tables)
     return None
 
@@ -1981,12 +1982,11 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
     if _is_refusal(error):
         changes.refused(name)
     before = set(changes.steps)
-    with_tables = bool(changes.tables)
-    changes.look(_names(run.api, with_tables=with_tables))
+    changes.look(_names(run.api, changes))
     if not changes.has_dropped:
         for unmade in changes.droppable:
             _unmake(run.api, unmade, changes)
-        changes.look(_names(run.api, with_tables=with_tables) if changes.steps else set())
+        changes.look(_names(run.api, changes) if changes.steps else set())
         drop_types(run.api, changes)
     for unmade in before - set(changes.steps):
         run.journal.forget(unmade)
@@ -1998,10 +1998,13 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
 
 
 def _reason(name: str, error: Exception) -> BackupError:
-    """Why a collection was not created, as a person should read it."""
-    if isinstance(error, RequestError) and error.code is not None and not error.retryable:
-        return _refusal(name, error)
-    return error if isinstance(error, BackupError) else BackupError(f"{describe_error(error)}.")
+    """Why something was not created, as a person should read it."""
+    if not isinstance(error, RequestError) or error.code is None or error.retryable:
+        return error if isinstance(error, BackupError) else BackupError(f"{describe_error(error)}.")
+    hint = FEATURE_HINTS.get(error.code, "The target cannot give what the collection had.")
+    if "mbedding" in error.message or "rovider" in error.message:
+        hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
+    return TargetRefused(f"{name} cannot be created: {error.message}", hint)
 
 
 def _unmake(api: DataApi, name: str, changes: Changes) -> None:
@@ -2015,14 +2018,6 @@ def _unmake(api: DataApi, name: str, changes: Changes) -> None:
             drop(api, name, is_table=is_table)
             log.info("%s: dropped again.", name)
         del changes.steps[name]
-
-
-def _refusal(name: str, error: RequestError) -> TargetRefused:
-    """What to say of a server that refuses to create a collection."""
-    hint = FEATURE_HINTS.get(error.code or "", "The target cannot give what the collection had.")
-    if "mbedding" in error.message or "rovider" in error.message:
-        hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
-    return TargetRefused(f"{name} cannot be created: {error.message}", hint)
 
 
 def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes) -> None:
@@ -2769,13 +2764,6 @@ class RestoreRun:
         return Throttle(self.choices.workers)
 
 
-def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str] | None = None) -> list[Outcome]:
-    """Carry out a plan and compare the result. Returns what became of each collection."""
-    outcomes = write_collections(run, plan)
-    compare_outcomes(run, outcomes, differences)
-    return outcomes
-
-
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run, plan)
@@ -2903,12 +2891,11 @@ def _resolve(future: Future[None], function: Callable[[], None]) -> None:
 
 def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
     """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays."""
-    with_tables = bool(changes.tables)
-    there = _names(api, with_tables=with_tables)
+    there = _names(api, changes)
     for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
             drop(api, name, is_table=name in changes.tables)
-    there = _names(api, with_tables=with_tables)
+    there = _names(api, changes)
     if left := names if there is None else sorted(there.intersection(names)):
         raise ScratchStays(left, is_sure=there is not None)
     drop_types(api, changes)
@@ -3223,7 +3210,10 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
     with differences_file(options["differences"]) as differences:
         open_for_writing(run.journal, is_chosen=options["journal"] is not None)
         try:
-            return restore(with_writing(run), plan, differences)
+            writing = with_writing(run)
+            outcomes = write_collections(writing, plan)
+            compare_outcomes(writing, outcomes, differences)
+            return outcomes
         except SystemExit:
             log.warning("%s", describe_stop(run))
             raise
@@ -3325,9 +3315,8 @@ def route_text(run: RestoreRun) -> str:
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source, target = run.verified.manifest.source, run.api.target
-    places = [urllib.parse.urlsplit(where) for where in (source.api_endpoint, target.api_endpoint)]
-    hosts = [(place.scheme, place.hostname, place.port) for place in places]  # urlsplit lowers the host's capitals
-    is_origin = hosts[0] == hosts[1] and source.keyspace == target.keyspace
+    is_same_database = normal_source(source.api_endpoint) == normal_source(target.api_endpoint)
+    is_origin = is_same_database and source.keyspace == target.keyspace
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
