@@ -508,15 +508,12 @@ def source_key(manifest: Manifest) -> tuple[str, str]:
     return normal_source(source.api_endpoint), source.keyspace
 
 
-def is_of(manifest: Manifest, sources: Iterable[str]) -> bool:
-    """Whether a snapshot is of all these sources: keyspaces or endpoints."""
+def is_of(manifest: Manifest, sources: Iterable[str], *, or_unknown: bool = False) -> bool:
+    """Whether a snapshot is of all these sources: keyspaces or endpoints; or may be, as it does not say of what."""
+    if or_unknown and source_key(manifest) == _UNKNOWN_SOURCE:
+        return True
     own = {normal_source(manifest.source.api_endpoint), manifest.source.keyspace}
     return all(normal_source(source) in own for source in sources)
-
-
-def may_be_of(manifest: Manifest, sources: Iterable[str]) -> bool:
-    """The same, but a snapshot that does not say what it is of may be of anything."""
-    return source_key(manifest) == _UNKNOWN_SOURCE or is_of(manifest, sources)
 
 
 def source_text(manifest: Manifest) -> str:
@@ -1523,18 +1520,14 @@ class KeyStore:
             self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
             self._database.execute("COMMIT")
 
-    def abandon(self) -> None:
-        """What was noted will not be looked at."""
-
     def has(self, row: bytes) -> bool:
         """Whether a row of that key is there."""
         with self._lock:
             found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
             return found.fetchone() is not None
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
+    def abandon(self) -> None:
+        """What was noted will not be looked at."""
 
     def _digest(self, row: bytes) -> bytes:
         return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
@@ -1549,18 +1542,14 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
     name = planned.target_name
     log.info("%s: reading the keys of the rows that are kept.", name)
     with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
-        stores: list[KeyStore] = []
-
-        def open_store() -> KeyStore:
-            stores.append(KeyStore(planned, Path(directory, str(len(stores)))))
-            return stores[-1]
-
+        numbers = itertools.count()
         progress = ScanProgress(lambda: None, lambda _count: None)
-        try:
-            yield scan_collection(run.requests, planned.source(run.api), open_store, progress)
-        finally:
-            for store in stores:
-                store.close()
+        yield scan_collection(
+            run.requests,
+            planned.source(run.api),
+            lambda: KeyStore(planned, Path(directory, str(next(numbers)))),  # closed when nobody has it any more
+            progress,
+        )
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -2833,7 +2822,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
     vectorize = Vectorize.KEEP_VECTORS if run.choices.vectorize is Vectorize.FAIL else run.choices.vectorize
     choices = dataclasses.replace(run.choices, vectorize=vectorize, renames=renames, on_existing=OnExisting.FAIL)
-    run = dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event), choices=choices)
+    run = dataclasses.replace(with_writing(run), choices=choices)
     try:
         with timed(steps, "plan"):
             plan = make_plan(run)
@@ -2865,9 +2854,14 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
     cleaning: Future[None] = Future()
-    threading.Thread(
-        target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names, run.changes)), daemon=True
-    ).start()
+
+    def clean() -> None:
+        try:
+            cleaning.set_result(_drop_scratch(cleaner, names, run.changes))
+        except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
+            cleaning.set_exception(error)
+
+    threading.Thread(target=clean, daemon=True).start()
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2879,14 +2873,6 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
             stopped = error
     if stopped:
         raise stopped
-
-
-def _resolve(future: Future[None], function: Callable[[], None]) -> None:
-    try:
-        function()
-        future.set_result(None)
-    except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
-        future.set_exception(error)
 
 
 def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
@@ -3215,7 +3201,9 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
             compare_outcomes(writing, outcomes, differences)
             return outcomes
         except SystemExit:
-            log.warning("%s", describe_stop(run))
+            how = "--resume" if run.journal.is_kept else "--on-existing skip"
+            left = "" if run.changes.is_over else run.changes.describe()
+            log.warning("Interrupted.%s Continue with the same command and %s.", f" {left}." if left else "", how)
             raise
         except Exception as error:
             if run.changes.is_over:
@@ -3229,13 +3217,6 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
 def with_writing(run: RestoreRun) -> RestoreRun:
     """The run with a way to the target that may write."""
     return dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
-
-
-def describe_stop(run: RestoreRun) -> str:
-    """What a signal has left, and how to go on."""
-    how = "--resume" if run.journal.is_kept else "--on-existing skip"
-    left = "" if run.changes.is_over else run.changes.describe()
-    return f"Interrupted.{f' {left}.' if left else ''} Continue with the same command and {how}."
 
 
 def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
@@ -3501,7 +3482,7 @@ def list_snapshots(options: dict[str, Any]) -> int:
     else:
         found = list_here(options["output_dir"], read_any)
     sources = options["sources"]
-    wanted = [one for one in found if one.manifest is None or may_be_of(one.manifest, sources)]
+    wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
     return print_list(wanted, as_json=options["as_json"])
 
 
