@@ -2857,7 +2857,8 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
 
     def clean() -> None:
         try:
-            cleaning.set_result(_drop_scratch(cleaner, names, run.changes))
+            _drop_scratch(cleaner, names, run.changes)
+            cleaning.set_result(None)
         except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
             cleaning.set_exception(error)
 
