@@ -1662,11 +1662,11 @@ def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
             run.changes.types[name] = send_schema(
                 run.api, "createType", {"name": name, "definition": {"fields": fields}}
             )
-        except TargetRefused:
+        except TargetRefused:  # it may be the very same
             del run.changes.types[name]
-            raise
-        if type_fields(run.api.describe_types().values()).get(name) != fields:
-            raise TargetRefused(f"The type {name} was made by somebody else since the plan.")
+        is_confirmed = run.changes.types.get(name, False)
+        if not is_confirmed and type_fields(run.api.describe_types().values()).get(name) != fields:
+            raise made_by_somebody_else(f"The type {name}")
 
 
 def drop_types(api: DataApi, changes: Changes) -> None:
@@ -1689,7 +1689,8 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
             if index["name"] not in there:
                 log.info("%s: making the index %s.", name, index["name"], extra=about(name))
                 body = {each: index[each] for each in ("name", "definition")}
-                send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
+                with contextlib.suppress(TargetRefused):  # whatever has that name is looked at below
+                    send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
         if differences := index_differences(run.api, planned):
             raise BackupError(f"{'; '.join(differences)}.")
     except (BackupError, FormatError) as error:
@@ -3174,10 +3175,10 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             "snapshot": str(run.verified.snapshot.path),
             "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
             "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
+            "plan": rows,
         }
-        text = json.dumps({"status": "dry-run", "exit_code": 0, **fields, "plan": rows})
-        print_result(text if as_json else "\n".join([f"{route_text(run)}:", *rows]))
-        return RestoreExit.OK
+        text = "\n".join([f"{route_text(run)}:", *rows])
+        return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan, options)
@@ -3253,8 +3254,8 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
     for planned in plan:
         if not planned.stats.vectorize_count:
             continue
-        for _, members, document in verified.snapshot.documents(planned.record):
-            if members.has_vectorize and name in members:
+        for line, members, document in verified.snapshot.documents(planned.record):
+            if members.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
                 raise BackupError(
                     f"{planned.record.name}: the document {document.id.decode()} has a field {name!r} already.",
                     "Choose another name for --vectorize-text-field. Nothing was written.",
@@ -3493,51 +3494,42 @@ def read_any(path: Path) -> tuple[Manifest, int]:
     return read_manifest(snapshot), sum(snapshot.sizes.values())
 
 
-def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> int:
-    tables = {table.name for table in verified.manifest.tables or []} & set(verified.stats)
-    rows = sum(verified.stats[name].document_count for name in tables)
-    documents = sum(stats.document_count for stats in verified.stats.values()) - rows
+def _print_either(as_json: bool, status: str, code: RestoreExit, fields: dict[str, Any], text: str) -> RestoreExit:
+    """Print the result as a JSON object or for a person. Returns the exit code."""
+    print_result(json.dumps({"status": status, "exit_code": int(code), **fields}) if as_json else text)
+    return code
+
+
+def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
+    totals = Totals.of(verified.manifest.collections, verified.manifest.tables or [])
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
-    if as_json:
-        fields = {
-            "status": "verified",
-            "exit_code": 0,
-            "snapshot": str(verified.snapshot.path),
-            "documents": documents,
-        }
-        fields |= {"tables": len(tables), "rows": rows} if tables else {}
-        fields |= {"vectors": vectors, "size_bytes": size, "looked_inside": verified.looked_inside}
-        print_result(json.dumps({**fields, "warnings": verified.warnings}))
-    else:
-        verdict = (
-            "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
-        )
-        in_tables = f"{plural(len(tables), 'table')}, {plural(rows, 'row')}, " if tables else ""
-        print_result(
-            f"{verified.snapshot.path}: {verdict};"
-            f" {plural(len(verified.stats) - len(tables), 'collection')}, {plural(documents, 'document')},"
-            f" {vectors:,} vectors, {in_tables}{size_text(size)}, {duration_s:.1f} s"
-        )
-    return RestoreExit.OK
+    fields = {
+        "snapshot": str(verified.snapshot.path),
+        "documents": totals.documents,
+        **({"tables": totals.tables_ok, "rows": totals.rows} if totals.tables_ok else {}),
+        "vectors": vectors,
+        "size_bytes": size,
+        "looked_inside": verified.looked_inside,
+        "warnings": verified.warnings,
+    }
+    verdict = "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
+    figures = f"{totals}, {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
+    text = f"{verified.snapshot.path}: {verdict}; {figures}"
+    return _print_either(as_json, "verified", RestoreExit.OK, fields, text)
 
 
 def _print_outcomes(
     run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, duration_s: float, *, as_json: bool
 ) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in outcomes]
-    if as_json:
-        result = {
-            "status": code.name.lower(),
-            "exit_code": int(code),
-            "snapshot": str(run.verified.snapshot.path),
-            "keyspace": run.api.target.keyspace,
-            "collections": rows,
-            "warnings": run.report.warnings,
-            "duration_seconds": round(duration_s, 3),
-        }
-        print_result(json.dumps(result))
-        return code
+    fields = {
+        "snapshot": str(run.verified.snapshot.path),
+        "keyspace": run.api.target.keyspace,
+        "collections": rows,
+        "warnings": run.report.warnings,
+        "duration_seconds": round(duration_s, 3),
+    }
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
@@ -3546,8 +3538,8 @@ def _print_outcomes(
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
     inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
     done = counts_text(inserted, sums["inserted"], more)
-    print_result(f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}")
-    return code
+    text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
+    return _print_either(as_json, code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3574,24 +3566,20 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int:
+def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in drill.outcomes]
-    code = drill.exit_code
-    if as_json:
-        result = {"status": code.name.lower(), "exit_code": int(code), "collections": rows}
-        print_result(json.dumps(result | {"recall_at_10": drill.recalls, "steps_seconds": steps}))
-        return code
-    for row in rows:
+    texts = []
+    for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
         recall = drill.recalls.get(row["name"])
-        is_table = row.get("kind") == "table"
-        count = plural(row["documents"], "row" if is_table else "document")
-        neighbours = "no vectors with an index" if is_table else "no vectors"
-        neighbours = neighbours if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
-        print_result(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
-    print_result(
-        f"{', '.join(f'{name} {seconds:.1f} s' for name, seconds in steps.items())}; {sum(steps.values()):.1f} s in all"
-    )
-    return code
+        none = "no vectors with an index" if planned.is_table else "no vectors"
+        neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        count = plural(row["documents"], planned.noun)
+        texts.append(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in steps.items()]
+    texts.append(f"{', '.join(parts)}; {sum(steps.values()):.1f} s in all")
+    fields = {"collections": rows, "recall_at_10": drill.recalls, "steps_seconds": steps}
+    code = drill.exit_code
+    return _print_either(as_json, code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:
