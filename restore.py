@@ -88,12 +88,10 @@ from astra_backup import (
     check_age_header,
     check_data,
     check_rows,
-    compact_json,
     connection_options,
     decode_manifest,
     describe_error,
     digest_text,
-    document_key,
     escape_controls,
     in_clear,
     in_groups,
@@ -2295,12 +2293,15 @@ def append_row(path: Path, row: bytes, *, is_new: bool) -> None:
             raise
 
 
-class Inserted(NamedTuple):
-    """What one insertMany left over: documents to send again and why, and documents whose id is there already."""
+@dataclass
+class Batch:
+    """What is known of the documents that one thread sends: those of this round, and how many were refused in all."""
 
-    again: list[bytes]
-    existing: list[bytes]
-    error: RequestError | None
+    again: list[bytes] = field(default_factory=list)  # to be sent once more
+    existing: list[bytes] = field(default_factory=list)  # their id is there already
+    error: RequestError | None = None  # why some are sent once more
+    unexpected: int = 0  # rounds with an unexpected error
+    refused: int = 0
 
 
 class CollectionWriter:
@@ -2313,7 +2314,6 @@ class CollectionWriter:
         self._view = run.view
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
-        self._refused = threading.local()  # a batch is sent by one thread: `here` counts its refused documents
 
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
@@ -2353,89 +2353,84 @@ class CollectionWriter:
             pending.add(pool.submit(self._send, number, batch))
         await_all(pending)
 
-    def _send(self, number: int, batch: list[bytes]) -> None:
+    def _send(self, number: int, documents: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch.
 
         One with a rejected document is not done: --resume sends it again, since the server may take it then.
         """
-        todo, rounds_in_vain, puzzles = batch, 0, 0
-        self._refused.here = 0
+        batch, todo, rounds_in_vain = Batch(), documents, 0
         with self._throttle.slot():
             while todo and rounds_in_vain < MAX_ROUNDS:  # where all of them fail, `_insert` waits
-                again, existing, error = self._insert(todo, is_last=puzzles >= UNEXPECTED_ATTEMPTS - 1)
-                left = again + self._settle_existing(existing)
+                batch.again, batch.existing, batch.error = [], [], None
+                self._insert(batch, todo)
+                left = batch.again + self._settle_existing(batch)
                 rounds_in_vain = rounds_in_vain + 1 if len(left) == len(todo) else 0
                 todo = left
-                if error:
-                    puzzles += error.unexpected
+                if batch.error:
+                    batch.unexpected += batch.error.unexpected
                     self._throttle.back_off()
                     stop_event.wait(random.uniform(0.1, 0.6))  # noqa: S311  (no secret)
-            if todo and error:
-                raise error
+            if todo and batch.error:
+                raise batch.error
             for text in todo:
-                self._reject(text, "UNSETTLED", "the server says now that it is there and now that it is not")
-        if not self._refused.here:
+                self._reject(batch, text, "UNSETTLED", "the server says now that it is there and now that it is not")
+        if not batch.refused:
             self._run.journal.done(self._name, number)
-        self._run.report.advance(self._name, len(batch))
+        self._run.report.advance(self._name, len(documents))
 
-    def _insert(self, batch: list[bytes], *, is_last: bool) -> Inserted:
-        """Insert once, patiently. `is_last`: documents with an unexpected error are rejected, not sent again."""
-        body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
+    def _insert(self, batch: Batch, texts: list[bytes]) -> None:
+        """Insert once, patiently. What the server refuses as a whole is halved until the bad document is alone."""
+        body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(texts)
         try:
             errors = self._api.call(
                 "insertMany",
                 body,
                 self._name,
-                read=lambda reply: reply_errors(self._api, self._name, reply, len(batch)),
+                read=lambda reply: reply_errors(self._api, self._name, reply, len(texts)),
                 on_retry=self._throttle.back_off,
             )
         except RequestError as error:
-            if error.retryable or error.status not in (200, 413):
+            is_of_the_documents = not error.retryable and error.status in (200, 413)
+            if not is_of_the_documents or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
-            return self._divide(batch, error, is_last=is_last)
-        return self._sort_out(batch, errors, is_last=is_last)
+            if len(texts) == 1:
+                self._reject(batch, texts[0], error.code or f"HTTP {error.status}", error.message)
+                return
+            middle = len(texts) // 2
+            self._insert(batch, texts[:middle])
+            self._insert(batch, texts[middle:])
+        else:
+            self._sort_out(batch, texts, errors)
 
-    def _divide(self, batch: list[bytes], error: RequestError, *, is_last: bool) -> Inserted:
-        """The server refused a request as a whole: halve it until the bad document is alone."""
-        if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
-            raise error
-        if len(batch) == 1:
-            self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
-            return Inserted([], [], None)
-        middle = len(batch) // 2
-        first, second = (self._insert(half, is_last=is_last) for half in (batch[:middle], batch[middle:]))
-        return Inserted(first.again + second.again, first.existing + second.existing, first.error or second.error)
-
-    def _sort_out(self, batch: list[bytes], errors: list[RequestError | None], *, is_last: bool) -> Inserted:
-        again, existing = [], []
-        passing: RequestError | None = None
-        for text, error in zip(batch, errors, strict=True):
+    def _sort_out(self, batch: Batch, texts: list[bytes], errors: list[RequestError | None]) -> None:
+        """What became of each document. In the end those with an unexpected error are rejected, not sent again."""
+        is_last = batch.unexpected >= UNEXPECTED_ATTEMPTS - 1
+        for text, error in zip(texts, errors, strict=True):
             if error is None:
                 continue
             if error.code == "DOCUMENT_ALREADY_EXISTS":
-                existing.append(text)
+                batch.existing.append(text)
             elif error.code == "UNKNOWN_COLLECTION_OR_TABLE" and not error.retryable:
                 raise error
             elif not is_last if error.unexpected else error.retryable:
-                again.append(text)
-                passing = error if passing is None or error.unexpected else passing
+                batch.again.append(text)
+                batch.error = error if batch.error is None or error.unexpected else batch.error
             else:
-                self._reject(text, str(error.code), error.detail)
+                self._reject(batch, text, str(error.code), error.detail)
         self._outcome.count(inserted=errors.count(None))
-        return Inserted(again, existing, passing)
 
-    def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
+    def _settle_existing(self, batch: Batch) -> list[bytes]:
         """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
-        there = find_by_ids(self._api, self._name, texts) if texts else {}
+        there = find_by_ids(self._api, self._name, batch.existing)
         gone = []
-        for text in texts:
-            found = there.get(document_key(text))
+        for text in batch.existing:
+            found = there.get(key_of(Document.parse(text).id))
             if found is None:
                 gone.append(text)
             elif self._is_same(text, found):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
-                self._replace(text)  # otherwise it is kept, and the comparison names it
+                self._replace(batch, text)  # otherwise it is kept, and the comparison names it
         return gone
 
     def _is_same(self, sent: bytes, found: bytes) -> bool:
@@ -2443,16 +2438,16 @@ class CollectionWriter:
         wanted, there = self._view.to_compare(Document.parse(sent)), self._view.as_found(Document.parse(found))
         return same_document(wanted.text(), there.text())
 
-    def _reject(self, text: bytes, code: str, message: str) -> None:
+    def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
         if file is None:
             shown = self._outcome.planned.id_of(text).decode()
             log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
         self._run.journal.reject(self._name, file)
         self._outcome.reject(file)
-        self._refused.here += 1
+        batch.refused += 1
 
-    def _replace(self, text: bytes) -> None:
+    def _replace(self, batch: Batch, text: bytes) -> None:
         """The snapshot's version takes the place of the target's."""
         body = b'{"filter":{"_id":%b},"replacement":%b,"projection":{"_id":1},"options":{"upsert":true}}' % (
             Document.parse(text).id,
@@ -2463,7 +2458,7 @@ class CollectionWriter:
         except RequestError as error:
             if error.retryable or error.status != 200 or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
-            self._reject(text, str(error.code), error.message)
+            self._reject(batch, text, str(error.code), error.message)
         else:
             self._outcome.count(replaced=1)
 
@@ -3386,7 +3381,7 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     """Print a document or row as the server held it. Raises BackupError when the snapshot has none of that id."""
     keys = {msgspec.json.encode(wanted)}
     with contextlib.suppress(FormatError, ValueError):
-        keys.add(key_of(compact_json(wanted.encode())))
+        keys.add(key_of(Document.parse(b'{"_id":%b}' % wanted.encode()).id))
     found = False
     manifest = read_manifest(snapshot)
     records = [record for record in manifest.records if record.is_ok]
