@@ -1005,6 +1005,7 @@ class PlannedCollection:
     target_name: str
     options: dict[str, Any]  # the definition that it is created with
     on_existing: OnExisting
+    view: View = field(repr=False)
     notes: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
     exists: bool = False
@@ -1044,21 +1045,21 @@ class PlannedCollection:
         for _, members, document in snapshot.documents(self.record, self.stats.data_sha256):
             yield document.id, members
 
-    def to_send(self, snapshot: Snapshot, view: View) -> Iterator[bytes]:
+    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
         """The texts of the snapshot's documents as they are to be sent."""
         for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
-            yield view.to_send(document).text()
+            yield self.view.to_send(document).text()
 
-    def to_compare(self, snapshot: Snapshot, view: View) -> Iterator[tuple[bytes, bytes]]:
+    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
         """The id and the text of each document of the snapshot, as the target should have them."""
         for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
-            sent = view.to_send(document)
-            yield sent.id, view.to_compare(sent).text()
+            sent = self.view.to_send(document)
+            yield sent.id, self.view.to_compare(sent).text()
 
-    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:
+    def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, view.as_found(document).text()
+        return document.id, self.view.as_found(document).text()
 
     def id_of(self, text: bytes) -> bytes:
         """What identifies a document that is to be sent, as JSON."""
@@ -1155,7 +1156,9 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
 def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
     """What is to become of a collection, whatever the target has."""
     options = explicit_options(record.options())
-    planned = PlannedCollection(record, stats, choices.target_name(record.name), options, choices.on_existing)
+    planned = PlannedCollection(
+        record, stats, choices.target_name(record.name), options, choices.on_existing, View(choices)
+    )
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
         planned.notes.append("without its embedding service")
@@ -1450,7 +1453,7 @@ class PlannedTable(PlannedCollection):
         for line, row in self._rows(snapshot):
             yield self.shape.key(line), row
 
-    def to_send(self, snapshot: Snapshot, view: View) -> Iterator[bytes]:  # noqa: ARG002
+    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
         """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
         for _, row in self._rows(snapshot):
             yield self._row_text(row)
@@ -1474,7 +1477,7 @@ class PlannedTable(PlannedCollection):
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
         return join_object(members)
 
-    def to_compare(self, snapshot: Snapshot, view: View) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
+    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
         """The key and the text of each row, as a server sends it."""
         for line, row in self._rows(snapshot):
             text = line
@@ -1482,7 +1485,7 @@ class PlannedTable(PlannedCollection):
                 text = join_object({spelt: row[name] for name, spelt in self._spelt.items() if name in row})
             yield self.shape.key(line), text
 
-    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:  # noqa: ARG002
+    def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The key and the text of a row of the target."""
         return self.shape.key(text), text
 
@@ -1576,6 +1579,7 @@ def plan_table(
         target_name=choices.target_name(record.name),
         options=options,
         on_existing=choices.on_existing,
+        view=View(choices),
         notes=[*losses],
         shape=shape,
         types={name: types[name] for name in sorted(shape.type_names())},
@@ -2311,7 +2315,6 @@ class CollectionWriter:
         self._run = run
         self._api = run.api
         self._outcome = outcome
-        self._view = run.view
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
 
@@ -2322,7 +2325,7 @@ class CollectionWriter:
         try:
             workers = self._run.choices.workers
             with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
-                batches = make_batches(planned.to_send(self._run.verified.snapshot, self._view))
+                batches = make_batches(planned.to_send(self._run.verified.snapshot))
                 self._send_all(pool, self._without(kept, batches) if kept else batches)
         except (BackupError, FormatError, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
@@ -2435,7 +2438,8 @@ class CollectionWriter:
 
     def _is_same(self, sent: bytes, found: bytes) -> bool:
         """Whether the target has what was sent."""
-        wanted, there = self._view.to_compare(Document.parse(sent)), self._view.as_found(Document.parse(found))
+        view = self._outcome.planned.view
+        wanted, there = view.to_compare(Document.parse(sent)), view.as_found(Document.parse(found))
         return same_document(wanted.text(), there.text())
 
     def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
@@ -2567,8 +2571,8 @@ class KeySpool:
     The sink of a scan. Thread-safe.
     """
 
-    def __init__(self, directory: Path, planned: PlannedCollection, view: View, digest: Digest) -> None:
-        self._planned, self._view, self._digest = planned, view, digest
+    def __init__(self, directory: Path, planned: PlannedCollection, digest: Digest) -> None:
+        self._planned, self._digest = planned, digest
         self.count = 0  # of what was noted, also where a key came twice
         place = tempfile.mkdtemp(dir=directory)
         self._paths = [Path(place, str(number)) for number in range(COMPARE_PARTITIONS)]
@@ -2579,7 +2583,7 @@ class KeySpool:
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
         for document in documents:
-            self.add(*self._planned.as_found(bytes(document), self._view))
+            self.add(*self._planned.as_found(bytes(document)))
 
     def abandon(self) -> None:
         """What was noted will not be looked at; who reads for it may stop."""
@@ -2627,7 +2631,7 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
 
         def new_spool() -> KeySpool:
-            return KeySpool(Path(directory), planned, run.view, digest)
+            return KeySpool(Path(directory), planned, digest)
 
         wanted = new_spool()
         with stoppable_pool(1) as pool:
@@ -2661,7 +2665,7 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
 
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
     """Note the documents of a data file as they were to be sent."""
-    for document_id, text in planned.to_compare(run.verified.snapshot, run.view):
+    for document_id, text in planned.to_compare(run.verified.snapshot):
         if spool.is_abandoned:
             return
         spool.add(document_id, text)
@@ -2732,11 +2736,6 @@ class RestoreRun:
         """Where refused documents go."""
         directories = [self.verified.snapshot.path.absolute().parent, self.output_dir.absolute()]
         return Rejects(self.rejects_file, directories)
-
-    @functools.cached_property
-    def view(self) -> View:
-        """How the choices change documents."""
-        return View(self.choices)
 
     @functools.cached_property
     def requests(self) -> Requests:
