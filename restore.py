@@ -298,10 +298,6 @@ class ZipEntryReader(io.RawIOBase):
     def __init__(self, entry: IO[bytes]) -> None:
         self._entry = entry
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
         try:
