@@ -272,14 +272,13 @@ class Snapshot:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
             raise SnapshotRefused(f"{self.path} has no {name}: a run that died, or no snapshot.")
+        if self.sizes[name] > max_bytes:
+            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
         try:
             with self.open(name) as stream:
-                content = stream.read(max_bytes + 1)
+                return stream.read(max_bytes)
         except (FormatError, OSError) as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be read: {error}.") from error
-        if len(content) > max_bytes:
-            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
-        return content
 
 
 class ZipFileReader(io.FileIO):
