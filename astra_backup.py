@@ -4533,16 +4533,15 @@ class Pinger:
 
 def _post_patiently(url: str, body: bytes) -> None:
     """Send a ping, several times if that may help; only once, and for a shorter time, when the run was stopped."""
-    import tenacity
-
     is_stopped = stop_event.is_set()
-    tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(1 if is_stopped else PING_ATTEMPTS),
-        wait=tenacity.wait_fixed(1.0),
-        sleep=tenacity.sleep_using_event(stop_event),
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RequestError) and error.retryable),
-        reraise=True,
-    )(_post_ping, url, body, STOP_GRACE_S / 2 if is_stopped else PING_TIMEOUT_S)
+    timeout_s = STOP_GRACE_S / 2 if is_stopped else PING_TIMEOUT_S
+    for attempts_left in reversed(range(1 if is_stopped else PING_ATTEMPTS)):
+        try:
+            return _post_ping(url, body, timeout_s)
+        except RequestError as error:
+            if not error.retryable or not attempts_left or stop_event.wait(1.0):
+                raise
+    return None
 
 
 def _post_ping(url: str, body: bytes, timeout_s: float) -> None:

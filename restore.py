@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import IO, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import click
 import msgspec
@@ -53,7 +53,6 @@ from astra_backup import (
     MAX_AGE_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
     RARE,
-    READ_BYTES,
     READ_COMMANDS,
     UNEXPECTED_ATTEMPTS,
     AnyRecord,
@@ -78,10 +77,10 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    Stored,
     TableInfo,
     TableRecord,
     TableShape,
-    Target,
     Totals,
     about,
     await_all,
@@ -89,18 +88,15 @@ from astra_backup import (
     check_age_header,
     check_data,
     check_rows,
-    compact_json,
     connection_options,
     decode_manifest,
     describe_error,
     digest_text,
-    document_key,
     escape_controls,
     in_clear,
     in_groups,
     is_quiet,
     iter_decoded,
-    iter_documents,
     iter_rows,
     join_object,
     key_of,
@@ -110,7 +106,6 @@ from astra_backup import (
     local_snapshots,
     log,
     make_target,
-    noun_of,
     option,
     parse_snapshot_name,
     place_text,
@@ -120,7 +115,6 @@ from astra_backup import (
     print_result,
     read_box_config,
     read_definition,
-    read_manifest_text,
     read_page,
     read_small_file,
     readable_table,
@@ -251,10 +245,28 @@ class Snapshot:
         return (self.path / name).open("rb")
 
     @contextlib.contextmanager
-    def open_data(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a data file: its bytes in clear."""
-        with self.open(name) as stream, in_clear(stream, self.identities) as clear:
-            yield clear
+    def open_data(self, record: AnyRecord, sha256: str) -> Iterator[IO[bytes]]:
+        """Open a data file: its bytes in clear.
+
+        Raises SnapshotRefused at the end of one that changed after it was verified (`sha256`, unless that is empty).
+        """
+        with self.open(record.data_file or "") as stream:
+            reader: Any = HashingReader(stream)
+            with in_clear(reader, self.identities) as clear:
+                yield clear
+            reader.drain()
+        if sha256 not in ("", reader.sha256.hexdigest()):
+            raise SnapshotRefused(f"{self.path}: {record.data_file} changed after it was verified.")
+
+    def documents(self, record: AnyRecord, sha256: str = "") -> Iterator[tuple[bytes, Document, Document]]:
+        """Yield (line, its members, the document as the server held it) for each line of a collection's data file."""
+        with self.open_data(record, sha256) as stream:
+            yield from iter_decoded(stream, compressed=is_compressed(record))
+
+    def rows(self, record: AnyRecord, shape: TableShape, sha256: str = "") -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """Yield (line, its columns) for each line of a table's data file."""
+        with self.open_data(record, sha256) as stream:
+            yield from iter_rows(stream, shape, compressed=is_compressed(record))
 
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
@@ -264,12 +276,9 @@ class Snapshot:
             raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
         try:
             with self.open(name) as stream:
-                content = stream.read(max_bytes + 1)
+                return stream.read(max_bytes)
         except (FormatError, OSError) as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be read: {error}.") from error
-        if len(content) > max_bytes:
-            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
-        return content
 
 
 class ZipFileReader(io.FileIO):
@@ -287,10 +296,6 @@ class ZipEntryReader(io.RawIOBase):
 
     def __init__(self, entry: IO[bytes]) -> None:
         self._entry = entry
-
-    def readable(self) -> bool:
-        """True."""
-        return True
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
@@ -320,7 +325,7 @@ class ZipSnapshot(Snapshot):
             entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
         except ZIP_ERRORS as error:
             raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
-        return io.BufferedReader(ZipEntryReader(entry), READ_BYTES)
+        return cast(IO[bytes], ZipEntryReader(entry))
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
@@ -370,7 +375,7 @@ def open_snapshot(path: Path) -> Snapshot:
 def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
-        return choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
+        return output_dir / choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
     choices = (
         Path(wanted),
         output_dir / wanted,
@@ -385,72 +390,52 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     )
 
 
-@dataclass(frozen=True)
-class Candidate(Generic[_T]):
-    """What has a complete snapshot's name, and where it is: its manifest, or None and why it cannot be read."""
-
-    name: str
-    place: _T
-    manifest: Manifest | None
-    problem: str = ""
-
-    @property
-    def source(self) -> str:
-        """What it is of, in words."""
-        return source_text(self.manifest) if self.manifest else ""
-
-
-def local_candidates(output_dir: Path) -> Iterator[Candidate[Path]]:
+def local_candidates(output_dir: Path) -> Iterator[Stored]:
     """What could be the latest in a directory, newest first."""
-    for path, (name, is_incomplete) in local_snapshots(output_dir):
-        if is_incomplete:
-            continue
-        try:
-            manifest = read_manifest(open_snapshot(path))
-            problem = "" if manifest.is_complete else f"{path}: {MANIFEST_NAME} says that it is incomplete."
-            yield Candidate(name, path, None if problem else manifest, problem)
-        except SnapshotRefused as error:
-            yield Candidate(name, path, None, error.message)
-        except OSError as error:
-            yield Candidate(name, path, None, f"{path}: {describe_error(error)}.")
+    for path, (_, is_incomplete) in local_snapshots(output_dir):
+        if not is_incomplete:
+            try:
+                yield Stored(path, manifest=read_manifest(open_snapshot(path)))
+            except (SnapshotRefused, OSError) as error:
+                yield Stored(path, error=error)
 
 
-def box_candidates(box: Box, files: list[BoxFile]) -> Iterator[Candidate[BoxFile]]:
-    """What could be the latest in Box, newest first, by the beginnings of the zips."""
-    for file, one in zip(files, list_in_box(box, files), strict=True):
-        if one.manifest is None:
-            yield Candidate(file.stem, file, None, f"{file.name} in Box: {one.error}.")
-        elif not one.manifest.is_complete:
-            yield Candidate(file.stem, file, None, f"{file.name} in Box: {MANIFEST_NAME} says that it is incomplete.")
-        else:
-            yield Candidate(file.stem, file, one.manifest)
+def _problem_of(one: Stored) -> str:
+    """Why something cannot be the latest, whatever its name promises; empty if it can."""
+    if isinstance(one.error, SnapshotRefused):
+        return one.error.message
+    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
+    if one.manifest is None:
+        return f"{where}: {describe_error(one.error or FormatError())}."
+    return "" if one.manifest.is_complete else f"{where}: {MANIFEST_NAME} says that it is incomplete."
 
 
 @dataclass
-class Candidates(Generic[_T]):
-    """What could be the latest, sorted out: the newest of each source, those of some collections only, those that
-    cannot be read, and what the snapshots are of that were not asked for.
+class Candidates:
+    """What could be the latest, sorted out: the newest of each source, those of some collections only, why others
+    cannot be used, by their names, and what the snapshots are of that were not asked for.
     """
 
-    newest: dict[tuple[str, str], Candidate[_T]] = field(default_factory=dict)
-    partial: list[Candidate[_T]] = field(default_factory=list)
-    refused: list[Candidate[_T]] = field(default_factory=list)
+    newest: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # name, and what it is of in words
+    partial: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     others: dict[str, None] = field(default_factory=dict)
 
     @classmethod
-    def sort(cls, candidates: Iterable[Candidate[_T]], sources: tuple[str, ...]) -> Candidates[_T]:
+    def sort(cls, candidates: Iterable[Stored], sources: tuple[str, ...]) -> Self:
         """Sort candidates, which come newest first; no more of them are looked at than it takes."""
         found, wanted = cls(), {normal_source(source) for source in sources}
-        for candidate in candidates:
-            if candidate.manifest is None:
-                found.refused.append(candidate)
-            elif not is_of(candidate.manifest, sources):
-                found.others[candidate.source] = None
-            elif candidate.manifest.selection:
-                found.partial.append(candidate)
+        for one in candidates:
+            problem = _problem_of(one)
+            if problem or one.manifest is None:
+                found.refused[one.name] = problem
+            elif not is_of(one.manifest, sources):
+                found.others[source_text(one.manifest)] = None
+            elif one.manifest.selection:
+                found.partial.append(one.name)
             else:
-                key = source_key(candidate.manifest)
-                found.newest.setdefault(key, candidate)
+                key = source_key(one.manifest)
+                found.newest.setdefault(key, (one.name, source_text(one.manifest)))
                 if wanted.issuperset(key):  # nothing else can be meant
                     break
         return found
@@ -458,10 +443,10 @@ class Candidates(Generic[_T]):
     def none(self, place: str, sources: tuple[str, ...]) -> BackupError:
         """Why nothing is the latest."""
         if self.refused and not self.partial and not self.others:
-            return SnapshotRefused(self.refused[0].problem)
+            return SnapshotRefused(next(iter(self.refused.values())))
         facts = [f"of {', '.join(self.others)}"] if self.others else []
-        facts += [f"of some collections only: {', '.join(each.name for each in self.partial)}"] if self.partial else []
-        facts += [f"refused: {' '.join(each.problem for each in self.refused)}"] if self.refused else []
+        facts += [f"of some collections only: {', '.join(self.partial)}"] if self.partial else []
+        facts += [f"refused: {' '.join(self.refused.values())}"] if self.refused else []
         wanted = f" of {' and '.join(sources)}" if sources else ""
         text = f"There is no complete snapshot{wanted} in {place}"
         if not facts:
@@ -471,8 +456,8 @@ class Candidates(Generic[_T]):
         )
 
 
-def choose_latest(candidates: Iterable[Candidate[_T]], sources: tuple[str, ...], place: str, report: Report) -> _T:
-    """The place of the newest snapshot of a whole keyspace; `candidates` come newest first.
+def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place: str, report: Report) -> str:
+    """The name of the newest snapshot of a whole keyspace; `candidates` come newest first.
 
     Raises BackupError if there is none, or if what is there is of more than one database or keyspace, and
     SnapshotRefused if nothing there can be read. What does not tell its source (older scripts) makes nothing
@@ -481,23 +466,23 @@ def choose_latest(candidates: Iterable[Candidate[_T]], sources: tuple[str, ...],
     found = Candidates.sort(candidates, sources)
     newest = found.newest
     if newest and next(iter(newest)) != _UNKNOWN_SOURCE and (unknown := newest.pop(_UNKNOWN_SOURCE, None)):
-        report.warn(f"{unknown.name} does not say which database it is of, and is left out.")
+        report.warn(f"{unknown[0]} does not say which database it is of, and is left out.")
     if not newest:
         raise found.none(place, sources)
     if len(newest) > 1:
-        rows = "".join(f"\n  {each.name}: {each.source}" for each in newest.values())
+        rows = "".join(f"\n  {name}: {source}" for name, source in newest.values())
         raise BackupError(
             f"`latest` is ambiguous: in {place} are snapshots of more than one database or keyspace. The newest:{rows}",
             "Narrow it with --source KEYSPACE or --source ENDPOINT, or name a snapshot.",
         )
-    (latest,) = newest.values()
-    for each in found.refused:
-        if each.name > latest.name:
-            report.warn(f"Newer than {latest.name}, but it cannot be used: {each.problem}")
-    if found.partial and found.partial[0].name > latest.name:
-        log.info("%s is newer, but holds only some collections.", found.partial[0].name)
-    log.info("The latest in %s is %s, of %s.", place, latest.name, latest.source)
-    return latest.place
+    ((latest, source),) = newest.values()
+    for name, problem in found.refused.items():
+        if name[:15] > latest[:15]:
+            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
+    if found.partial and found.partial[0][:15] > latest[:15]:
+        log.info("%s is newer, but holds only some collections.", found.partial[0])
+    log.info("The latest in %s is %s, of %s.", place, latest, source)
+    return latest
 
 
 _UNKNOWN_SOURCE = ("", "")
@@ -516,15 +501,12 @@ def source_key(manifest: Manifest) -> tuple[str, str]:
     return normal_source(source.api_endpoint), source.keyspace
 
 
-def is_of(manifest: Manifest, sources: Iterable[str]) -> bool:
-    """Whether a snapshot is of all these sources: keyspaces or endpoints."""
+def is_of(manifest: Manifest, sources: Iterable[str], *, or_unknown: bool = False) -> bool:
+    """Whether a snapshot is of all these sources: keyspaces or endpoints; or may be, as it does not say of what."""
+    if or_unknown and source_key(manifest) == _UNKNOWN_SOURCE:
+        return True
     own = {normal_source(manifest.source.api_endpoint), manifest.source.keyspace}
     return all(normal_source(source) in own for source in sources)
-
-
-def may_be_of(manifest: Manifest, sources: Iterable[str]) -> bool:
-    """The same, but a snapshot that does not say what it is of may be of anything."""
-    return source_key(manifest) == _UNKNOWN_SOURCE or is_of(manifest, sources)
 
 
 def source_text(manifest: Manifest) -> str:
@@ -573,15 +555,21 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
         warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
-    if not is_old or CHECKSUMS_NAME in snapshot.sizes:
+    has_sums = not is_old or CHECKSUMS_NAME in snapshot.sizes
+    if has_sums:
         _check_sums(snapshot, good)
-        _check_totals(snapshot, manifest)
     report.stage({record.name: record.document_count for record in good})
-    check = partial(_check_record, types=manifest.types or ()) if looks_inside else _check_sealed
-    stats = in_threads(lambda record: check(snapshot, record, report), good, workers)
+    checks = [RecordCheck(snapshot, record, manifest.types or (), report, looks_inside) for record in good]
+    uncounted = _uncounted(snapshot)
+    stats = in_threads(lambda check: check.run(is_counted=check.record.name not in uncounted), checks, workers)
+    found = {record.name: each for record, each in zip(good, stats, strict=True)}
+    for record in manifest.collections:
+        if record.name in uncounted and record.is_ok:
+            record.document_count = found[record.name].document_count
+    if has_sums:
+        _check_totals(snapshot, manifest)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
-    found = {record.name: each for record, each in zip(good, stats, strict=True)}
     return Verified(snapshot, manifest, found, warnings, looks_inside)
 
 
@@ -693,70 +681,82 @@ def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
         raise SnapshotRefused(f"{snapshot.path}: the manifest's totals are not the sums of its collections.")
 
 
-def _check_size(snapshot: Snapshot, record: AnyRecord) -> str:
-    """Compare the size of a data file with the manifest's; return its name."""
-    name = record.data_file or ""
-    if record.data_size_bytes is not None and snapshot.sizes[name] != record.data_size_bytes:
-        raise SnapshotRefused(
-            f"{snapshot.path}: {name} has {snapshot.sizes[name]} bytes instead of {record.data_size_bytes}."
-        )
-    return name
+@dataclass(frozen=True)
+class RecordCheck:
+    """The proof that a data file is what the manifest says of it."""
 
+    snapshot: Snapshot
+    record: AnyRecord
+    types: Sequence[msgspec.Raw]  # of the tables' columns
+    report: Report
+    looks_inside: bool
 
-def _check_sealed(snapshot: Snapshot, record: AnyRecord, report: Report) -> DataStats:
-    """Read an encrypted file without looking inside: it has the manifest's digest. What it holds the manifest says."""
-    name = _check_size(snapshot, record)
-    report.start(record.name, record.document_count, "verifying")
-    try:
-        with snapshot.open(name) as stream:
+    def run(self, *, is_counted: bool) -> DataStats:
+        """Read the file to its end and compare; `is_counted`: the manifest says how many documents there are.
+
+        What is encrypted, and not looked into, holds what the manifest says. Raises SnapshotRefused.
+        """
+        name, record = self.record.data_file or "", self.record
+        size = self.snapshot.sizes[name]
+        if record.data_size_bytes not in (None, size):
+            raise SnapshotRefused(f"{self.snapshot.path}: {name} has {size} bytes instead of {record.data_size_bytes}.")
+        self.report.start(record.name, record.document_count, "verifying")
+        try:
+            with self.snapshot.open(name) as stream:
+                stats = self._read(stream)
+        except (FormatError, OSError) as error:
+            raise SnapshotRefused(f"{self.snapshot.path}: {name}: {error}.") from error
+        self.report.finish(record.name)
+        for fact, value in self._facts(stats, is_counted=is_counted).items():
+            if (said := getattr(record, fact)) not in (None, value):
+                raise SnapshotRefused(f"{self.snapshot.path}: {name}: {fact} is {value}, the manifest says {said}.")
+        return stats
+
+    def _read(self, stream: IO[bytes]) -> DataStats:
+        record = self.record
+        if not self.looks_inside:
             reader = HashingReader(stream)
             reader.drain()
-    except (FormatError, OSError) as error:
-        raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
-    report.finish(record.name)
-    found = reader.sha256.hexdigest()
-    if found != record.data_sha256:
-        raise SnapshotRefused(
-            f"{snapshot.path}: {name}: data_sha256 is {found}, the manifest says {record.data_sha256}."
-        )
-    return DataStats(record.document_count, record.vector_count or 0, data_sha256=found)
+            return DataStats(record.document_count, record.vector_count or 0, data_sha256=reader.sha256.hexdigest())
+        how: dict[str, Any] = {
+            "compressed": is_compressed(record),
+            "identities": self.snapshot.identities,
+            "advance": lambda count: self.report.advance(record.name, count),
+        }
+        if isinstance(record, TableRecord):
+            shape = record.shape()
+            return check_rows(stream, shape, look=partial(_check_row, row_converters(shape, self.types)), **how)
+        return check_data(stream, **how)
+
+    def _facts(self, stats: DataStats, *, is_counted: bool) -> dict[str, Any]:
+        names = ["data_sha256"]
+        names += ["document_count"] if is_counted else []
+        if isinstance(self.record, CollectionRecord) and self.looks_inside:
+            names += ["vector_count", "vector_binary_count", "vectorize_count", "lexical_count"]
+        facts = {name: getattr(stats, name) for name in names}
+        return facts | ({"content_digest": digest_text(stats.content_digest)} if self.looks_inside else {})
 
 
-def _check_record(
-    snapshot: Snapshot, record: AnyRecord, report: Report, types: Sequence[msgspec.Raw] = ()
-) -> DataStats:
-    """Read a data file to its end and compare with all that the manifest says of it."""
-    name = _check_size(snapshot, record)
-    report.start(record.name, record.document_count, "verifying")
-    try:
-        with snapshot.open(name) as stream:
-            check = check_data if isinstance(record, CollectionRecord) else partial(_check_rows, record, types)
-            stats = check(
-                stream,
-                compressed=is_compressed(record),
-                identities=snapshot.identities,
-                advance=lambda count: report.advance(record.name, count),
-            )
-    except (FormatError, zipfile.BadZipFile, OSError) as error:
-        raise SnapshotRefused(f"{snapshot.path}: {name}: {error}.") from error
-    report.finish(record.name)
-    facts = {
-        "data_sha256": stats.data_sha256,
-        "document_count": stats.document_count,
-        "content_digest": digest_text(stats.content_digest),
-        "vector_count": stats.vector_count,
-        "vector_binary_count": stats.vector_binary_count,
-        "vectorize_count": stats.vectorize_count,
-        "lexical_count": stats.lexical_count,
-    }
-    for fact, value in facts.items():
-        if isinstance(record, TableRecord) and fact.startswith(("vector", "lexical")):
-            continue
-        if getattr(record, fact) not in (None, value):
-            raise SnapshotRefused(
-                f"{snapshot.path}: {name}: {fact} is {value}, the manifest says {getattr(record, fact)}."
-            )
-    return stats
+class Counted(msgspec.Struct):
+    """Whether a manifest says how many documents a collection has: one of an older script may not."""
+
+    name: str
+    document_count: int | None = None
+
+
+class CountedManifest(msgspec.Struct):
+    """The counts in a manifest."""
+
+    collections: list[Counted] = []
+
+
+_counted_decoder = msgspec.json.Decoder(CountedManifest)  # made before there are threads
+
+
+def _uncounted(snapshot: Snapshot) -> set[str]:
+    """The collections of which the manifest does not say how many documents they have."""
+    found = _counted_decoder.decode(snapshot.read(MANIFEST_NAME))
+    return {each.name for each in found.collections if each.document_count is None}
 
 
 def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
@@ -777,19 +777,19 @@ def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
         raise SnapshotRefused(f"{snapshot.path}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
 
 
-def _check_rows(record: TableRecord, types: Sequence[msgspec.Raw], stream: IO[bytes], **options: Any) -> DataStats:
-    """`check_rows`, and that each value can be made into what is to be sent."""
-    shape, fields = record.shape(), type_fields(types)
-    converters = {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
+def row_converters(shape: TableShape, types: Iterable[msgspec.Raw]) -> dict[str, Convert]:
+    """By column, what makes of a value what can be written; not for those where that is the same."""
+    fields = type_fields(types)
+    return {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
 
-    def look(row: dict[str, bytes]) -> None:
-        try:
-            for name in converters.keys() & row.keys():
-                converters[name](row[name])
-        except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
-            raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
 
-    return check_rows(stream, shape, look=look, **options)
+def _check_row(converters: dict[str, Convert], row: dict[str, bytes]) -> None:
+    """Raise FormatError for a value that cannot be made into what is to be sent."""
+    try:
+        for name in converters.keys() & row.keys():
+            converters[name](row[name])
+    except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+        raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
 
 
 def is_compressed(record: AnyRecord) -> bool:
@@ -991,15 +991,26 @@ class View:
 class PlannedCollection:
     """One collection of the plan."""
 
+    is_table: ClassVar[bool] = False
+    noun: ClassVar[str] = "document"
+    holds: ClassVar[str] = "documents"
+
     record: AnyRecord
     stats: DataStats
     target_name: str
-    options: dict[str, Any]
+    options: dict[str, Any]  # the definition that it is created with
+    on_existing: OnExisting
+    view: View = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
     exists: bool = False
     had_documents: bool = False
     is_resumed: bool = False
-    on_existing: OnExisting = OnExisting.FAIL
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "table" if self.is_table else "collection"
 
     @property
     def is_dropped(self) -> bool:
@@ -1011,26 +1022,39 @@ class PlannedCollection:
         """Whether documents that were there before may remain."""
         return self.had_documents and not self.is_dropped
 
-    @property
-    def source(self) -> Readable:
+    def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
         return Readable(self.target_name)
 
-    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:
-        """The texts of a data file, in clear, as they are to be sent."""
-        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
-            yield view.to_send(document).text()
+    def keys_only(self) -> Readable:
+        """The same, but of the documents no more than what identifies them."""
+        return Readable(self.target_name, projection=b'{"_id":1}')
 
-    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:
-        """The id and the text of each document of a data file, as the target should have them."""
-        for _, _, document in iter_decoded(stream, compressed=is_compressed(self.record)):
-            sent = view.to_send(document)
-            yield sent.id, view.to_compare(sent).text()
+    def vector_columns(self) -> list[tuple[str, str]]:
+        """What the target searches for neighbours, and by which metric."""
+        metric = self.options.get("vector", {}).get("metric")
+        return [("$vector", metric)] if metric and self.stats.vector_count else []
 
-    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:
+    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The id and the members of each document of the snapshot, as they stand in its line."""
+        for _, members, document in snapshot.documents(self.record, self.stats.data_sha256):
+            yield document.id, members
+
+    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
+        """The texts of the snapshot's documents as they are to be sent."""
+        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
+            yield self.view.to_send(document).text()
+
+    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
+        """The id and the text of each document of the snapshot, as the target should have them."""
+        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
+            sent = self.view.to_send(document)
+            yield sent.id, self.view.to_compare(sent).text()
+
+    def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, view.as_found(document).text()
+        return document.id, self.view.as_found(document).text()
 
     def id_of(self, text: bytes) -> bytes:
         """What identifies a document that is to be sent, as JSON."""
@@ -1040,18 +1064,13 @@ class PlannedCollection:
         """What the target takes for the key of an id."""
         return key_of(document_id)
 
-    def there(self, api: DataApi) -> dict[str, Any] | None:
-        """The definition of what the target has of that name, as `options` has it; None if it has nothing."""
-        info = _find(api, self.target_name)
-        return server_options(info) if info else None
-
     def send_creation(self, api: DataApi, name: str) -> bool:
         """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
-        return _send_creation(api, name, self.options)
+        return send_schema(api, "createCollection", {"name": name, "options": self.options})
 
     def describe(self) -> str:
         """What is going to happen, in words."""
-        count = plural(self.record.document_count, noun_of(self.record))
+        count = plural(self.record.document_count, self.noun)
         name = self.record.name
         if self.target_name != name:
             name = f"{name} as {self.target_name}"
@@ -1070,45 +1089,70 @@ class PlannedCollection:
         return "; ".join([f"{name}: {action}", *self.notes])
 
 
-def make_plan(
-    verified: Verified, api: DataApi, choices: Choices, resumed: dict[str, bool] | None = None
-) -> list[PlannedCollection]:
+@dataclass
+class Existing:
+    """What the target has. Collections and tables share their names; types and indexes have theirs in the keyspace."""
+
+    infos: dict[str, CollectionInfo | TableInfo]
+    types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    indexes: dict[str, str] = field(default_factory=dict)  # by name: whose
+
+    @classmethod
+    def read(cls, api: DataApi, *, has_tables: bool) -> Self:
+        """Read it; no more than the tables' names where none is to be restored or compared."""
+        infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in list_collections(api)}
+        if not has_tables:
+            return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
+        tables = {info.name: info for info in api.describe_tables()}
+        indexes = {
+            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
+        }
+        return cls({**infos, **tables}, type_fields(api.describe_types().values()), indexes)
+
+    def has(self, planned: PlannedCollection) -> bool:
+        """Whether there is something of that name and kind."""
+        info = self.infos.get(planned.target_name)
+        return info is not None and isinstance(info, TableInfo) == planned.is_table
+
+
+def plan_records(run: RestoreRun) -> tuple[list[PlannedCollection], Existing]:
+    """What is to become of all that was chosen, before anything is looked at in the target but names; and these."""
+    records = select_records(run.verified, run.choices)
+    existing = Existing.read(run.api, has_tables=any(isinstance(record, TableRecord) for record in records))
+    plan: list[PlannedCollection] = []
+    for record in records:
+        stats = run.verified.stats[record.name]
+        if isinstance(record, TableRecord):
+            plan.append(plan_table(record, stats, run.choices, run.verified.manifest, existing))
+        else:
+            plan.append(plan_collection(record, stats, run.choices))
+    return plan, existing
+
+
+def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     """Check everything against the target. Raises TargetRefused with all the reasons; writes nothing.
 
-    `resumed` are the target's collections that an earlier run of the same restore began, with whether they held
+    The journal says which of the target's collections an earlier run of the same restore began, and whether they held
     documents before it.
     """
-    existing = {info.name: info for info in list_collections(api)}
-    records = select_records(verified, choices)
-    has_tables = any(isinstance(record, TableRecord) for record in records)
-    there = TargetTables.read(api, has_tables=has_tables)
-    if left := [name for name in (*existing, *there.tables) if _SCRATCH_NAME.fullmatch(name)]:
+    plan, existing = plan_records(run)
+    if left := [name for name in existing.infos if _SCRATCH_NAME.fullmatch(name)]:
         log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
-    plan, refusals = [], []
-    for record in records:
-        if isinstance(record, TableRecord):
-            planned: PlannedCollection = plan_table(verified, record, choices, there)
-        else:
-            planned = _plan_collection(record, verified.stats[record.name], choices)
-        name = planned.target_name
-        planned.is_resumed = name in (resumed or {})
-        planned.had_documents = (resumed or {}).get(name, False)
-        plan.append(planned)
-        if isinstance(planned, PlannedTable):
-            refusals += check_target_table(planned, existing, there, api, choices)
-        elif name in there.tables:
-            refusals.append(f"{name}: there is a table of that name: choose --rename or another keyspace.")
-        else:
-            refusals += _check_target(planned, existing.get(name), api, choices)
+    refusals = []
+    for planned in plan:
+        planned.is_resumed = planned.target_name in run.journal.begun
+        planned.had_documents = run.journal.begun.get(planned.target_name, False)
+        refusals += [f"{planned.target_name}: {reason}" for reason in _check_target(planned, existing, run.api)]
     if refusals:
         raise TargetRefused("The target cannot take this snapshot:\n  " + "\n  ".join(refusals), "Nothing was written.")
     return plan
 
 
-def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+    """What is to become of a collection, whatever the target has."""
     options = explicit_options(record.options())
     planned = PlannedCollection(
-        record, stats, choices.target_name(record.name), options, on_existing=choices.on_existing
+        record, stats, choices.target_name(record.name), options, choices.on_existing, View(choices)
     )
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
@@ -1119,7 +1163,12 @@ def _plan_collection(record: CollectionRecord, stats: DataStats, choices: Choice
     if choices.without_rerank and options["rerank"].get("enabled"):
         options["rerank"] = {"enabled": False}
         planned.notes.append("without its reranker")
-    if stats.both_count and choices.vectorize is not Vectorize.FAIL:
+    if stats.both_count and choices.vectorize is Vectorize.FAIL:
+        planned.conflicts.append(
+            f"{stats.both_count:,} documents carry both $vector and $vectorize,"
+            " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
+        )
+    elif stats.both_count:
         kept = "vectors" if choices.vectorize is Vectorize.KEEP_VECTORS else "texts, vectors are computed anew"
         planned.notes.append(f"{plural(stats.both_count, 'document')} with vector and text: {kept} sent")
     return planned
@@ -1144,31 +1193,28 @@ def select_records(verified: Verified, choices: Choices) -> list[AnyRecord]:
     return selected
 
 
-def _check_target(planned: PlannedCollection, info: CollectionInfo | None, api: DataApi, choices: Choices) -> list[str]:
-    """Reasons why a collection cannot be restored; fills in what is found."""
-    name, refusals = planned.target_name, []
-    if planned.stats.both_count and choices.vectorize is Vectorize.FAIL:
-        refusals.append(
-            f"{name}: {planned.stats.both_count:,} documents carry both $vector and $vectorize,"
-            " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
-        )
+def _check_target(planned: PlannedCollection, existing: Existing, api: DataApi) -> list[str]:
+    """Reasons why it cannot be restored; fills in what is found."""
+    refusals = [*planned.conflicts]
+    info = existing.infos.get(planned.target_name)
     if info is None:
         planned.is_resumed = planned.had_documents = False
         planned.notes += _unproved(planned.options)
         return refusals
+    if not existing.has(planned):
+        other = "collection" if planned.is_table else "table"
+        return [f"there is a {other} of that name: choose --rename or another keyspace."]
     planned.exists = True
-    if not planned.is_resumed:
-        planned.had_documents = has_documents(api, planned.source)
     if planned.is_dropped:
         return refusals
-    there = server_options(info)
-    if differences := definition_differences(planned.options, there):
+    if differences := definition_differences(planned.options, server_options(info)):
+        refusals.append(f"exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}")
+    if planned.is_resumed:
+        return refusals
+    planned.had_documents = has_documents(api, info)
+    if planned.had_documents and planned.on_existing is OnExisting.FAIL:
         refusals.append(
-            f"{name}: exists with another definition: {'; '.join(differences)}.{_feature_hint(differences)}"
-        )
-    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
-        refusals.append(
-            f"{name}: already holds documents: choose --on-existing skip, overwrite or drop,"
+            f"already holds {planned.holds}: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume goes on with a restore that broke off."
         )
     return refusals
@@ -1178,8 +1224,8 @@ def _unproved(options: dict[str, Any]) -> list[str]:
     """What the server tells only when it creates the collection; it is asked before any document is written."""
     service = options.get("vector", {}).get("service", {}).get("provider")
     needs = {
-        "lexical search": options["lexical"].get("enabled"),
-        "a reranker": options["rerank"].get("enabled"),
+        "lexical search": options.get("lexical", {}).get("enabled"),
+        "a reranker": options.get("rerank", {}).get("enabled"),
         f"the embedding service {service}": service,
     }
     found = [need for need, is_needed in needs.items() if is_needed]
@@ -1197,15 +1243,34 @@ def _feature_hint(differences: list[str]) -> str:
     return f" To do without:{''.join(found)}." if found else ""
 
 
-def has_documents(api: DataApi, source: Readable) -> bool:
+def has_documents(api: DataApi, info: CollectionInfo | TableInfo) -> bool:
     """Whether a collection or table holds anything."""
-    return until_whole(source.name, lambda: any(page.documents for page in api.pages(source)))
+    source = Readable(info.name)
+    if isinstance(info, TableInfo):
+        with reading_reply():
+            source = keys_only(info.name, TableShape.read(info.name, info.definition))
+    return until_whole(info.name, lambda: any(page.documents for page in api.pages(source)))
 
 
-def server_options(info: CollectionInfo) -> dict[str, Any]:
+def find_info(api: DataApi, planned: PlannedCollection) -> CollectionInfo | TableInfo | None:
+    """What the target has of that name and kind."""
+    infos: Sequence[CollectionInfo | TableInfo] = api.describe_tables() if planned.is_table else api.list_collections()
+    return next((info for info in infos if info.name == planned.target_name), None)
+
+
+def server_options(info: CollectionInfo | TableInfo) -> dict[str, Any]:
     """A definition that the target reports, made explicit. Raises RequestError for one that no server has."""
-    try:
+    with reading_reply():
+        if isinstance(info, TableInfo):
+            return table_definition(info.name, info.definition)
         return explicit_options(read_definition(info.name, info.options))
+
+
+@contextlib.contextmanager
+def reading_reply() -> Iterator[None]:
+    """A FormatError in what the target says is no Data API's reply: RequestError."""
+    try:
+        yield
     except FormatError as error:
         raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
 
@@ -1269,8 +1334,7 @@ def vector_to_send(text: bytes) -> bytes:
 
 def converter(of: Any, types: dict[str, dict[str, Any]]) -> Convert | None:
     """What makes of a column's value, as it was read, what can be written; None where that is the same."""
-    if isinstance(of, str):
-        of = {"type": of}
+    of = explicit_type(of)
     kind = of.get("type")
     if kind in ("duration", "vector"):
         return duration_in_units if kind == "duration" else vector_to_send
@@ -1304,6 +1368,11 @@ def _convert_values(convert: Convert, text: bytes) -> bytes:
     return b"[" + b",".join([b"[%b,%b]" % (bytes(key), convert(bytes(value))) for key, value in pairs]) + b"]"
 
 
+def explicit_type(of: Any) -> Any:
+    """The type of a column or field as an object: one that is no more than a name is told as a text, too."""
+    return {"type": of} if isinstance(of, str) else of
+
+
 def without_support(value: Any) -> Any:
     """A definition as it can be sent: no `apiSupport` at any level."""
     if isinstance(value, dict):
@@ -1314,7 +1383,7 @@ def without_support(value: Any) -> Any:
 def table_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """What is to be sent to create a table of that definition. Raises FormatError."""
     found = without_support({**read_definition(name, definition)})
-    columns = {each: {"type": of} if isinstance(of, str) else of for each, of in found.get("columns", {}).items()}
+    columns = {each: explicit_type(of) for each, of in found.get("columns", {}).items()}
     return {"columns": columns, "primaryKey": found.get("primaryKey")}
 
 
@@ -1324,9 +1393,7 @@ def type_fields(texts: Iterable[msgspec.Raw]) -> dict[str, dict[str, Any]]:
     for text in texts:
         of = without_support(read_definition("a type", text))
         fields = (of.get("definition") or {}).get("fields") or {}
-        found[str(of.get("udtName"))] = {
-            name: {"type": each} if isinstance(each, str) else each for name, each in fields.items()
-        }
+        found[str(of.get("udtName"))] = {name: explicit_type(each) for name, each in fields.items()}
     return found
 
 
@@ -1343,37 +1410,17 @@ def read_indexes(name: str, text: msgspec.Raw) -> list[dict[str, Any]]:
     return found
 
 
-@dataclass
-class TargetTables:
-    """The target's tables and user-defined types, and which table has an index: their names are the keyspace's."""
-
-    api: DataApi
-    tables: dict[str, TableInfo]
-    types: dict[str, dict[str, Any]] = field(default_factory=dict)
-    indexes: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, api: DataApi, *, has_tables: bool) -> Self:
-        """Read them; no more than the tables' names where none is to be restored or compared."""
-        if not has_tables:
-            return cls(api, {name: TableInfo(name) for name in api.list_tables()})
-        tables = {info.name: info for info in api.describe_tables()}
-        indexes = {
-            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
-        }
-        return cls(api, tables, type_fields(api.describe_types().values()), indexes)
-
-
 @dataclass(kw_only=True)
 class PlannedTable(PlannedCollection):
-    """One table of the plan. `options` is the definition that it is created with."""
+    """One table of the plan."""
 
-    api: DataApi = field(repr=False)  # only to read with
+    is_table: ClassVar[bool] = True
+    noun: ClassVar[str] = "row"
+    holds: ClassVar[str] = "rows, and an insert would change them"
+
     shape: TableShape  # of the snapshot's rows
     types: dict[str, dict[str, Any]]
     indexes: list[dict[str, Any]]
-    losses: list[str]  # for which a choice is needed
-    conflicts: list[str]  # which no choice helps against
 
     def __post_init__(self) -> None:
         columns = self.options["columns"]
@@ -1381,19 +1428,33 @@ class PlannedTable(PlannedCollection):
         self._spelt = {name: msgspec.json.encode(name)[1:-1].decode() for name in columns}
         self._is_whole = columns.keys() == self.shape.columns.keys()
 
-    @property
-    def source(self) -> Readable:
+    def source(self, api: DataApi) -> Readable:
         """What the target has of that name, to be read page by page."""
         shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
-        return readable_table(self.api, self.target_name, shape)
+        return readable_table(api, self.target_name, shape)
 
-    def to_send(self, stream: IO[bytes], view: View) -> Iterator[bytes]:  # noqa: ARG002
+    def keys_only(self) -> Readable:
+        """The same, but of the rows no more than their key."""
+        return keys_only(self.target_name, self.shape)
+
+    def vector_columns(self) -> list[tuple[str, str]]:
+        """What the target searches for neighbours, and by which metric."""
+        definitions = [index["definition"] for index in self.indexes if index["indexType"] == "vector"]
+        metrics = [(each.get("column"), each.get("options", {}).get("metric", "cosine")) for each in definitions]
+        return [(column, metric) for column, metric in metrics if isinstance(column, str)]
+
+    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        """The key and the columns of each row of the snapshot."""
+        for line, row in self._rows(snapshot):
+            yield self.shape.key(line), row
+
+    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
         """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
-        for _, row in self._rows(stream):
+        for _, row in self._rows(snapshot):
             yield self._row_text(row)
 
-    def _rows(self, stream: IO[bytes]) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        for line, row in iter_rows(stream, self.shape, compressed=is_compressed(self.record)):
+    def _rows(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
+        for line, row in snapshot.rows(self.record, self.shape, self.stats.data_sha256):
             if not self.shape.is_static_only(row):
                 yield line, row
 
@@ -1411,15 +1472,15 @@ class PlannedTable(PlannedCollection):
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
         return join_object(members)
 
-    def to_compare(self, stream: IO[bytes], view: View) -> Iterator[tuple[bytes, bytes]]:  # noqa: ARG002
+    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
         """The key and the text of each row, as a server sends it."""
-        for line, row in self._rows(stream):
+        for line, row in self._rows(snapshot):
             text = line
             if not self._is_whole:
                 text = join_object({spelt: row[name] for name, spelt in self._spelt.items() if name in row})
             yield self.shape.key(line), text
 
-    def as_found(self, text: bytes, view: View) -> tuple[bytes, bytes]:  # noqa: ARG002
+    def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The key and the text of a row of the target."""
         return self.shape.key(text), text
 
@@ -1432,26 +1493,9 @@ class PlannedTable(PlannedCollection):
         parts = [bytes(part) for part in msgspec.json.decode(document_id, type=list[msgspec.Raw])]
         return b",".join([_plain_key(part) for part in parts])
 
-    def there(self, api: DataApi) -> dict[str, Any] | None:
-        """The definition of the target's table of that name; None if there is none."""
-        info = next((info for info in api.describe_tables() if info.name == self.target_name), None)
-        return found_definition(info) if info else None
-
     def send_creation(self, api: DataApi, name: str) -> bool:
         """Create the table under a name. Whether the answer is to the only request. Raises TargetRefused."""
-        repeated = threading.Event()
-        body = _definition_encoder.encode({"name": name, "definition": self.options})
-        try:
-            _send_schema(api, "createTable", body, on_retry=repeated.set)
-        except RequestError as error:
-            if error.code != "CANNOT_ADD_EXISTING_TABLE":
-                raise
-            if not repeated.is_set():
-                raise TargetRefused(
-                    f"{name} was made by somebody else since the plan.",
-                    "It was not touched. Look at it, then run again.",
-                ) from error
-        return not repeated.is_set()
+        return send_schema(api, "createTable", {"name": name, "definition": self.options})
 
 
 class KeyStore:
@@ -1472,18 +1516,14 @@ class KeyStore:
             self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
             self._database.execute("COMMIT")
 
-    def abandon(self) -> None:
-        """What was noted will not be looked at."""
-
     def has(self, row: bytes) -> bool:
         """Whether a row of that key is there."""
         with self._lock:
             found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
             return found.fetchone() is not None
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
+    def abandon(self) -> None:
+        """What was noted will not be looked at."""
 
     def _digest(self, row: bytes) -> bytes:
         return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
@@ -1498,80 +1538,65 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
     name = planned.target_name
     log.info("%s: reading the keys of the rows that are kept.", name)
     with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
-        stores: list[KeyStore] = []
-
-        def open_store() -> KeyStore:
-            stores.append(KeyStore(planned, Path(directory, str(len(stores)))))
-            return stores[-1]
-
+        numbers = itertools.count()
         progress = ScanProgress(lambda: None, lambda _count: None)
-        try:
-            yield scan_collection(run.requests, planned.source, open_store, progress)
-        finally:
-            for store in stores:
-                store.close()
+        yield scan_collection(
+            run.requests,
+            planned.source(run.api),
+            lambda: KeyStore(planned, Path(directory, str(next(numbers)))),  # closed when nobody has it any more
+            progress,
+        )
 
 
 def _plain_key(value: bytes) -> bytes:
     return "E".join(plain_number(value.decode())).encode() if value[:1] in b"-0123456789" else value
 
 
-def _send_schema(
-    api: DataApi,
-    command: str,
-    body: bytes,
-    table: str | None = None,
-    *,
-    on_retry: Callable[[], None] | None = None,
-) -> None:
-    """Change a definition: one that is given up may be carried out half, so it is waited for."""
-    timeout_s = max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s)
-    api.call(command, body, table, timeout_s=timeout_s, read=_ignore_reply, on_retry=on_retry)
+def keys_only(name: str, shape: TableShape) -> Readable:
+    """A table to be read by its key, whatever columns it has."""
+    return Readable(name, shape.key, None, msgspec.json.encode(dict.fromkeys(shape.keys, 1)))
 
 
-def found_definition(info: TableInfo) -> dict[str, Any]:
-    """A definition that the target reports, as it could be sent. Raises RequestError for one that no server has."""
-    try:
-        return table_definition(info.name, info.definition)
-    except FormatError as error:
-        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
-
-
-def plan_table(verified: Verified, record: TableRecord, choices: Choices, there: TargetTables) -> PlannedTable:
+def plan_table(
+    record: TableRecord, stats: DataStats, choices: Choices, manifest: Manifest, existing: Existing
+) -> PlannedTable:
     """What is to become of a table, before anything is looked at in the target but names."""
-    shape, name = record.shape(), choices.target_name(record.name)
-    types = type_fields(verified.manifest.types or [])
+    shape, types = record.shape(), type_fields(manifest.types or [])
     options = table_definition(record.name, record.definition)
     losses = _adapt_columns(shape, options["columns"], choices)
-    stats = verified.stats[record.name]
     if stats.static_only_count:
         losses.append(
             f"{plural(stats.static_only_count, 'partition')} with static values only, which nothing can write"
         )
-    indexes, notes, conflicts = _plan_indexes(record, name, there)
-    own_types = {each: types.get(each, {}) for each in sorted(shape.type_names())}
-    for each, fields in own_types.items():
-        if each in there.types and there.types[each] != fields:
-            conflicts.append(f"the type {each} exists with other fields")
-    scalars = {kind for of in options["columns"].values() for kind in _scalar_types(of, types)}
-    if "decimal" in scalars:
-        notes.append("decimals lose their scale (1.10 becomes 1.1)")
-    if scalars & {"float", "double", "vector"}:
-        notes.append("-0.0 becomes 0.0")
-    return PlannedTable(
-        record,
-        stats,
-        name,
-        options,
+    planned = PlannedTable(
+        record=record,
+        stats=stats,
+        target_name=choices.target_name(record.name),
+        options=options,
         on_existing=choices.on_existing,
-        notes=[*losses, *notes, ALWAYS_LOST],
-        api=there.api,
+        view=View(choices),
+        notes=[*losses],
         shape=shape,
-        types=own_types,
-        indexes=indexes,
-        losses=losses,
-        conflicts=conflicts,
+        types={name: types[name] for name in sorted(shape.type_names())},
+        indexes=[],
     )
+    _plan_indexes(planned, existing)
+    for name, fields in planned.types.items():
+        if existing.types.get(name, fields) != fields:
+            planned.conflicts.append(f"the type {name} exists with other fields: choose another keyspace.")
+    if losses and not choices.allow_lossy_tables:
+        planned.conflicts.append(
+            f"cannot come back as it was: {'; '.join(losses)}."
+            " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
+        )
+    types_in_use = [options["columns"], *planned.types.values()]
+    scalars = {kind for fields in types_in_use for of in fields.values() for kind in scalar_types(of)}
+    if "decimal" in scalars:
+        planned.notes.append("decimals lose their scale (1.10 becomes 1.1)")
+    if scalars & {"float", "double", "vector"}:
+        planned.notes.append("-0.0 becomes 0.0")
+    planned.notes.append(ALWAYS_LOST)
+    return planned
 
 
 def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices) -> list[str]:
@@ -1595,81 +1620,30 @@ def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices)
     return losses
 
 
-def _plan_indexes(
-    record: TableRecord, target_name: str, there: TargetTables
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """The indexes to make; notes about those that are not made, or get another name; and why one cannot be."""
-    indexes, notes, conflicts = [], [], []
+def _plan_indexes(planned: PlannedTable, existing: Existing) -> None:
+    """Fill in the indexes to make, and what is to be said of those that are not made, or get another name."""
+    record, target_name = planned.record, planned.target_name
+    assert isinstance(record, TableRecord)
     for index in read_indexes(record.name, record.indexes):
         name, kind = str(index.get("name")), index.get("indexType", "regular")
         if kind not in INDEX_COMMANDS:
-            notes.append(f"the index {name} was made by CQL, and is not made")
+            planned.notes.append(f"the index {name} was made by CQL, and is not made")
             continue
-        if there.indexes.get(name, target_name) != target_name:
+        if (owner := existing.indexes.get(name, target_name)) != target_name:
             if target_name == record.name:
-                conflicts.append(f"the table {there.indexes[name]} has an index {name} already")
+                planned.conflicts.append(f"the table {owner} has an index {name} already: choose another keyspace.")
             name = f"{target_name}_{name}"[:MAX_NAME_CHARS]
-            notes.append(f"the index {index['name']} is called {name}: its own name is taken")
-        indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
-    return indexes, notes, conflicts
+            planned.notes.append(f"the index {index['name']} is called {name}: its own name is taken")
+        planned.indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
 
 
-def _scalar_types(of: Any, types: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The types of which a column's values are made."""
+def scalar_types(of: Any) -> Iterator[str]:
+    """The types of which the values of a column's type are made."""
     if isinstance(of, str):
-        of = {"type": of}
-    if not isinstance(of, dict):
-        return
-    yield str(of.get("type"))
-    for part in ("keyType", "valueType"):
-        yield from _scalar_types(of.get(part), types)
-    if of.get("type") == "userDefined":
-        for each in types.get(of.get("udtName", ""), {}).values():
-            yield str(each.get("type"))
-
-
-def check_target_table(
-    planned: PlannedTable, collections: Iterable[str], there: TargetTables, api: DataApi, choices: Choices
-) -> list[str]:
-    """Reasons why a table cannot be restored; fills in what is found."""
-    name = planned.target_name
-    if name in collections:
-        return [f"{name}: there is a collection of that name: choose --rename or another keyspace."]
-    refusals = [f"{name}: {conflict}: choose another keyspace." for conflict in planned.conflicts]
-    if planned.losses and not choices.allow_lossy_tables:
-        refusals.append(
-            f"{name}: cannot come back as it was: {'; '.join(planned.losses)}."
-            " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
-        )
-    if name not in there.tables:
-        planned.is_resumed = planned.had_documents = False
-        return refusals
-    planned.exists = True
-    if not planned.is_resumed:
-        planned.had_documents = table_has_rows(api, name)
-    if planned.is_dropped:
-        return refusals
-    if differences := definition_differences(planned.options, found_definition(there.tables[name])):
-        refusals.append(f"{name}: exists with another definition: {'; '.join(differences)}.")
-    if planned.had_documents and not planned.is_resumed and choices.on_existing is OnExisting.FAIL:
-        refusals.append(
-            f"{name}: already holds rows, and an insert would change them: choose --on-existing skip, overwrite or"
-            " drop, --rename, or another keyspace; --resume goes on with a restore that broke off."
-        )
-    return refusals
-
-
-def table_has_rows(api: DataApi, name: str) -> bool:
-    """Whether a table holds any row; only its key is read, whatever columns it has."""
-    info = next((info for info in api.describe_tables() if info.name == name), None)
-    if info is None:
-        return False
-    try:
-        shape = TableShape.read(name, info.definition)
-    except FormatError as error:
-        raise RequestError(f"The reply is not one of the Data API: {error}.", "Check --api-endpoint.") from error
-    projection = msgspec.json.encode(dict.fromkeys(shape.keys, 1))
-    return has_documents(api, Readable(name, shape.key, None, projection))
+        yield of
+    elif isinstance(of, dict):
+        for part in ("type", "keyType", "valueType"):
+            yield from scalar_types(of.get(part))
 
 
 def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
@@ -1680,20 +1654,16 @@ def create_types(run: RestoreRun, plan: list[PlannedCollection]) -> None:
         if name in there:
             continue
         log.info("The type %s: creating.", name)
-        repeated = threading.Event()
         run.changes.types[name] = False
-        body = _definition_encoder.encode({"name": name, "definition": {"fields": fields}})
         try:
-            _send_schema(run.api, "createType", body, on_retry=repeated.set)
-        except RequestError as error:
-            if error.code != "CANNOT_ADD_EXISTING_TYPE":
-                raise
-            if not repeated.is_set():
-                del run.changes.types[name]
-            if type_fields(run.api.describe_types().values()).get(name) != fields:
-                raise TargetRefused(f"The type {name} was made by somebody else since the plan.") from error
-        else:
-            run.changes.types[name] = not repeated.is_set()
+            run.changes.types[name] = send_schema(
+                run.api, "createType", {"name": name, "definition": {"fields": fields}}
+            )
+        except TargetRefused:  # it may be the very same
+            del run.changes.types[name]
+        is_confirmed = run.changes.types.get(name, False)
+        if not is_confirmed and type_fields(run.api.describe_types().values()).get(name) != fields:
+            raise made_by_somebody_else(f"The type {name}")
 
 
 def drop_types(api: DataApi, changes: Changes) -> None:
@@ -1702,38 +1672,22 @@ def drop_types(api: DataApi, changes: Changes) -> None:
         with contextlib.suppress(BackupError, FormatError):
             if is_confirmed:
                 with contextlib.suppress(BackupError):
-                    _send_schema(api, "dropType", msgspec.json.encode({"name": name}))
+                    send_schema(api, "dropType", {"name": name})
             if name not in type_fields(api.describe_types().values()):
                 del changes.types[name]
-
-
-def _drop_table(api: DataApi, name: str) -> None:
-    """Drop a table. Raises TargetRefused if a collection has the name now."""
-
-    def drop_it() -> None:
-        if name in {info.name for info in api.list_collections()}:
-            raise TargetRefused(f"{name} is a collection now: it is not dropped.", "Look at it first.")
-        if name in api.list_tables(patience=Patience(0.0)):
-            api.call("dropTable", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
-
-    retry_requests(drop_it, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
 
 
 def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> None:
     """Make the indexes that a table lacks, and read them back; what fails stands in the outcome."""
     name = planned.target_name
     try:
-        there = {str(index.get("name")) for index in read_indexes(name, run.api.describe_indexes(name))}
+        there = {index.get("name") for index in read_indexes(name, run.api.describe_indexes(name))}
         for index in planned.indexes:
-            if index["name"] in there:
-                continue
-            log.info("%s: making the index %s.", name, index["name"], extra=about(name))
-            body = _definition_encoder.encode({each: index[each] for each in ("name", "definition")})
-            try:
-                _send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
-            except RequestError as error:
-                if error.code != "CANNOT_ADD_EXISTING_INDEX":  # our own, of a reply that was lost? it is looked at
-                    raise
+            if index["name"] not in there:
+                log.info("%s: making the index %s.", name, index["name"], extra=about(name))
+                body = {each: index[each] for each in ("name", "definition")}
+                with contextlib.suppress(TargetRefused):  # whatever has that name is looked at below
+                    send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
         if differences := index_differences(run.api, planned):
             raise BackupError(f"{'; '.join(differences)}.")
     except (BackupError, FormatError) as error:
@@ -1744,28 +1698,15 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
 def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
     """Which of the planned indexes the target lacks, or has with another definition."""
     name = planned.target_name
-    there = {str(index.get("name")): index for index in read_indexes(name, api.describe_indexes(name))}
+    there = {index.get("name"): index for index in read_indexes(name, api.describe_indexes(name))}
     differences = []
     for index in planned.indexes:
-        found = there.get(index["name"])
-        differences += (
-            definition_differences(index, found, f"the index {index['name']}")
-            if found
-            else [f"the index {index['name']} is missing"]
-        )
+        what = f"the index {index['name']}"
+        if index["name"] in there:
+            differences += definition_differences(index, there[index["name"]], what)
+        else:
+            differences.append(f"{what} is missing")
     return differences
-
-
-def table_differences(api: DataApi, planned: PlannedTable, there: TargetTables) -> list[str]:
-    """What differs between a table's definition, its indexes included, and the snapshot's."""
-    info = there.tables.get(planned.target_name)
-    if info is None:
-        return ["there is no such table"]
-    differences = definition_differences(planned.options, found_definition(info))
-    differences += [
-        f"the type {name} is another" for name in planned.types if there.types.get(name) != planned.types[name]
-    ]
-    return differences + index_differences(api, planned)
 
 
 # ======================================================================================================================
@@ -1811,7 +1752,7 @@ class Outcome:
 
     def describe_rejects(self) -> str:
         """The documents that the server refused, in words."""
-        text = f"{plural(self.rejected, noun_of(self.planned.record))} refused by the server"
+        text = f"{plural(self.rejected, self.planned.noun)} refused by the server"
         if self.rejects_files:
             text += f", in {', '.join(map(str, self.rejects_files))}"
         if self.lost_rejects:
@@ -1821,7 +1762,7 @@ class Outcome:
     def describe(self) -> str:
         """What was done, in words."""
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
-        return counts_text(plural(self.inserted, noun_of(self.planned.record)), self.inserted, more)
+        return counts_text(plural(self.inserted, self.planned.noun), self.inserted, more)
 
     @property
     def is_failed(self) -> bool:
@@ -1949,7 +1890,7 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
         if planned.is_dropped and name not in changes.dropped:
             log.info("%s: dropping.", name)
             changes.steps[name] = Step.DROPPING
-            drop(run.api, name, is_table=isinstance(planned, PlannedTable))
+            drop(run.api, name, is_table=planned.is_table)
             changes.dropped.add(name)
             changes.steps[name] = Step.DROPPED
         run.report.start(name, planned.record.document_count, "creating")
@@ -1964,8 +1905,9 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether the server did not do what it was asked, and nothing of it."""
-    is_theirs = isinstance(error, RequestError) and (error.code or "EXISTING").startswith("EXISTING")
-    return isinstance(error, TargetRefused) or (is_theirs and not getattr(error, "retryable", False))
+    if isinstance(error, RequestError):
+        return not error.retryable and (error.code or "EXISTING").startswith("EXISTING")
+    return isinstance(error, TargetRefused)
 
 
 def _make(run: RestoreRun, planned: PlannedCollection) -> None:
@@ -1977,7 +1919,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     if is_new:
         journal.forget(name)
     journal.begin(name, had_documents=planned.keeps_documents)
-    if isinstance(planned, PlannedTable):
+    if planned.is_table:
         run.changes.tables.add(name)
         if not is_new:  # what its creation has left out nothing can have
             _check_created(run.api, planned)
@@ -1995,30 +1937,30 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     _check_created(run.api, planned)
 
 
-def _names(api: DataApi, *, with_tables: bool) -> set[str] | None:
+def _names(api: DataApi, changes: Changes) -> set[str] | None:
     """The target's collections, and its tables if there may be some of ours; None if it does not say."""
     with contextlib.suppress(BackupError):
-        tables = api.list_tables() if with_tables else []
+        tables = api.list_tables() if changes.tables else []
         return {info.name for info in api.list_collections()}.union(tables)
     return None
 
 
-def _find(api: DataApi, name: str) -> CollectionInfo | None:
-    """A collection of the target; None if it is not there."""
-    return next((info for info in api.list_collections() if info.name == name), None)
-
-
 def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> None:
     """One that appeared since the plan is somebody else's. Raises TargetRefused unless it may be filled."""
-    name, there = planned.target_name, planned.there(api)
-    if there is None:
+    info = find_info(api, planned)
+    if info is None:
         return
     is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
-    if not is_welcome or definition_differences(planned.options, there):
-        raise TargetRefused(
-            f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
-        )
-    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, planned.source)
+    if not is_welcome or definition_differences(planned.options, server_options(info)):
+        raise made_by_somebody_else(planned.target_name)
+    planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, info)
+
+
+def made_by_somebody_else(name: str) -> TargetRefused:
+    """What to say of a collection, a table, a type or an index that was not there when it was planned."""
+    return TargetRefused(
+        f"{name} was made by somebody else since the plan.", "It was not touched. Look at it, then run again."
+    )
 
 
 def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
@@ -2027,12 +1969,11 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
     if _is_refusal(error):
         changes.refused(name)
     before = set(changes.steps)
-    with_tables = bool(changes.tables)
-    changes.look(_names(run.api, with_tables=with_tables))
+    changes.look(_names(run.api, changes))
     if not changes.has_dropped:
         for unmade in changes.droppable:
             _unmake(run.api, unmade, changes)
-        changes.look(_names(run.api, with_tables=with_tables) if changes.steps else set())
+        changes.look(_names(run.api, changes) if changes.steps else set())
         drop_types(run.api, changes)
     for unmade in before - set(changes.steps):
         run.journal.forget(unmade)
@@ -2044,17 +1985,21 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
 
 
 def _reason(name: str, error: Exception) -> BackupError:
-    """Why a collection was not created, as a person should read it."""
-    if isinstance(error, RequestError) and error.code is not None and not error.retryable:
-        return _refusal(name, error)
-    return error if isinstance(error, BackupError) else BackupError(f"{describe_error(error)}.")
+    """Why something was not created, as a person should read it."""
+    if not isinstance(error, RequestError) or error.code is None or error.retryable:
+        return error if isinstance(error, BackupError) else BackupError(f"{describe_error(error)}.")
+    hint = FEATURE_HINTS.get(error.code, "The target cannot give what the collection had.")
+    if "mbedding" in error.message or "rovider" in error.message:
+        hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
+    return TargetRefused(f"{name} cannot be created: {error.message}", hint)
 
 
 def _unmake(api: DataApi, name: str, changes: Changes) -> None:
     """Drop what was just made, if it can be done, unless somebody writes to it already."""
     is_table = name in changes.tables
     with contextlib.suppress(BackupError):
-        if table_has_rows(api, name) if is_table else has_documents(api, Readable(name)):
+        infos = api.describe_tables() if is_table else [CollectionInfo(name)]
+        if any(has_documents(api, info) for info in infos if info.name == name):
             log.warning("%s: it was just made, and holds documents that are not ours: it stays.", name)
         else:
             drop(api, name, is_table=is_table)
@@ -2062,51 +2007,49 @@ def _unmake(api: DataApi, name: str, changes: Changes) -> None:
         del changes.steps[name]
 
 
-def _refusal(name: str, error: RequestError) -> TargetRefused:
-    """What to say of a server that refuses to create a collection."""
-    hint = FEATURE_HINTS.get(error.code or "", "The target cannot give what the collection had.")
-    if "mbedding" in error.message or "rovider" in error.message:
-        hint = FEATURE_HINTS["VECTORIZE_FEATURE_NOT_AVAILABLE"]
-    return TargetRefused(f"{name} cannot be created: {error.message}", hint)
-
-
 def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes) -> None:
     """Make a collection of that definition under a scratch name and drop it again, unless the target has it now."""
-    there = planned.there(api)
-    if there is not None and not definition_differences(planned.options, there):
+    info = find_info(api, planned)
+    if info is not None and not definition_differences(planned.options, server_options(info)):
         return
     name = f"drill_{secrets.token_hex(4)}_0"
     scratch = dataclasses.replace(planned, target_name=name)
     changes.scratch.add(name)
-    if isinstance(planned, PlannedTable):
+    if planned.is_table:
         changes.tables.add(name)
     changes.steps[name] = Step.CREATING
     planned.send_creation(api, name)
     changes.steps[name] = Step.CREATED
     _check_created(api, scratch)
-    drop(api, name, is_table=name in changes.tables)
+    drop(api, name, is_table=planned.is_table)
     del changes.steps[name]
 
 
-def _send_creation(api: DataApi, name: str, options: dict[str, Any]) -> bool:
-    """Create a collection, or what it lacks. Whether the answer is to the only request: otherwise another may have."""
+def send_schema(api: DataApi, command: str, body: dict[str, Any], table: str | None = None) -> bool:
+    """Change a definition. Whether the answer is to the only request: otherwise another may have done it.
+
+    It is waited for: one that is given up may be carried out half. Raises TargetRefused for what is there already,
+    unless that may be of our own request whose answer was lost.
+    """
     repeated = threading.Event()
-    api.call(
-        "createCollection",
-        _definition_encoder.encode({"name": name, "options": options}),
-        timeout_s=max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s),
-        read=_ignore_reply,
-        on_retry=repeated.set,
-    )
+    timeout_s = max(MIN_CREATE_TIMEOUT_S, api.target.request_timeout_s)
+    text = _definition_encoder.encode(body)
+    try:
+        api.call(command, text, table, timeout_s=timeout_s, read=_ignore_reply, on_retry=repeated.set)
+    except RequestError as error:
+        if not (error.code or "").startswith("CANNOT_ADD_EXISTING_"):
+            raise
+        if not repeated.is_set():
+            raise made_by_somebody_else(body["name"]) from error
     return not repeated.is_set()
 
 
 def _check_created(api: DataApi, planned: PlannedCollection) -> None:
     """Wait until it is listed. Raises TargetRefused if it is another than was wanted."""
     deadline = time.monotonic() + VISIBLE_WITHIN_S
-    while (there := planned.there(api)) is None and time.monotonic() <= deadline:
+    while (info := find_info(api, planned)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    if differences := definition_differences(planned.options, there or {}):
+    if differences := definition_differences(planned.options, server_options(info) if info else {}):
         raise TargetRefused(
             f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
             "The target cannot give what the snapshot had.",
@@ -2118,19 +2061,19 @@ def _ignore_reply(_reply: Reply) -> None:
 
 
 def drop(api: DataApi, name: str, *, is_table: bool) -> None:
-    """Drop a collection or a table, and only what is one. Raises TargetRefused for the other kind."""
-    (_drop_table if is_table else _drop)(api, name)
+    """Drop a collection or a table. Raises TargetRefused for the other kind: deleteCollection drops tables too."""
 
+    def drop_it() -> None:
+        tables = api.list_tables(patience=Patience(0.0))
+        others = [info.name for info in api.list_collections()] if is_table else tables
+        if name in others:
+            kind = "collection" if is_table else "table"
+            raise TargetRefused(f"{name} is a {kind} now: it is not dropped.", "Look at it first.")
+        if name in tables or not is_table:
+            command, body = "dropTable" if is_table else "deleteCollection", msgspec.json.encode({"name": name})
+            api.call(command, body, patience=Patience(0.0), read=_ignore_reply)
 
-def _drop(api: DataApi, name: str) -> None:
-    """Drop a collection. The command would drop a table too: raises TargetRefused if there is one of that name."""
-
-    def drop() -> None:
-        if name in api.list_tables(patience=Patience(0.0)):
-            raise TargetRefused(f"{name} is a table now: it is not dropped.", "Look at it first.")
-        api.call("deleteCollection", msgspec.json.encode({"name": name}), patience=Patience(0.0), read=_ignore_reply)
-
-    retry_requests(drop, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
+    retry_requests(drop_it, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
 
 
 class Journal:
@@ -2146,8 +2089,8 @@ class Journal:
         self._key = key
         self._done: dict[str, set[int]] = {}
         self._lock = threading.Lock()
+        self.is_kept = False  # whether a run can go on with it
         self._file: IO[str] | None = None
-        self._is_open = False
         self._goes_on = resume and path is not None and path.exists()
         if path and self._goes_on:
             self._load(path, key)
@@ -2172,13 +2115,8 @@ class Journal:
             if not self._goes_on:
                 os.ftruncate(descriptor, 0)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
-            self._is_open = True
+            self.is_kept = True
             self._write({} if self._goes_on else self._key)  # an empty row ends a line that was cut off
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a run can go on with it."""
-        return self._file is not None
 
     def begin(self, collection: str, *, had_documents: bool) -> None:
         """A collection of the target is about to be changed."""
@@ -2208,10 +2146,10 @@ class Journal:
 
     def remove(self) -> None:
         """The restore is over."""
-        if self._is_open and self.path:
+        if self._file and self.path:
             with contextlib.suppress(OSError):
-                if self._file:
-                    self._file.close()
+                self._file.close()
+            with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
@@ -2241,13 +2179,13 @@ class Journal:
 
     def _write(self, row: dict[str, Any]) -> None:
         with self._lock:
-            if self._file:
+            if self._file and self.is_kept:
                 try:
                     self._file.write(json.dumps(row) + "\n" if row else "\n")
                     self._file.flush()
                 except OSError as error:  # what it says so far is true
                     log.warning("The journal cannot be kept any more (%s): the restore goes on.", error.strerror)
-                    self._file = None
+                    self.is_kept = False
 
 
 class Throttle:
@@ -2354,12 +2292,15 @@ def append_row(path: Path, row: bytes, *, is_new: bool) -> None:
             raise
 
 
-class Inserted(NamedTuple):
-    """What one insertMany left over: documents to send again and why, and documents whose id is there already."""
+@dataclass
+class Batch:
+    """What is known of the documents that one thread sends: those of this round, and how many were refused in all."""
 
-    again: list[bytes]
-    existing: list[bytes]
-    error: RequestError | None
+    again: list[bytes] = field(default_factory=list)  # to be sent once more
+    existing: list[bytes] = field(default_factory=list)  # their id is there already
+    error: RequestError | None = None  # why some are sent once more
+    unexpected: int = 0  # rounds with an unexpected error
+    refused: int = 0
 
 
 class CollectionWriter:
@@ -2369,22 +2310,19 @@ class CollectionWriter:
         self._run = run
         self._api = run.api
         self._outcome = outcome
-        self._view = run.view
         self._throttle = run.throttle
         self._name = outcome.planned.target_name
-        self._refused = threading.local()  # a batch is sent by one thread: `here` counts its refused documents
 
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         planned = self._outcome.planned
-        file = DataFile.of(self._run.verified.snapshot, planned.record, planned.stats)
         self._run.report.start(self._name, planned.record.document_count, "writing")
         try:
             workers = self._run.choices.workers
             with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
-                batches = read_batches(file, planned, self._view)
+                batches = make_batches(planned.to_send(self._run.verified.snapshot))
                 self._send_all(pool, self._without(kept, batches) if kept else batches)
-        except (BackupError, FormatError, zipfile.BadZipFile, OSError, sqlite3.Error) as error:
+        except (BackupError, FormatError, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
             log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
         else:
@@ -2413,106 +2351,102 @@ class CollectionWriter:
             pending.add(pool.submit(self._send, number, batch))
         await_all(pending)
 
-    def _send(self, number: int, batch: list[bytes]) -> None:
+    def _send(self, number: int, documents: list[bytes]) -> None:
         """Insert a batch until each document is in, was there, or is rejected. May be called twice for a batch.
 
         One with a rejected document is not done: --resume sends it again, since the server may take it then.
         """
-        todo, rounds_in_vain, puzzles = batch, 0, 0
-        self._refused.here = 0
+        batch, todo, rounds_in_vain = Batch(), documents, 0
         with self._throttle.slot():
             while todo and rounds_in_vain < MAX_ROUNDS:  # where all of them fail, `_insert` waits
-                again, existing, error = self._insert(todo, is_last=puzzles >= UNEXPECTED_ATTEMPTS - 1)
-                left = again + self._settle_existing(existing)
+                batch.again, batch.existing, batch.error = [], [], None
+                self._insert(batch, todo)
+                left = batch.again + self._settle_existing(batch)
                 rounds_in_vain = rounds_in_vain + 1 if len(left) == len(todo) else 0
                 todo = left
-                if error:
-                    puzzles += error.unexpected
+                if batch.error:
+                    batch.unexpected += batch.error.unexpected
                     self._throttle.back_off()
                     stop_event.wait(random.uniform(0.1, 0.6))  # noqa: S311  (no secret)
-            if todo and error:
-                raise error
+            if todo and batch.error:
+                raise batch.error
             for text in todo:
-                self._reject(text, "UNSETTLED", "the server says now that it is there and now that it is not")
-        if not self._refused.here:
+                self._reject(batch, text, "UNSETTLED", "the server says now that it is there and now that it is not")
+        if not batch.refused:
             self._run.journal.done(self._name, number)
-        self._run.report.advance(self._name, len(batch))
+        self._run.report.advance(self._name, len(documents))
 
-    def _insert(self, batch: list[bytes], *, is_last: bool) -> Inserted:
-        """Insert once, patiently. `is_last`: documents with an unexpected error are rejected, not sent again."""
-        body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(batch)
+    def _insert(self, batch: Batch, texts: list[bytes]) -> None:
+        """Insert once, patiently. What the server refuses as a whole is halved until the bad document is alone."""
+        body = b'{"documents":[%b],"options":{"ordered":false,"returnDocumentResponses":true}}' % b",".join(texts)
         try:
             errors = self._api.call(
                 "insertMany",
                 body,
                 self._name,
-                read=lambda reply: reply_errors(self._api, self._name, reply, len(batch)),
+                read=lambda reply: reply_errors(self._api, self._name, reply, len(texts)),
                 on_retry=self._throttle.back_off,
             )
         except RequestError as error:
-            if error.retryable or error.status not in (200, 413):
+            is_of_the_documents = not error.retryable and error.status in (200, 413)
+            if not is_of_the_documents or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
-            return self._divide(batch, error, is_last=is_last)
-        return self._sort_out(batch, errors, is_last=is_last)
+            if len(texts) == 1:
+                self._reject(batch, texts[0], error.code or f"HTTP {error.status}", error.message)
+                return
+            middle = len(texts) // 2
+            self._insert(batch, texts[:middle])
+            self._insert(batch, texts[middle:])
+        else:
+            self._sort_out(batch, texts, errors)
 
-    def _divide(self, batch: list[bytes], error: RequestError, *, is_last: bool) -> Inserted:
-        """The server refused a request as a whole: halve it until the bad document is alone."""
-        if error.code == "UNKNOWN_COLLECTION_OR_TABLE":
-            raise error
-        if len(batch) == 1:
-            self._reject(batch[0], error.code or f"HTTP {error.status}", error.message)
-            return Inserted([], [], None)
-        middle = len(batch) // 2
-        first, second = (self._insert(half, is_last=is_last) for half in (batch[:middle], batch[middle:]))
-        return Inserted(first.again + second.again, first.existing + second.existing, first.error or second.error)
-
-    def _sort_out(self, batch: list[bytes], errors: list[RequestError | None], *, is_last: bool) -> Inserted:
-        again, existing = [], []
-        passing: RequestError | None = None
-        for text, error in zip(batch, errors, strict=True):
+    def _sort_out(self, batch: Batch, texts: list[bytes], errors: list[RequestError | None]) -> None:
+        """What became of each document. In the end those with an unexpected error are rejected, not sent again."""
+        is_last = batch.unexpected >= UNEXPECTED_ATTEMPTS - 1
+        for text, error in zip(texts, errors, strict=True):
             if error is None:
                 continue
             if error.code == "DOCUMENT_ALREADY_EXISTS":
-                existing.append(text)
+                batch.existing.append(text)
             elif error.code == "UNKNOWN_COLLECTION_OR_TABLE" and not error.retryable:
                 raise error
             elif not is_last if error.unexpected else error.retryable:
-                again.append(text)
-                passing = error if passing is None or error.unexpected else passing
+                batch.again.append(text)
+                batch.error = error if batch.error is None or error.unexpected else batch.error
             else:
-                self._reject(text, str(error.code), error.detail)
+                self._reject(batch, text, str(error.code), error.detail)
         self._outcome.count(inserted=errors.count(None))
-        return Inserted(again, existing, passing)
 
-    def _settle_existing(self, texts: list[bytes]) -> list[bytes]:
+    def _settle_existing(self, batch: Batch) -> list[bytes]:
         """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
-        there = find_by_ids(self._api, self._name, texts) if texts else {}
+        there = find_by_ids(self._api, self._name, batch.existing)
         gone = []
-        for text in texts:
-            found = there.get(document_key(text))
+        for text in batch.existing:
+            found = there.get(key_of(Document.parse(text).id))
             if found is None:
                 gone.append(text)
             elif self._is_same(text, found):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
-                self._replace(text)  # otherwise it is kept, and the comparison names it
+                self._replace(batch, text)  # otherwise it is kept, and the comparison names it
         return gone
 
     def _is_same(self, sent: bytes, found: bytes) -> bool:
         """Whether the target has what was sent."""
-        wanted, there = self._view.to_compare(Document.parse(sent)), self._view.as_found(Document.parse(found))
+        view = self._outcome.planned.view
+        wanted, there = view.to_compare(Document.parse(sent)), view.as_found(Document.parse(found))
         return same_document(wanted.text(), there.text())
 
-    def _reject(self, text: bytes, code: str, message: str) -> None:
+    def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
         if file is None:
             shown = self._outcome.planned.id_of(text).decode()
             log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
         self._run.journal.reject(self._name, file)
         self._outcome.reject(file)
-        self._refused.here += 1
+        batch.refused += 1
 
-    def _replace(self, text: bytes) -> None:
+    def _replace(self, batch: Batch, text: bytes) -> None:
         """The snapshot's version takes the place of the target's."""
         body = b'{"filter":{"_id":%b},"replacement":%b,"projection":{"_id":1},"options":{"upsert":true}}' % (
             Document.parse(text).id,
@@ -2523,35 +2457,9 @@ class CollectionWriter:
         except RequestError as error:
             if error.retryable or error.status != 200 or error.code == "UNKNOWN_COLLECTION_OR_TABLE":
                 raise
-            self._reject(text, str(error.code), error.message)
+            self._reject(batch, text, str(error.code), error.message)
         else:
             self._outcome.count(replaced=1)
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A verified data file."""
-
-    snapshot: Snapshot
-    name: str
-    compressed: bool
-    sha256: str
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, record: AnyRecord, stats: DataStats) -> Self:
-        """That of a collection."""
-        return cls(snapshot, record.data_file or "", is_compressed(record), stats.data_sha256)
-
-
-def read_batches(file: DataFile, planned: PlannedCollection, view: View) -> Iterator[list[bytes]]:
-    """Yield the texts of a data file as they are to be sent. Raises SnapshotRefused at the end of one that changed."""
-    with open_snapshot(file.snapshot.path).open(file.name) as stream:
-        reader: Any = HashingReader(stream)
-        with in_clear(reader, file.snapshot.identities) as clear:
-            yield from make_batches(planned.to_send(clear, view))
-        reader.drain()
-    if reader.sha256.hexdigest() != file.sha256:
-        raise SnapshotRefused(f"{file.snapshot.path}: {file.name} changed after it was verified.")
 
 
 def make_batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -2617,11 +2525,6 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     return found
 
 
-def id_key(text: bytes) -> bytes:
-    """What the server takes for the key of a document."""
-    return document_key(text)
-
-
 # ======================================================================================================================
 # Compare
 # ======================================================================================================================
@@ -2663,16 +2566,11 @@ class KeySpool:
     The sink of a scan. Thread-safe.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        digest: Callable[[msgspec.Raw], tuple[bytes, bytes]],
-        key_of: Callable[[bytes], bytes] = key_of,
-    ) -> None:
-        directory.mkdir()
-        self._digest, self._key_of = digest, key_of
+    def __init__(self, directory: Path, planned: PlannedCollection, digest: Digest) -> None:
+        self._planned, self._digest = planned, digest
         self.count = 0  # of what was noted, also where a key came twice
-        self._paths = [directory / str(number) for number in range(COMPARE_PARTITIONS)]
+        place = tempfile.mkdtemp(dir=directory)
+        self._paths = [Path(place, str(number)) for number in range(COMPARE_PARTITIONS)]
         self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
         self.is_abandoned = False
@@ -2680,17 +2578,17 @@ class KeySpool:
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
         for document in documents:
-            self.add(*self._digest(document))
+            self.add(*self._planned.as_found(bytes(document)))
 
     def abandon(self) -> None:
         """What was noted will not be looked at; who reads for it may stop."""
         self.is_abandoned = True
 
-    def add(self, document_id: bytes, digest: bytes) -> None:
+    def add(self, document_id: bytes, text: bytes) -> None:
         """Note a document by its id's compact JSON text."""
-        key = self._key_of(document_id)
+        key, digest = self._planned.key_of(document_id), self._digest(text).hex().encode()
         number = zlib.crc32(key) % COMPARE_PARTITIONS
-        row = (digest.hex().encode(), key) if key == document_id else (digest.hex().encode(), key, document_id)
+        row = (digest, key) if key == document_id else (digest, key, document_id)
         with self._lock:
             self.count += 1
             self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
@@ -2728,12 +2626,11 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
 
         def new_spool() -> KeySpool:
-            place = Path(directory, secrets.token_hex(4))
-            return KeySpool(place, lambda text: _found_row(run.view, planned, digest, text), planned.key_of)
+            return KeySpool(Path(directory), planned, digest)
 
         wanted = new_spool()
         with stoppable_pool(1) as pool:
-            reading = pool.submit(_spool_snapshot, run, planned, wanted, digest)
+            reading = pool.submit(_spool_snapshot, run, planned, wanted)
             try:
                 found = _scan_target(run, planned, new_spool)
                 await_all([reading])
@@ -2758,23 +2655,15 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
     if not planned.exists:
         progress.restart()
         return new_spool()
-    return scan_collection(run.requests, planned.source, new_spool, progress, expected)
+    return scan_collection(run.requests, planned.source(run.api), new_spool, progress, expected)
 
 
-def _found_row(view: View, planned: PlannedCollection, digest: Digest, text: msgspec.Raw) -> tuple[bytes, bytes]:
-    """The id and the digest of a document of the target."""
-    document_id, found = planned.as_found(bytes(text), view)
-    return document_id, digest(found)
-
-
-def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool, digest: Digest) -> None:
+def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
     """Note the documents of a data file as they were to be sent."""
-    record = planned.record
-    with run.verified.snapshot.open_data(record.data_file or "") as stream:
-        for document_id, text in planned.to_compare(stream, run.view):
-            if spool.is_abandoned:
-                return
-            spool.add(document_id, digest(text))
+    for document_id, text in planned.to_compare(run.verified.snapshot):
+        if spool.is_abandoned:
+            return
+        spool.add(document_id, text)
 
 
 def _compare_part(
@@ -2844,11 +2733,6 @@ class RestoreRun:
         return Rejects(self.rejects_file, directories)
 
     @functools.cached_property
-    def view(self) -> View:
-        """How the choices change documents."""
-        return View(self.choices)
-
-    @functools.cached_property
     def requests(self) -> Requests:
         """The requests in flight while the target is scanned."""
         return Requests(self.api, self.choices.workers)
@@ -2857,13 +2741,6 @@ class RestoreRun:
     def throttle(self) -> Throttle:
         """How many requests may be on their way at once."""
         return Throttle(self.choices.workers)
-
-
-def restore(run: RestoreRun, plan: list[PlannedCollection], differences: IO[str] | None = None) -> list[Outcome]:
-    """Carry out a plan and compare the result. Returns what became of each collection."""
-    outcomes = write_collections(run, plan)
-    compare_outcomes(run, outcomes, differences)
-    return outcomes
 
 
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
@@ -2927,8 +2804,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
 
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
-    target = run.api.target
-    taken = {info.name for info in list_collections(run.api)} | set(run.api.list_tables())
+    taken = Existing.read(run.api, has_tables=False).infos
     prefix = next(
         p for p in iter(lambda: f"drill_{secrets.token_hex(4)}_", "") if not any(n.startswith(p) for n in taken)
     )
@@ -2936,10 +2812,10 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     renames = {record.name: f"{prefix}{number}" for number, record in enumerate(records)}
     vectorize = Vectorize.KEEP_VECTORS if run.choices.vectorize is Vectorize.FAIL else run.choices.vectorize
     choices = dataclasses.replace(run.choices, vectorize=vectorize, renames=renames, on_existing=OnExisting.FAIL)
-    run = dataclasses.replace(run, api=DataApi(target, WRITE_COMMANDS, stop_event), choices=choices)
+    run = dataclasses.replace(with_writing(run), choices=choices)
     try:
         with timed(steps, "plan"):
-            plan = make_plan(run.verified, run.api, choices)
+            plan = make_plan(run)
         with timed(steps, "create and write"):
             outcomes = write_collections(run, plan)
         with timed(steps, "compare"):
@@ -2950,7 +2826,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
         raise error.reason or error from error  # what it says that stays may be gone in a moment
     finally:
         with timed(steps, "drop"):
-            _clean_up(target, sorted(renames.values()), run.changes)
+            _clean_up(run, sorted(renames.values()))
     return Drill(outcomes, recalls)
 
 
@@ -2964,13 +2840,19 @@ class ScratchStays(BackupError):
         super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
 
 
-def _clean_up(target: Target, names: list[str], changes: Changes) -> None:
+def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
-    cleaner = DataApi(target, WRITE_COMMANDS, threading.Event())
+    cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
     cleaning: Future[None] = Future()
-    threading.Thread(
-        target=_resolve, args=(cleaning, lambda: _drop_scratch(cleaner, names, changes)), daemon=True
-    ).start()
+
+    def clean() -> None:
+        try:
+            _drop_scratch(cleaner, names, run.changes)
+            cleaning.set_result(None)
+        except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
+            cleaning.set_exception(error)
+
+    threading.Thread(target=clean, daemon=True).start()
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2984,22 +2866,13 @@ def _clean_up(target: Target, names: list[str], changes: Changes) -> None:
         raise stopped
 
 
-def _resolve(future: Future[None], function: Callable[[], None]) -> None:
-    try:
-        function()
-        future.set_result(None)
-    except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
-        future.set_exception(error)
-
-
 def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
     """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays."""
-    with_tables = bool(changes.tables)
-    there = _names(api, with_tables=with_tables)
+    there = _names(api, changes)
     for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
             drop(api, name, is_table=name in changes.tables)
-    there = _names(api, with_tables=with_tables)
+    there = _names(api, changes)
     if left := names if there is None else sorted(there.intersection(names)):
         raise ScratchStays(left, is_sure=there is not None)
     drop_types(api, changes)
@@ -3035,72 +2908,40 @@ def timed(steps: dict[str, float], name: str) -> Iterator[None]:
 def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     """Which part of the nearest neighbours, found by brute force in the snapshot, the server finds too.
 
-    None for a collection without vectors. Memory is flat: the snapshot is read twice.
+    The poorest of several columns; None where no vectors are searched. Memory is flat: the snapshot is read thrice.
     """
-    if isinstance(planned, PlannedTable):
-        return measure_table_recall(run, planned)
-    metric = planned.options.get("vector", {}).get("metric")
-    if not metric or not planned.stats.vector_count:
-        return None
-    step = max(1, planned.stats.vector_count // DRILL_QUERIES)
-    vectors = (vector for _, vector in snapshot_vectors(run, planned))
-    queries = list(itertools.islice(itertools.islice(vectors, 0, None, step), DRILL_QUERIES))
-    if not queries:
-        return None
-    nearest = brute_force_neighbours(snapshot_vectors(run, planned), queries, metric)
     recalls = []
-    for query, wanted in zip(queries, nearest, strict=True):
-        found = set(server_neighbours(run.api, planned.target_name, query))
-        recalls.append(len(found & wanted) / min(NEIGHBOURS, planned.stats.vector_count, len(wanted)))
-    return min(1.0, sum(recalls) / len(recalls))
+    for column, metric in planned.vector_columns():
+        count = sum(1 for _ in snapshot_vectors(run, planned, column))
+        vectors = (vector for _, vector in snapshot_vectors(run, planned, column))
+        queries = list(itertools.islice(vectors, 0, None, max(1, count // DRILL_QUERIES)))[:DRILL_QUERIES]
+        if queries:
+            nearest = brute_force_neighbours(snapshot_vectors(run, planned, column), queries, metric)
+            found = [server_neighbours(run.api, planned, column, query) for query in queries]
+            hits = [len(ours & theirs) / min(NEIGHBOURS, count) for ours, theirs in zip(nearest, found, strict=True)]
+            recalls.append(min(1.0, sum(hits) / len(hits)))
+    return min(recalls, default=None)
 
 
-def snapshot_vectors(run: RestoreRun, planned: PlannedCollection) -> Iterator[tuple[bytes, list[float]]]:
-    """(id key, vector) of each document that has an array of numbers for a vector."""
-    record = planned.record
-    with run.verified.snapshot.open_data(record.data_file or "") as stream:
-        for _, members, document in iter_decoded(stream, compressed=is_compressed(record)):
-            if members.get("$vector", b"").startswith(b"["):
-                yield key_of(document.id), msgspec.json.decode(members["$vector"], type=list[float])
+def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
+    """(key, vector) of each document that has an array of numbers in that column."""
+    for document_id, members in planned.members(run.verified.snapshot):
+        value = members.get(column, b"")
+        if value.startswith(b"[") and b'"' not in value:
+            yield planned.key_of(document_id), msgspec.json.decode(value, type=list[float])
 
 
-def measure_table_recall(run: RestoreRun, planned: PlannedTable) -> float | None:
-    """The same for the vector columns of a table that have an index: the poorest. None if there is none."""
-    recalls = []
-    for index in planned.indexes:
-        column, metric = index["definition"].get("column"), index["definition"].get("options", {}).get("metric")
-        if index["indexType"] != "vector" or not isinstance(column, str):
-            continue
-        count = sum(1 for _ in row_vectors(run, planned, column))
-        queries = [
-            vector
-            for number, (_, vector) in enumerate(row_vectors(run, planned, column))
-            if number % max(1, count // DRILL_QUERIES) == 0
-        ][:DRILL_QUERIES]
-        vectors = row_vectors(run, planned, column)
-        nearest = brute_force_neighbours(vectors, queries, metric or "cosine") if queries else []
-        for query, wanted in zip(queries, nearest, strict=True):
-            found = {planned.key_of(key) for key in row_neighbours(run.api, planned, column, query)}
-            recalls.append(min(1.0, len(found & wanted) / min(NEIGHBOURS, count, len(wanted))))
-    return min(1.0, sum(recalls) / len(recalls)) if recalls else None
-
-
-def row_vectors(run: RestoreRun, planned: PlannedTable, column: str) -> Iterator[tuple[bytes, list[float]]]:
-    """(key, vector) of each row that has an array of numbers in that column."""
-    with run.verified.snapshot.open_data(planned.record.data_file or "") as stream:
-        for line, row in iter_rows(stream, planned.shape, compressed=is_compressed(planned.record)):
-            value = row.get(column, b"")
-            if value.startswith(b"[") and b'"' not in value and not planned.shape.is_static_only(row):
-                yield planned.key_of(planned.shape.key(line)), msgspec.json.decode(value, type=list[float])
-
-
-def row_neighbours(api: DataApi, planned: PlannedTable, column: str, query: list[float]) -> list[bytes]:
-    """The keys of the rows that the server takes for the nearest."""
-    projection = dict.fromkeys(planned.shape.keys, 1)
-    body = {"sort": {column: query}, "projection": projection, "options": {"limit": NEIGHBOURS}}
-    source = Readable(planned.target_name, planned.shape.key)
-    text = json.dumps(body).encode()
-    return api.call("find", text, planned.target_name, read=lambda reply: read_page(reply, source)).keys
+def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
+    """The keys of the documents that the server takes for the nearest."""
+    source = planned.keys_only()
+    body = b'{"sort":%b,"projection":%b,"options":{"limit":%d}}' % (
+        json.dumps({column: query}).encode(),
+        source.projection,
+        NEIGHBOURS,
+    )
+    return set(
+        map(planned.key_of, api.call("find", body, source.name, read=lambda reply: read_page(reply, source)).keys)
+    )
 
 
 def brute_force_neighbours(
@@ -3111,7 +2952,7 @@ def brute_force_neighbours(
 
     wanted = numpy.array(queries, dtype="f4")
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
-    for chunk in batched(vectors, 1000):
+    for chunk in in_groups(vectors, lambda _vector: 1, 1000, 1000):
         scores = similarities(wanted, numpy.array([vector for _, vector in chunk], dtype="f4"), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
@@ -3135,19 +2976,6 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
         lengths = numpy.linalg.norm(queries, axis=1)[:, None] * numpy.linalg.norm(vectors, axis=1)[None, :]
         products = products / numpy.maximum(lengths, 1e-30)
     return products
-
-
-def server_neighbours(api: DataApi, collection: str, query: list[float]) -> list[bytes]:
-    """The keys of the documents that the server takes for the nearest."""
-    body = {"sort": {"$vector": query}, "projection": {"_id": 1}, "options": {"limit": NEIGHBOURS}}
-    source = Readable(collection)
-    return api.call("find", json.dumps(body).encode(), collection, read=lambda reply: read_page(reply, source)).keys
-
-
-def batched(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    """Lists of at most `size` items."""
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 # ======================================================================================================================
@@ -3288,18 +3116,9 @@ def read_choices(options: dict[str, Any]) -> Choices:
     }
     if mistakes := [message for message, is_wrong in wrong.items() if is_wrong]:
         raise BackupError(f"{mistakes[0]}.", "Nothing was touched.")
-    return Choices(
-        options["collections"],
-        read_renames(options["renames"]),
-        OnExisting(options["on_existing"]),
-        vectorize,
-        options["vectorize_text_field"],
-        options["without_vectorize_service"],
-        options["without_lexical"],
-        options["without_rerank"],
-        options["workers"],
-        options["allow_lossy_tables"],
-    )
+    chosen = {each.name: options[each.name] for each in dataclasses.fields(Choices)}
+    chosen |= {"renames": read_renames(options["renames"]), "on_existing": OnExisting(options["on_existing"])}
+    return Choices(**chosen | {"vectorize": vectorize})
 
 
 def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
@@ -3334,7 +3153,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             "The previous restore did not finish; starting over."
             " If it is refused, --on-existing skip completes what is there."
         )
-    plan = make_plan(run.verified, run.api, run.choices, journal.begun)
+    plan = make_plan(run)
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
@@ -3345,10 +3164,10 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             "snapshot": str(run.verified.snapshot.path),
             "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
             "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
+            "plan": rows,
         }
-        text = json.dumps({"status": "dry-run", "exit_code": 0, **fields, "plan": rows})
-        print_result(text if as_json else "\n".join([f"{route_text(run)}:", *rows]))
-        return RestoreExit.OK
+        text = "\n".join([f"{route_text(run)}:", *rows])
+        return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan, options)
@@ -3368,9 +3187,14 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
     with differences_file(options["differences"]) as differences:
         open_for_writing(run.journal, is_chosen=options["journal"] is not None)
         try:
-            return restore(with_writing(run), plan, differences)
+            writing = with_writing(run)
+            outcomes = write_collections(writing, plan)
+            compare_outcomes(writing, outcomes, differences)
+            return outcomes
         except SystemExit:
-            log.warning("%s", describe_stop(run))
+            how = "--resume" if run.journal.is_kept else "--on-existing skip"
+            left = "" if run.changes.is_over else run.changes.describe()
+            log.warning("Interrupted.%s Continue with the same command and %s.", f" {left}." if left else "", how)
             raise
         except Exception as error:
             if run.changes.is_over:
@@ -3384,13 +3208,6 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
 def with_writing(run: RestoreRun) -> RestoreRun:
     """The run with a way to the target that may write."""
     return dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
-
-
-def describe_stop(run: RestoreRun) -> str:
-    """What a signal has left, and how to go on."""
-    how = "--resume" if run.journal.is_kept else "--on-existing skip"
-    left = "" if run.changes.is_over else run.changes.describe()
-    return f"Interrupted.{f' {left}.' if left else ''} Continue with the same command and {how}."
 
 
 def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
@@ -3414,10 +3231,8 @@ def check_rejects_file(path: Path) -> None:
 
 def find_ended(run: RestoreRun) -> list[Outcome] | None:
     """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
-    names = {info.name for info in list_collections(run.api)}
-    if run.verified.manifest.tables:
-        names |= set(run.api.list_tables())
-    if not all(run.choices.target_name(record.name) in names for record in select_records(run.verified, run.choices)):
+    there = Existing.read(run.api, has_tables=False).infos
+    if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
     return outcomes if exit_code(outcomes) is RestoreExit.OK else None
@@ -3426,16 +3241,14 @@ def find_ended(run: RestoreRun) -> list[Outcome] | None:
 def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
     """The field that is to take the texts must be free in each document that has one. Raises BackupError."""
     for planned in plan:
-        record = planned.record
         if not planned.stats.vectorize_count:
             continue
-        with verified.snapshot.open_data(record.data_file or "") as stream:
-            for line, document in iter_documents(stream, compressed=is_compressed(record)):
-                if document.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
-                    raise BackupError(
-                        f"{record.name}: the document {document.id.decode()} has a field {name!r} already.",
-                        "Choose another name for --vectorize-text-field. Nothing was written.",
-                    )
+        for line, members, document in verified.snapshot.documents(planned.record):
+            if members.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
+                raise BackupError(
+                    f"{planned.record.name}: the document {document.id.decode()} has a field {name!r} already.",
+                    "Choose another name for --vectorize-text-field. Nothing was written.",
+                )
 
 
 def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
@@ -3474,9 +3287,8 @@ def route_text(run: RestoreRun) -> str:
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source, target = run.verified.manifest.source, run.api.target
-    places = [urllib.parse.urlsplit(where) for where in (source.api_endpoint, target.api_endpoint)]
-    hosts = [(place.scheme, place.hostname, place.port) for place in places]  # urlsplit lowers the host's capitals
-    is_origin = hosts[0] == hosts[1] and source.keyspace == target.keyspace
+    is_same_database = normal_source(source.api_endpoint) == normal_source(target.api_endpoint)
+    is_origin = is_same_database and source.keyspace == target.keyspace
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
@@ -3491,10 +3303,9 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         what = "It is where the snapshot came from."
     if is_origin and not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
-    tables = {planned.target_name for planned in plan if isinstance(planned, PlannedTable)}
-    for name in dropped:
-        kind = "table" if name in tables else "collection"
-        if click.prompt(f"Type the name of the {kind} to drop ({name})", err=True) != name:
+    for planned in plan:
+        question = f"Type the name of the {planned.kind} to drop ({planned.target_name})"
+        if planned.is_dropped and click.prompt(question, err=True) != planned.target_name:
             raise TargetRefused("The name does not match.", "Nothing was written.")
 
 
@@ -3509,31 +3320,26 @@ def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
     """Compare what was chosen with what is in the target, definitions too."""
-    records = select_records(run.verified, run.choices)
-    has_tables = any(isinstance(record, TableRecord) for record in records)
-    tables = TargetTables.read(run.api, has_tables=has_tables)
-    existing = {info.name: info for info in list_collections(run.api)}
-    outcomes = []
-    for record in records:
-        if isinstance(record, TableRecord):
-            planned: PlannedCollection = plan_table(run.verified, record, run.choices, tables)
-        else:
-            planned = _plan_collection(record, run.verified.stats[record.name], run.choices)
-        planned.exists = planned.target_name in (tables.tables if isinstance(planned, PlannedTable) else existing)
-        outcomes.append(Outcome(planned))
+    plan, existing = plan_records(run)
+    for planned in plan:
+        planned.exists = existing.has(planned)
+    outcomes = [Outcome(planned) for planned in plan]
     compare_outcomes(run, outcomes, differences)
     for outcome in outcomes:
-        planned, found = outcome.planned, outcome.comparison
-        info = existing.get(planned.target_name)
-        if found and isinstance(planned, PlannedTable):
-            found.definition = table_differences(run.api, planned, tables)
-        elif found:
-            found.definition = (
-                definition_differences(planned.options, server_options(info))
-                if info
-                else ["there is no such collection"]
-            )
+        if outcome.comparison:
+            outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
     return outcomes
+
+
+def find_differences(api: DataApi, planned: PlannedCollection, existing: Existing) -> list[str]:
+    """What differs between the target's definition, types and indexes included, and the snapshot's."""
+    if not planned.exists:
+        return [f"there is no such {planned.kind}"]
+    differences = definition_differences(planned.options, server_options(existing.infos[planned.target_name]))
+    if isinstance(planned, PlannedTable):
+        others = [name for name, fields in planned.types.items() if existing.types.get(name) != fields]
+        differences += [f"the type {name} is another" for name in others] + index_differences(api, planned)
+    return differences
 
 
 @contextlib.contextmanager
@@ -3569,7 +3375,7 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     """Print a document or row as the server held it. Raises BackupError when the snapshot has none of that id."""
     keys = {msgspec.json.encode(wanted)}
     with contextlib.suppress(FormatError, ValueError):
-        keys.add(key_of(compact_json(wanted.encode())))
+        keys.add(key_of(Document.parse(b'{"_id":%b}' % wanted.encode()).id))
     found = False
     manifest = read_manifest(snapshot)
     records = [record for record in manifest.records if record.is_ok]
@@ -3578,14 +3384,13 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     for record in records:
         if choices.collections and record.name not in choices.collections:
             continue
-        with snapshot.open_data(record.data_file or "") as stream:
-            try:
-                for text in _texts_of(record, stream, keys):
-                    log.info("In %s:", record.name)
-                    print_document(text)
-                    found = True
-            except FormatError as error:
-                raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
+        try:
+            for text in _texts_of(snapshot, record, keys):
+                log.info("In %s:", record.name)
+                print_document(text)
+                found = True
+        except FormatError as error:
+            raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
     if not found:
         raise BackupError(
             f"No document {wanted} in {snapshot.path}.",
@@ -3594,16 +3399,15 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
     return RestoreExit.OK
 
 
-def _texts_of(record: AnyRecord, stream: IO[bytes], keys: set[bytes]) -> Iterator[bytes]:
+def _texts_of(snapshot: Snapshot, record: AnyRecord, keys: set[bytes]) -> Iterator[bytes]:
     """The documents of such an id, or the rows of such a primary key: an array, or the value of its only column."""
-    compressed = is_compressed(record)
     if isinstance(record, CollectionRecord):
-        for _, _, document in iter_decoded(stream, compressed=compressed):
+        for _, _, document in snapshot.documents(record):
             if key_of(document.id) in keys:
                 yield document.text()
         return
     shape = record.shape()
-    for line, _ in iter_rows(stream, shape, compressed=compressed):
+    for line, _ in snapshot.rows(record, shape):
         key = shape.key(line)
         if key in keys or (len(shape.keys) == 1 and key[1:-1] in keys):
             yield line
@@ -3633,8 +3437,9 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted, options["sources"], report)
     if needs_clear(options):
-        with contextlib.suppress(FormatError):  # what is damaged is told when it is here
-            refuse_locked(f"{file.name} in Box", decode_manifest(read_manifest_text(box, file)))
+        for one in list_in_box(box, [file]):
+            if one.manifest:  # what is damaged is told when it is here
+                refuse_locked(f"{file.name} in Box", one.manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
@@ -3653,7 +3458,7 @@ def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report)
     """The file for a snapshot's name, or the latest. Raises BackupError when there is none."""
     found = box.snapshots()
     if wanted == "latest" and found:
-        return choose_latest(box_candidates(box, found), sources, "Box", report)
+        wanted = choose_latest(list_in_box(box, found), sources, "Box", report)
     for file in found:
         if file.name in (wanted, f"{wanted}.zip"):
             return file
@@ -3668,7 +3473,7 @@ def list_snapshots(options: dict[str, Any]) -> int:
     else:
         found = list(list_here(options["output_dir"], read_any))
     sources = options["sources"]
-    wanted = [one for one in found if one.manifest is None or may_be_of(one.manifest, sources)]
+    wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
     return print_list(wanted, as_json=options["as_json"])
 
 
@@ -3678,61 +3483,52 @@ def read_any(path: Path) -> tuple[Manifest, int]:
     return read_manifest(snapshot), sum(snapshot.sizes.values())
 
 
-def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> int:
-    tables = {table.name for table in verified.manifest.tables or []} & set(verified.stats)
-    rows = sum(verified.stats[name].document_count for name in tables)
-    documents = sum(stats.document_count for stats in verified.stats.values()) - rows
+def _print_either(as_json: bool, status: str, code: RestoreExit, fields: dict[str, Any], text: str) -> RestoreExit:
+    """Print the result as a JSON object or for a person. Returns the exit code."""
+    print_result(json.dumps({"status": status, "exit_code": int(code), **fields}) if as_json else text)
+    return code
+
+
+def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
+    totals = Totals.of(verified.manifest.collections, verified.manifest.tables or [])
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
-    if as_json:
-        fields = {
-            "status": "verified",
-            "exit_code": 0,
-            "snapshot": str(verified.snapshot.path),
-            "documents": documents,
-        }
-        fields |= {"tables": len(tables), "rows": rows} if tables else {}
-        fields |= {"vectors": vectors, "size_bytes": size, "looked_inside": verified.looked_inside}
-        print_result(json.dumps({**fields, "warnings": verified.warnings}))
-    else:
-        verdict = (
-            "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
-        )
-        in_tables = f"{plural(len(tables), 'table')}, {plural(rows, 'row')}, " if tables else ""
-        print_result(
-            f"{verified.snapshot.path}: {verdict};"
-            f" {plural(len(verified.stats) - len(tables), 'collection')}, {plural(documents, 'document')},"
-            f" {vectors:,} vectors, {in_tables}{size_text(size)}, {duration_s:.1f} s"
-        )
-    return RestoreExit.OK
+    fields = {
+        "snapshot": str(verified.snapshot.path),
+        "documents": totals.documents,
+        **({"tables": totals.tables_ok, "rows": totals.rows} if totals.tables_ok else {}),
+        "vectors": vectors,
+        "size_bytes": size,
+        "looked_inside": verified.looked_inside,
+        "warnings": verified.warnings,
+    }
+    verdict = "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
+    figures = f"{totals}, {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
+    text = f"{verified.snapshot.path}: {verdict}; {figures}"
+    return _print_either(as_json, "verified", RestoreExit.OK, fields, text)
 
 
 def _print_outcomes(
     run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, duration_s: float, *, as_json: bool
 ) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in outcomes]
-    if as_json:
-        result = {
-            "status": code.name.lower(),
-            "exit_code": int(code),
-            "snapshot": str(run.verified.snapshot.path),
-            "keyspace": run.api.target.keyspace,
-            "collections": rows,
-            "warnings": run.report.warnings,
-            "duration_seconds": round(duration_s, 3),
-        }
-        print_result(json.dumps(result))
-        return code
+    fields = {
+        "snapshot": str(run.verified.snapshot.path),
+        "keyspace": run.api.target.keyspace,
+        "collections": rows,
+        "warnings": run.report.warnings,
+        "duration_seconds": round(duration_s, 3),
+    }
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
-    tables = sum(isinstance(outcome.planned, PlannedTable) for outcome in outcomes)
+    tables = sum(outcome.planned.is_table for outcome in outcomes)
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
     inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
     done = counts_text(inserted, sums["inserted"], more)
-    print_result(f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}")
-    return code
+    text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
+    return _print_either(as_json, code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3745,7 +3541,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
-        **({"kind": "table"} if isinstance(outcome.planned, PlannedTable) else {}),
+        **({"kind": "table"} if outcome.planned.is_table else {}),
         "documents": outcome.planned.record.document_count,
         "inserted": outcome.inserted,
         "replaced": outcome.replaced,
@@ -3759,24 +3555,20 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> int:
+def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in drill.outcomes]
-    code = drill.exit_code
-    if as_json:
-        result = {"status": code.name.lower(), "exit_code": int(code), "collections": rows}
-        print_result(json.dumps(result | {"recall_at_10": drill.recalls, "steps_seconds": steps}))
-        return code
-    for row in rows:
+    texts = []
+    for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
         recall = drill.recalls.get(row["name"])
-        is_table = row.get("kind") == "table"
-        count = plural(row["documents"], "row" if is_table else "document")
-        neighbours = "no vectors with an index" if is_table else "no vectors"
-        neighbours = neighbours if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
-        print_result(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
-    print_result(
-        f"{', '.join(f'{name} {seconds:.1f} s' for name, seconds in steps.items())}; {sum(steps.values()):.1f} s in all"
-    )
-    return code
+        none = "no vectors with an index" if planned.is_table else "no vectors"
+        neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        count = plural(row["documents"], planned.noun)
+        texts.append(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in steps.items()]
+    texts.append(f"{', '.join(parts)}; {sum(steps.values()):.1f} s in all")
+    fields = {"collections": rows, "recall_at_10": drill.recalls, "steps_seconds": steps}
+    code = drill.exit_code
+    return _print_either(as_json, code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:

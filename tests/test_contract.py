@@ -1160,7 +1160,7 @@ def to_text(value: reference.Value) -> str:
 
 def id_key(value: str) -> bytes:
     """The key of a document with this `_id`."""
-    return restore.id_key(f'{{"_id":{value},"a":{{"_id":0}}}}'.encode())
+    return astra_backup.document_key(f'{{"_id":{value},"a":{{"_id":0}}}}'.encode())
 
 
 @pytest.mark.parametrize(
@@ -1243,7 +1243,7 @@ def test_an_older_script_s_spaced_line_compares_with_the_server_s_text(line: byt
     text = read_line(line)
     compact = compact_json(text)
 
-    assert restore.id_key(text) == restore.id_key(compact)
+    assert astra_backup.document_key(text) == astra_backup.document_key(compact)
     assert restore.same_document(text, compact)
     assert restore.value_digest(text) == restore.value_digest(compact)
     restore.text_digest(text)

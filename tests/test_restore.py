@@ -538,6 +538,33 @@ def test_an_older_snapshot_is_restored_with_a_warning(target: DataApiEmulator, c
     assert cli.restore(target, "--on-existing", "skip").code == 3
 
 
+def test_a_count_that_an_older_manifest_lacks_is_not_known(target: DataApiEmulator, cli: Cli) -> None:
+    """What the file holds is then verified, planned and restored; a count that is there, also of 0, must be right."""
+    snapshot = cli.backups / "20250101_000000"
+    snapshot.mkdir(parents=True)
+    (snapshot / "docs.jsonl").write_text('{"_id": 1}\n{"_id": 2}\n')
+    (snapshot / "broken.jsonl").write_text('{"_id": 1}\n')
+    broken = {"name": "broken", "data_file": "broken.jsonl", "document_count": 0}
+
+    def write_manifest(*records: dict) -> None:
+        text = json.dumps({"backup_format_version": "1.0", "collections": records})
+        (snapshot / "manifest.json").write_text(text)
+
+    write_manifest({"name": "docs", "data_file": "docs.jsonl"}, broken)
+    result = cli.restore(target)
+    assert result.code == RestoreExit.SNAPSHOT_REFUSED
+    assert "broken.jsonl: document_count is 1, the manifest says 0" in result.err
+    (snapshot / "broken.jsonl").unlink()
+    write_manifest({"name": "docs", "data_file": "docs.jsonl"})
+    assert cli.run("restore.py", "--verify-only", "--json").json["documents"] == 2
+    assert "docs: create, insert 2 documents" in cli.restore(target, "--dry-run").out
+    result = cli.restore(target, "--json")
+    assert result.code == RestoreExit.OK, result.err
+    (row,) = result.json["collections"]
+    assert (row["documents"], row["inserted"], row["equal"]) == (2, 2, True)
+    assert sorted(target.documents(KEYSPACE, "docs")) == ['{"_id":1}', '{"_id":2}']
+
+
 # ------------------------------------------------------------------------------------------------ the target: 1, 4
 
 

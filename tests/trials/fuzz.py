@@ -75,7 +75,7 @@ def read_manifest(data: bytes) -> None:
         restore._check_files(snapshot, manifest.records, is_old=False)
         restore._check_totals(snapshot, manifest)
         for record in manifest.collections:
-            restore._plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
+            restore.plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
 
 
 def read_line(line: bytes) -> None:
@@ -86,7 +86,7 @@ def read_line(line: bytes) -> None:
         for choice in restore.Vectorize:
             view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
             view.to_compare(view.to_send(document))
-        restore.id_key(text)
+        astra_backup.document_key(text)
         restore.value_digest(text)
     except astra_backup.FormatError:
         return
