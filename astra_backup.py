@@ -4582,16 +4582,21 @@ Samples = dict[str, dict[str, float]]
 
 def encode_metrics(samples: Samples) -> bytes:
     """Prometheus text."""
-    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.metrics_core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            for metric, meaning in METRICS.items():
+                family = GaugeMetricFamily(METRICS_PREFIX + metric, meaning)
+                for collection, value in samples.get(metric, {}).items():
+                    family.add_sample(family.name, {"collection": collection} if collection else {}, value)
+                if family.samples:
+                    yield family
 
     registry = CollectorRegistry()
-    for metric, meaning in METRICS.items():
-        if not (values := samples.get(metric)):
-            continue
-        labels = ["collection"] if any(values) else []
-        gauge = Gauge(METRICS_PREFIX + metric, meaning, labels, registry=registry)
-        for collection, value in values.items():
-            (gauge.labels(collection) if labels else gauge).set(value)
+    registry.register(Families())
     return generate_latest(registry)
 
 

@@ -402,6 +402,20 @@ def test_metrics_keep_what_a_failing_run_cannot_know(tmp_path: Path) -> None:
     assert b"collection=" not in astra_backup.encode_metrics(first | {"documents": {}})
 
 
+@pytest.mark.cold
+def test_metrics_of_other_processes_are_not_ours(source: DataApiEmulator, cli: Cli, tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR set, as beside a web service, the file is the same and no other is written."""
+    fill(source, "docs", ['{"_id":1}'])
+    for name in ("there", "missing"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        path = tmp_path / f"{name}.prom"
+        result = cli.backup(source, "--metrics-file", path, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / name))
+        assert result.code == 0, result.err
+        assert 'astra_backup_documents{collection="docs"} 1.0' in path.read_text()
+    assert list((tmp_path / "there").iterdir()) == []
+    assert not (tmp_path / "missing").exists()
+
+
 def test_an_old_metrics_file_that_cannot_be_parsed_is_a_warning(source: DataApiEmulator, cli: Cli) -> None:
     """Lines of the old file that are no metrics are dropped with a warning; what else it says stays."""
     fill(source, "docs", 3)
