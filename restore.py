@@ -555,18 +555,17 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
         warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
-    has_sums = not is_old or CHECKSUMS_NAME in snapshot.sizes
-    if has_sums:
+    if not is_old:
         _check_sums(snapshot, good)
     report.stage({record.name: record.document_count for record in good})
     checks = [RecordCheck(snapshot, record, manifest.types or (), report, looks_inside) for record in good]
     uncounted = _uncounted(snapshot)
     stats = in_threads(lambda check: check.run(is_counted=check.record.name not in uncounted), checks, workers)
-    found = {record.name: each for record, each in zip(good, stats, strict=True)}
+    found = dict(zip([record.name for record in good], stats, strict=True))
     for record in manifest.collections:
         if record.name in uncounted and record.is_ok:
             record.document_count = found[record.name].document_count
-    if has_sums:
+    if not is_old:
         _check_totals(snapshot, manifest)
     for warning in warnings:
         report.warn(f"{snapshot.path}: {warning}.")
@@ -1589,14 +1588,17 @@ def plan_table(
             f"cannot come back as it was: {'; '.join(losses)}."
             " --allow-lossy-tables restores it nevertheless, --collection leaves it out."
         )
-    types_in_use = [options["columns"], *planned.types.values()]
-    scalars = {kind for fields in types_in_use for of in fields.values() for kind in scalar_types(of)}
-    if "decimal" in scalars:
-        planned.notes.append("decimals lose their scale (1.10 becomes 1.1)")
-    if scalars & {"float", "double", "vector"}:
-        planned.notes.append("-0.0 becomes 0.0")
+    planned.notes += _spelt_anew(planned)
     planned.notes.append(ALWAYS_LOST)
     return planned
+
+
+def _spelt_anew(planned: PlannedTable) -> list[str]:
+    """Which values of a table come back equal, but spelt in another way."""
+    types_in_use = [planned.options["columns"], *planned.types.values()]
+    scalars = {kind for fields in types_in_use for of in fields.values() for kind in scalar_types(of)}
+    notes = ["decimals lose their scale (1.10 becomes 1.1)"] if "decimal" in scalars else []
+    return notes + (["-0.0 becomes 0.0"] if scalars & {"float", "double", "vector"} else [])
 
 
 def _adapt_columns(shape: TableShape, columns: dict[str, Any], choices: Choices) -> list[str]:
@@ -3143,7 +3145,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     dry_run, as_json = options["dry_run"], options["as_json"]
     if not dry_run:
         run = dataclasses.replace(run, journal=open_journal(run, options))
-    journal, target = run.journal, run.api.target
+    journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("%s is not there or empty: nothing to go on with. Had the restore ended?", journal.path)
         if ended := find_ended(run):
@@ -3159,15 +3161,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     rows = [planned.describe() for planned in plan]
     log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     if dry_run:
-        source = run.verified.manifest.source
-        fields = {
-            "snapshot": str(run.verified.snapshot.path),
-            "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
-            "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
-            "plan": rows,
-        }
-        text = "\n".join([f"{route_text(run)}:", *rows])
-        return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
+        return _print_plan(run, rows, as_json=as_json)
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan, options)
@@ -3487,6 +3481,18 @@ def _print_either(as_json: bool, status: str, code: RestoreExit, fields: dict[st
     """Print the result as a JSON object or for a person. Returns the exit code."""
     print_result(json.dumps({"status": status, "exit_code": int(code), **fields}) if as_json else text)
     return code
+
+
+def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreExit:
+    source, target = run.verified.manifest.source, run.api.target
+    fields = {
+        "snapshot": str(run.verified.snapshot.path),
+        "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
+        "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
+        "plan": rows,
+    }
+    text = "\n".join([f"{route_text(run)}:", *rows])
+    return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
