@@ -124,7 +124,6 @@ BARS_MARGIN_LINES, BARS_MARGIN_COLUMNS = 3, 2  # a "^C" must not wrap: the bars 
 MANIFESTS_AT_ONCE = 8  # beginnings of zips that are read from Box at once
 PING_LINES = 20  # log lines in a ping's body
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_GRACE_S = 8.0  # a stopped run ends within 10 seconds
 SIDE_QUESTION_BUDGET_S = 5.0  # patience with what a backup can do without: estimates, tables, other keyspaces
 LAST_IN_BOX_S = 60.0  # how long the last snapshot is looked for in Box: a run waits for it
@@ -5559,8 +5558,8 @@ _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatab
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@option(WHAT, "--collection NAME", "This collection only. Repeatable.", dest="collections", multiple=True)
-@option(WHAT, "--exclude NAME", "Leave this collection out. Repeatable.", multiple=True)
+@option(WHAT, "--collection NAME", "Only this collection or table. Repeatable.", dest="collections", multiple=True)
+@option(WHAT, "--exclude NAME", "Leave this collection or table out. Repeatable.", multiple=True)
 @option(WHAT, "--check", "Back up nothing: test credentials, rights, disk, sizes.", is_flag=True)
 @box_option
 @option(WHERE, "--compress/--no-compress", "Whether to gzip the data files.", default=True)
@@ -5571,7 +5570,7 @@ _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatab
 @option(OUTPUT, "--metrics-file FILE", "Write metrics for Prometheus.", "BACKUP_METRICS_FILE", type=FILE)
 @version_option
 def main(**options: Any) -> int:
-    """Back up every collection of one keyspace, vectors and ids included, to a directory and to Box.
+    """Back up one keyspace, its collections and tables, vectors and ids included, to a directory and to Box.
 
     The token comes from ASTRA_DB_APPLICATION_TOKEN, or from the file named by ASTRA_DB_APPLICATION_TOKEN_FILE.
     `.env` in the working directory is read; environment variables override it. In brackets below: an option's
