@@ -235,6 +235,11 @@ class WarmCli(Cli):
             raise
 
 
+def warm_cli(tmp_path_factory: pytest.TempPathFactory, name: str) -> Cli:
+    """The scripts for what several tests share, which `cli` is not for."""
+    return WarmCli(tmp_path_factory.mktemp(name))
+
+
 @functools.cache
 def secret_forms() -> tuple[str, ...]:
     """The ways in which a secret could leak: as it is, in a URL, in JSON, in base64, alone or inside something else."""
@@ -298,7 +303,7 @@ def origin() -> Iterator[DataApiEmulator]:
 def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support import snapshot_of
 
-    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
+    return snapshot_of(origin, warm_cli(tmp_path_factory, "origin"))
 
 
 @pytest.fixture

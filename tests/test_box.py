@@ -21,7 +21,7 @@ import pytest
 
 from astra_backup import Exit
 from restore import RestoreExit
-from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in, load_catalog
+from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in, load_catalog, warm_cli
 from tests.emulators.box import LOGIN, MIB, BoxEmulator, File
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import connect, fill, same_documents, wait_for, writes
@@ -291,7 +291,7 @@ def pad(snapshot: Path, size: int) -> None:
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     """The snapshots, made by a backup, and their zips, as an upload that meets no trouble leaves them in Box."""
-    cli = Cli(tmp_path_factory.mktemp("kept"))
+    cli = warm_cli(tmp_path_factory, "kept")
     found = Kept(cli.backups)
     with DataApiEmulator(token=TOKEN) as source, BoxEmulator(client_secret=BOX_SECRET) as box:
         cli.with_box(box)

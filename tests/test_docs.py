@@ -18,7 +18,7 @@ import pytest
 
 import astra_backup
 from tests import demo, docs
-from tests.conftest import BOX_SECRET, TOKEN, Cli, load_catalog
+from tests.conftest import BOX_SECRET, TOKEN, Cli, load_catalog, warm_cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import snapshot_of
@@ -249,7 +249,7 @@ COMMANDS = list(
 @pytest.fixture(scope="module")
 def _published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataApiEmulator, BoxEmulator, Cli]]:
     """A database, its snapshot 20260616_085246 in a directory and in Box."""
-    cli = Cli(tmp_path_factory.mktemp("published"))
+    cli = warm_cli(tmp_path_factory, "published")
     with DataApiEmulator(token=TOKEN) as emulator, BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as box:
         load_catalog(emulator)
         cli.with_box(box)

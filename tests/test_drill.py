@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli, warm_cli
 from tests.emulators.data_api import DataApiEmulator, Reply, Request
 from tests.support import (
     EXTRA,
@@ -39,7 +39,7 @@ def _vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataApi
         fill(emulator, "points", VECTORS, VECTOR3)
         fill(emulator, "docs", FEW)
         fill(emulator, "nothing", [])
-        yield emulator, snapshot_of(emulator, Cli(tmp_path_factory.mktemp("vectors")))
+        yield emulator, snapshot_of(emulator, warm_cli(tmp_path_factory, "vectors"))
 
 
 @pytest.fixture

@@ -729,6 +729,8 @@ class HostileHandler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if b'"findCollections"' in body[:30]:
             answer(self, b'{"status":{"collections":%b}}' % self.server.collections)
+        elif b'"listTables"' in body[:30]:
+            answer(self, b'{"status":{"tables":[]}}')
         elif b'"estimatedDocumentCount"' in body[:40]:
             answer(self, b'{"status":{"count":1}}')
         else:

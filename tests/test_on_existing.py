@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli, warm_cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
     CHANGED,
@@ -68,7 +68,7 @@ def _six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with DataApiEmulator(token=TOKEN) as emulator:
         for name in NAMES:
             fill(emulator, name, FEW)
-        yield snapshot_of(emulator, Cli(tmp_path_factory.mktemp("six")))
+        yield snapshot_of(emulator, warm_cli(tmp_path_factory, "six"))
 
 
 @pytest.mark.parametrize("is_renamed", [False, True], ids=["", "renamed"])

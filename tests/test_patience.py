@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, assert_no_secret_in
+from tests.conftest import KEYSPACE, ROOT, TOKEN, assert_no_secret_in, warm_cli
 from tests.emulators.data_api import DataApiEmulator, parse
 from tests.sabotage import SabotagedCli
 from tests.support import NOBODY, needs_root, same_documents, snapshot_of, writes
@@ -71,7 +71,7 @@ def origin() -> Iterator[DataApiEmulator]:
 
 @pytest.fixture(scope="module")
 def _made(origin: DataApiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return snapshot_of(origin, Cli(tmp_path_factory.mktemp("origin")))
+    return snapshot_of(origin, warm_cli(tmp_path_factory, "origin"))
 
 
 @pytest.fixture

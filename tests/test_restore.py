@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli, load_catalog
+from tests.conftest import KEYSPACE, TOKEN, Cli, load_catalog, warm_cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import OFF, assert_ends_in_time, fill, same_documents, snapshot_of, wait_for, writes
 
@@ -132,7 +132,7 @@ def test_random_documents_come_back_to_the_digit(
             ],
         )
         assert stored > 0
-        cli = Cli(tmp_path_factory.mktemp("random"))
+        cli = warm_cli(tmp_path_factory, "random")
         snapshot_of(source, cli)
         result = cli.restore(target)
         assert result.code == 0, result.err

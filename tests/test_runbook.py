@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, load_catalog
+from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, load_catalog, warm_cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
@@ -31,7 +31,7 @@ RUNBOOK_CODES = {"--compare --differences": 5, "--compare --keyspace": 5, "--com
 @pytest.fixture(scope="module")
 def _incident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataApiEmulator, BoxEmulator, Cli]]:
     """A database, its snapshot 20260616_085246 in the directory and in Box, and a directory like the repository's."""
-    cli = Cli(tmp_path_factory.mktemp("incident"))
+    cli = warm_cli(tmp_path_factory, "incident")
     with (
         DataApiEmulator(token=TOKEN) as emulator,
         BoxEmulator(retry_after="0", client_secret=BOX_SECRET) as box,

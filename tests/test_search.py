@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli, warm_cli
 from tests.emulators.data_api import NVIDIA_RERANKER, DataApiEmulator
 from tests.support import (
     DOCS,
@@ -37,7 +37,7 @@ def _lexical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataApi
     with DataApiEmulator(token=TOKEN, astra=True) as emulator:
         fill(emulator, "words", [*TEXTS, '{"_id":"none","$lexical":null}', '{"_id":"bare"}'], LEXICAL_ON)
         fill(emulator, "plain", OTHER, OFF)
-        yield emulator, snapshot_of(emulator, Cli(tmp_path_factory.mktemp("lexical")))
+        yield emulator, snapshot_of(emulator, warm_cli(tmp_path_factory, "lexical"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOKEN, Cli
+from tests.conftest import TOKEN, Cli, warm_cli
 from tests.emulators.data_api import DataApiEmulator, embed
 from tests.support import (
     DENY,
@@ -36,7 +36,7 @@ def _shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with DataApiEmulator(token=TOKEN) as emulator:
         fill(emulator, "docs", [*DOCS, *SHOWN], {**DENY, "vector": {"dimension": 3, "metric": "cosine"}})
         fill(emulator, "other", ['{"_id":"only here"}', '{"_id":"a b","in":"other"}'])
-        return snapshot_of(emulator, Cli(tmp_path_factory.mktemp("shown")))
+        return snapshot_of(emulator, warm_cli(tmp_path_factory, "shown"))
 
 
 @pytest.fixture

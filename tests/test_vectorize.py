@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import KEYSPACE, TOKEN, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli, warm_cli
 from tests.emulators.data_api import DataApiEmulator, embed
 from tests.support import (
     OFF,
@@ -45,7 +45,7 @@ def _embedding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DataA
     with DataApiEmulator(token=TOKEN, vectorize=True) as emulator:
         fill(emulator, "embedded", [*LOSSLESS, *PAIRED], EMBEDDED)
         fill(emulator, "plain", OTHER)
-        yield emulator, snapshot_of(emulator, Cli(tmp_path_factory.mktemp("embedding")))
+        yield emulator, snapshot_of(emulator, warm_cli(tmp_path_factory, "embedding"))
 
 
 @pytest.fixture
