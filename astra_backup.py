@@ -4179,13 +4179,13 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
     Only what both were asked for is compared; 100 switches the alarm off. A collection that vanished is one of those.
     """
     chosen = new.selection or Selection()
-    found = {record.name: record for record in new.records}
+    found = {(type(record), record.name): record for record in new.records}
     sentences = []
     for before in old.records if max_percent < 100 else []:
         name = before.name
         if name in chosen.exclude or (chosen.collections and name not in chosen.collections):
             continue
-        now = found.get(name)
+        now = found.get((type(before), name))
         if now is None:
             kind = "table" if isinstance(before, TableRecord) else "collection"
             sentences.append(f"{name}: the {kind} is gone; it had {plural(before.document_count, noun_of(before))}")
@@ -4439,7 +4439,7 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
     names = sorted(path.name for path in output_dir.iterdir() if parse_snapshot_name(path.name))
     names = names[: names.index(newest) + 1]
     oldest = next((number for number, name in enumerate(names) if name.endswith(INCOMPLETE_SUFFIX)), len(names))
-    newer: dict[str, list[tuple[Path, AnyRecord]]] = {}
+    newer: dict[tuple[type, str], list[tuple[Path, AnyRecord]]] = {}
     for name in reversed(names[oldest:]):
         directory = output_dir / name
         manifest = _own_manifest(directory, scope)
@@ -4449,7 +4449,7 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
             yield name
             continue
         for record in good:
-            newer.setdefault(record.name, []).append((directory, record))
+            newer.setdefault((type(record), record.name), []).append((directory, record))
 
 
 def _own_manifest(directory: Path, scope: Scope) -> Manifest | None:
@@ -4471,12 +4471,12 @@ def _is_at_rest(directory: Path, good: list[AnyRecord]) -> bool:
 
 def _is_held(
     record: AnyRecord,
-    newer: dict[str, list[tuple[Path, AnyRecord]]],
+    newer: dict[tuple[type, str], list[tuple[Path, AnyRecord]]],
     max_shrink_percent: float,
     newest: str,
 ) -> bool:
     """Whether a newer snapshot holds a collection too, no less of it, in a file that is as it was written."""
-    for directory, other in newer.get(record.name, []):
+    for directory, other in newer.get((type(record), record.name), []):
         if _losses(record, other, max_shrink_percent):
             continue
         with contextlib.suppress(OSError):
@@ -4997,7 +4997,18 @@ class TableBackup(CollectionBackup):
 
     def __init__(self, run: BackupRun, record: TableRecord, path: Path, types: dict[str, msgspec.Raw]) -> None:
         super().__init__(run, record, path)
-        self._types = types
+        self._types = types.copy()
+
+    @property
+    def used_types(self) -> dict[str, msgspec.Raw]:
+        """The user-defined types of its columns, as they were throughout its scan."""
+        return {name: self._types[name] for name in sorted(self.record.shape().type_names())}
+
+    def fail_for(self, altered: str) -> None:
+        """Fail, as a type was altered after this table was read: a snapshot has one definition of each."""
+        self._fail(BackupError(f"{self.record.name}: its type {altered} was altered meanwhile.", "Run again."))
+        self.record.data_file = self.record.content_digest = self.record.data_sha256 = None
+        self.record.data_size_bytes, self.record.document_count = None, 0
 
     def _source(self) -> Readable:
         name, shape = self.record.name, self.record.shape()
@@ -5014,6 +5025,17 @@ class TableBackup(CollectionBackup):
         if any(info.name == name for info in found):
             (self.record.indexes,) = self._requests.map(api.describe_indexes, [name])
         return {info.name: info.definition for info in found}
+
+    def _was_recreated(self) -> bool:
+        return self._were_types_altered() | super()._was_recreated()
+
+    def _were_types_altered(self) -> bool:
+        """Whether a type of its columns has another definition than before the scan."""
+        used = self.used_types
+        (now,) = self._requests.map(DataApi.describe_types, [self._requests.api] if used else []) or [used]
+        altered = {name: now[name] for name in used if name in now and not _is_same_json(now[name], used[name])}
+        self._types |= now
+        return bool(altered)
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
@@ -5111,6 +5133,11 @@ class Contents:
         """Collections and tables; a keyspace has no two of one name."""
         return {info.name for info in self.collections} | {info.name for info in self.tables}
 
+    @property
+    def doubles(self) -> set[str]:
+        """Names that are in both lists."""
+        return {info.name for info in self.collections} & {info.name for info in self.tables}
+
     def __str__(self) -> str:
         text = plural(len(self.collections), "collection")
         return f"{text} and {plural(len(self.tables), 'table')}" if self.tables else text
@@ -5118,18 +5145,31 @@ class Contents:
 
 def list_keyspace(api: DataApi, report: Report) -> Contents:
     """All that is in the keyspace. Raises RequestError where not even the collections can be listed."""
-    found = Contents(list_collections(api), [])
-    try:
-        found.tables = api.describe_tables()
-    except RequestError as error:  # whoever refuses it, or answers something else, has no tables; who fails may have
-        found.lacks_tables = error.retryable and not error.unexpected
-        found.warning = f"could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}"
+    found = _list_keyspace(api)
+    if found.doubles:  # one became the other between the two lists
+        found = _list_keyspace(api)
+    if doubles := found.doubles:
+        raise BackupError(
+            f"The server lists {', '.join(sorted(doubles))} as a collection and as a table.",
+            "Was it dropped and made again meanwhile? Run again.",
+        )
+    if found.warning:
         report.warn(found.warning[0].upper() + found.warning[1:])
     if any(b'"userDefined"' in bytes(info.definition) for info in found.tables):
         try:
             found.types = api.describe_types()
         except RequestError as error:  # the tables that use one fail, and say so
             log.warning("%s", error.message)
+    return found
+
+
+def _list_keyspace(api: DataApi) -> Contents:
+    found = Contents(list_collections(api), [])
+    try:
+        found.tables = api.describe_tables()
+    except RequestError as error:  # one that is refused is warned of; where a server fails, there may be tables
+        found.lacks_tables = error.retryable
+        found.warning = f"could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}"
     return found
 
 
@@ -5174,22 +5214,29 @@ def _run_records(
     for record, estimate in zip(collections, estimates, strict=True):
         record.estimated_document_count = estimate
     jobs = [CollectionBackup(run, record, next(paths)) for record in collections]
-    jobs += [TableBackup(run, record, next(paths), selected.types) for record in tables]
-    jobs.sort(key=lambda job: -(job.record.estimated_document_count or 0))
+    table_jobs = [TableBackup(run, record, next(paths), selected.types) for record in tables]
+    jobs = sorted([*jobs, *table_jobs], key=lambda job: -(job.record.estimated_document_count or 0))
     run.report.stage({job.record.name: job.record.estimated_document_count for job in jobs})
     pool = ThreadPoolExecutor(max(1, min(plan.workers, len(jobs))))  # they wait for the threads of the requests
     try:
         await_all([pool.submit(job.run) for job in jobs])
+        selected.types = _merge_types(table_jobs)
         return collections, tables
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         run.requests.close()
 
 
-def _used_types(tables: list[TableRecord], types: dict[str, msgspec.Raw]) -> list[msgspec.Raw]:
-    """The user-defined types of the tables that are good."""
-    used = {name for table in tables if table.is_ok for name in table.shape().type_names()}
-    return [text for name, text in types.items() if name in used]
+def _merge_types(jobs: list[TableBackup]) -> dict[str, msgspec.Raw]:
+    """The user-defined types of the tables that are good; who was read with another definition of one fails."""
+    types: dict[str, msgspec.Raw] = {}
+    for job in sorted(jobs, key=lambda job: job.record.finished_at_utc or "", reverse=True):
+        used = job.used_types if job.record.is_ok else {}
+        if altered := next((name for name in used if not _is_same_json(types.get(name, used[name]), used[name])), None):
+            job.fail_for(altered)
+        else:
+            types = used | types
+    return types
 
 
 def _make_manifest(
@@ -5212,7 +5259,7 @@ def _make_manifest(
         totals=Totals.of(collections, tables),
         collections=collections,
         tables=tables or msgspec.UNSET,
-        types=_used_types(tables, selected.types) if tables else msgspec.UNSET,
+        types=list(selected.types.values()) if tables else msgspec.UNSET,
     )
 
 

@@ -85,6 +85,11 @@ def box() -> Iterator[BoxEmulator]:
     assert emulator.errors == []
 
 
+for _number, _action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # under nohup, or in the background: what is started inherits it
+        signal.signal(_number, _action)
+
+
 @dataclass
 class Result:
     """What a command did."""

@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import KEYSPACE, TOKEN, Cli
-from tests.emulators.data_api import DataApiEmulator
+from tests.emulators.data_api import DataApiEmulator, Reply, Request
 from tests.emulators.tables import EVERY_TYPE
 from tests.support import WRITES, Api, fill, manifest_of, snapshot_of, wait_for
 
@@ -684,3 +685,96 @@ def test_a_forged_row_is_refused(source: DataApiEmulator, target: DataApiEmulato
     assert result.code == 3, result.err
     assert "Traceback" not in result.err
     assert sent(target) == []
+
+
+# ---------------------------------------------------------------------------------- what changes while a backup runs
+
+
+def before(emulator: DataApiEmulator, command: str, act: Callable[[], object]) -> None:
+    """Do something before the first request of a command is answered."""
+    reply_to, acts = emulator.reply_to, iter([act])
+
+    def reply(request: Request) -> Reply:
+        if f'"{command}"'.encode() in request.body[:60]:
+            next(acts, lambda: None)()
+        return reply_to(request)
+
+    emulator.reply_to = reply  # type: ignore[method-assign]
+
+
+def alter_type(emulator: DataApiEmulator, name: str, fields: dict[str, str], table: str) -> None:
+    """What ALTER TYPE does to a type and to the table that uses it."""
+    with emulator.database.lock:
+        emulator.tables.create_type(KEYSPACE, name, fields)
+        made = emulator.tables.schema(KEYSPACE).types[name]
+        altered = emulator.tables.table(KEYSPACE, table)
+        columns = altered.columns.values()
+        altered.define([replace(of, type=made) if of.type.udt == name else of for of in columns])
+
+
+def test_a_type_that_is_altered_meanwhile_is_read_again(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """A field that is added while a table is read is in the snapshot's type, or the rows could not be restored."""
+    source.tables.create_type(KEYSPACE, "address", {"street": "text"})
+    for table in ("t", "other"):
+        source.tables.create(KEYSPACE, table, {"id": "int", "u": "address"}, ["id"])
+        for number in range(60):
+            source.tables.put(KEYSPACE, table, {"id": number, "u": {"street": "s"}})
+
+    def act() -> None:
+        for table in ("t", "other"):
+            alter_type(source, "address", {"street": "text", "took": "duration"}, table)
+            source.tables.put(KEYSPACE, table, {"id": 5000, "u": {"street": "x", "took": "1h"}})
+
+    before(source, "find", act)
+    snapshot = snapshot_of(source, cli)
+    (found,) = manifest_of(snapshot)["types"]
+    assert set(found["definition"]["fields"]) == {"street", "took"}
+    assert cli.restore(target, snapshot).code == 0
+    for table in ("t", "other"):
+        same_rows(source.tables.rows(KEYSPACE, table), target.tables.rows(KEYSPACE, table))
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_name_is_never_in_a_snapshot_twice(source: DataApiEmulator, cli: Cli, stays: bool) -> None:
+    """A collection that becomes a table between the two lists is looked at again; a manifest names nothing twice."""
+    fill(source, "docs", 3)
+    fill(source, "other", 3)
+
+    def act() -> None:
+        if not stays:
+            with source.database.lock:
+                source.database.keyspaces[KEYSPACE].pop("docs")
+        source.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
+
+    before(source, "listTables", act)
+    result = cli.backup(source)
+    assert result.code == stays
+    if stays:
+        assert "docs as a collection and as a table" in result.err
+        return
+    manifest = manifest_of(cli.snapshots()[0])
+    assert [record["name"] for record in manifest["collections"]] == ["other"]
+    assert [record["name"] for record in manifest["tables"]] == ["docs"]
+    assert cli.restore(source, "--verify-only").code == 0
+
+
+def test_a_collection_is_no_copy_of_a_table(source: DataApiEmulator, cli: Cli) -> None:
+    """A table that is gone has shrunk, and its last copy stays, though a collection has its name now."""
+    fill(source, "docs", 3)
+    fill(source, "bad", 3)
+    source.tables.create(KEYSPACE, "t", {"id": "int"}, ["id"])
+    source.tables.fill(KEYSPACE, "t", 50)
+    source.faults = [{"action": "error", "status": 403, "command": "find", "collection": "bad", "times": None}]
+    assert cli.backup(source).code == 2
+    (only_copy,) = cli.snapshots()
+    source.faults = []
+    assert cli.backup(source, "--exclude", "bad").code == 0
+    source.tables.drop(KEYSPACE, "t")
+    fill(source, "t", 60)
+    shrunk = cli.backup(source, "--exclude", "bad")
+    assert shrunk.code == 5
+    assert "t: the table is gone; it had 50 rows" in shrunk.err
+    assert cli.backup(source).code == 0
+    assert only_copy in cli.snapshots()
