@@ -4335,7 +4335,7 @@ def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bo
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def print_list(found: Iterable[Stored], *, as_json: bool) -> int:
+def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str = "There are no snapshots.") -> int:
     """Print a list of snapshots, newest first: source, time (the name), documents, size, status. Returns 0."""
     rows = [one.row() for one in sorted(found, key=lambda one: (one.name[:15], one.place), reverse=True)]
     if as_json:
@@ -4350,7 +4350,7 @@ def print_list(found: Iterable[Stored], *, as_json: bool) -> int:
         documents, size = f"{row['documents']:>12,} documents", f"{size_text(row['size_bytes']):>10}"
         print_result(f"{row['name']:<28} {place}{row['status']:<11} {documents} {size}{source}{mark}")
     if not rows:
-        log.warning("There are no snapshots.")
+        log.warning("%s", otherwise)
     return Exit.OK
 
 
@@ -5108,8 +5108,8 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
                 names = ", ".join(user_keyspaces(api))
-                wanted = api.target.keyspace
-                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE). There is: {names}."
+                wanted, create = api.target.keyspace, ", or create it first" * (api.allowed != READ_COMMANDS)
+                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE){create}. There is: {names}."
         raise
 
 

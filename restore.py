@@ -1184,7 +1184,8 @@ def select_records(verified: Verified, choices: Choices) -> list[AnyRecord]:
     selected = [record for record in good if not choices.collections or record.name in choices.collections]
     if unused := sorted(choices.renames.keys() - {record.name for record in selected}):
         raise BackupError(
-            f"--rename names what is not restored: {', '.join(unused)}.", "Check --rename and --collection."
+            f"--rename names what is not restored: {', '.join(unused)}.",
+            f"Check --rename and --collection. The snapshot has: {', '.join(sorted(names)) or 'nothing'}.",
         )
     targets = [choices.target_name(record.name) for record in selected]
     if len(set(targets)) != len(targets):
@@ -3309,7 +3310,8 @@ def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
     with differences_file(options["differences"]) as file:
         outcomes = compare_target(run, file)
     duration_s = time.monotonic() - started
-    return _print_outcomes(run, outcomes, exit_code(outcomes), duration_s, as_json=options["as_json"])
+    as_json = options["as_json"]
+    return _print_outcomes(run, outcomes, exit_code(outcomes), duration_s, as_json=as_json, did_write=False)
 
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
@@ -3468,7 +3470,8 @@ def list_snapshots(options: dict[str, Any]) -> int:
         found = list(list_here(options["output_dir"], read_any))
     sources = options["sources"]
     wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
-    return print_list(wanted, as_json=options["as_json"])
+    otherwise = f"No snapshot is of {' and '.join(sources)}." if found else "There are no snapshots."
+    return print_list(wanted, as_json=options["as_json"], otherwise=otherwise)
 
 
 def read_any(path: Path) -> tuple[Manifest, int]:
@@ -3515,7 +3518,13 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
 
 
 def _print_outcomes(
-    run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, duration_s: float, *, as_json: bool
+    run: RestoreRun,
+    outcomes: list[Outcome],
+    code: RestoreExit,
+    duration_s: float,
+    *,
+    as_json: bool,
+    did_write: bool = True,
 ) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in outcomes]
     fields = {
@@ -3531,8 +3540,9 @@ def _print_outcomes(
     verdict = "; ".join(problems) or "compared with the snapshot: equal"
     tables = sum(outcome.planned.is_table for outcome in outcomes)
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
-    inserted = f"{sums['inserted']:,} documents and rows" if tables else plural(sums["inserted"], "document")
-    done = counts_text(inserted, sums["inserted"], more)
+    count = sums["inserted"] if did_write else sum(row["documents"] for row in rows)
+    counted = f"{count:,} documents and rows" if tables else plural(count, "document")
+    done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
     return _print_either(as_json, code.name.lower(), code, fields, text)
 

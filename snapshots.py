@@ -569,7 +569,8 @@ def _status_line(row: dict[str, Any]) -> str:
         return f"{mark} {row['place']:<7} no complete snapshot{source}"
     minutes = row["age_seconds"] // 60
     age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
-    text = f"{age} old, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    limit = "" if row["ok"] else " (more than --max-age)"
+    text = f"{age} old{limit}, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
     text += f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
     line = f"{mark} {row['place']:<7} {row['name']}: {text}{source}"
     return "\n".join([line, *(f"! shrunk  {shrink}" for shrink in row["shrinks"])])
@@ -577,6 +578,8 @@ def _status_line(row: dict[str, Any]) -> str:
 
 def run_upload(name: str, options: dict[str, Any]) -> int:
     """Bring a snapshot that exists to Box, as the backup would have. Returns the exit code."""
+    if Path(name).name != name and Path(name).parent.resolve() == options["output_dir"].resolve():
+        name = Path(name).name  # as a backup prints it
     directory = options["output_dir"] / name
     source = click.get_current_context().get_parameter_source("to_box")
     if source is ParameterSource.COMMANDLINE and not options["to_box"]:  # BACKUP_BOX=false is of the backups

@@ -168,3 +168,12 @@ def test_a_silent_alteration_or_loss_is_found_and_named(
     (wrong,) = [name for name in by_id_of(DOCS) if stored.get(name) != by_id_of(DOCS)[name]]
     assert found == ("docs", "different" if action == "alter_document" else "missing", json.dumps(wrong))
     assert wrong in result.out
+
+
+def test_a_comparison_speaks_of_what_it_compared(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
+    """--compare says how many documents the snapshot has and that the target equals it; nothing was inserted."""
+    result = cli.restore(origin, kept, "--compare")
+    assert result.code == 0
+    assert f"{len(DOCS) + len(OTHER)} documents in the snapshot, " in result.out
+    assert "inserted" not in result.out
+    assert "compared with the snapshot: equal" in result.out

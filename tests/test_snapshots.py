@@ -515,3 +515,11 @@ def test_a_mistake_in_the_command_line_is_1(cli: Cli, arguments: list[str]) -> N
     if arguments:
         result = cli.stored(*arguments, "--json")
         assert (result.code, result.json["exit_code"]) == (1, 1)
+
+
+def test_a_list_of_another_source_says_so(source: DataApiEmulator, cli: Cli) -> None:
+    """Where no snapshot is of the source that was named, the list says that, and not that there is none."""
+    fill(source, "docs", 3)
+    cli.backup(source)
+    listed = cli.run("restore.py", "--list", "--source", "nowhere")
+    assert "No snapshot is of nowhere." in listed.err
