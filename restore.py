@@ -1627,6 +1627,7 @@ def _plan_indexes(planned: PlannedTable, existing: Existing) -> None:
     """Fill in the indexes to make, and what is to be said of those that are not made, or get another name."""
     record, target_name = planned.record, planned.target_name
     assert isinstance(record, TableRecord)
+    used = set[str]()
     for index in read_indexes(record.name, record.indexes):
         name, kind = str(index.get("name")), index.get("indexType", "regular")
         if kind not in INDEX_COMMANDS:
@@ -1635,9 +1636,19 @@ def _plan_indexes(planned: PlannedTable, existing: Existing) -> None:
         if (owner := existing.indexes.get(name, target_name)) != target_name:
             if target_name == record.name:
                 planned.conflicts.append(f"the table {owner} has an index {name} already: choose another keyspace.")
-            name = f"{target_name}_{name}"[:MAX_NAME_CHARS]
+            own_names = (each for each in _index_names(f"{target_name}_{name}") if each not in used)
+            name = next(each for each in own_names if existing.indexes.get(each, target_name) == target_name)
             planned.notes.append(f"the index {index['name']} is called {name}: its own name is taken")
+        used.add(name)
+        existing.indexes.setdefault(name, target_name)
         planned.indexes.append({"name": name, "definition": index["definition"], "indexType": kind})
+
+
+def _index_names(wanted: str) -> Iterator[str]:
+    """That name, and others like it, in an order that is always the same: a resumption finds the same free one."""
+    yield wanted[:MAX_NAME_CHARS]
+    for number in itertools.count(2):
+        yield f"{wanted[: MAX_NAME_CHARS - len(str(number)) - 1]}_{number}"
 
 
 def scalar_types(of: Any) -> Iterator[str]:

@@ -445,6 +445,30 @@ def test_a_rename_into_the_same_keyspace(source: DataApiEmulator, cli: Cli) -> N
     assert indexes_of(source, "copy") == renamed
 
 
+def test_an_index_of_a_renamed_table_gets_a_free_name(source: DataApiEmulator, cli: Cli) -> None:
+    """Names that are taken, or that are one when they are cut, are not promised: the indexes are made, twice too."""
+    long = "x" * 46
+    source.tables.create(KEYSPACE, "t", {"id": "text", "a": "int", "b": "int", "c": "int"}, ["id"])
+    source.tables.create(KEYSPACE, "else", {"id": "text", "a": "int"}, ["id"])
+    api = Api(source)
+    for table, name, column in (
+        ("t", "ix", "a"),
+        ("t", f"{long}1", "b"),
+        ("t", f"{long}2", "c"),
+        ("else", "copy_ix", "a"),
+    ):
+        command = {"createIndex": {"name": name, "definition": {"column": column}}}
+        assert api(command, table) == {"status": {"ok": 1}}
+    snapshot = snapshot_of(source, cli)
+    options = ("--collection", "t", "--rename", "t=copy", "--yes")
+    for mode in ((), ("--on-existing", "overwrite"), ("--compare",)):
+        result = cli.restore(source, snapshot, *options, *mode)
+        assert result.code == 0, result.err
+        listed = api({"listIndexes": {"options": {"explain": True}}}, "copy")["status"]["indexes"]
+        assert {index["definition"]["column"] for index in listed} == {"a", "b", "c"}
+        assert len({index["name"] for index in listed}) == 3
+
+
 def test_an_index_name_of_another_table_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
     """The names of indexes are the keyspace's: one that another table has is exit 4 before anything is written."""
     small(source)
