@@ -2334,12 +2334,13 @@ def retry_requests(
         except RequestError as error:
             if not (attempt < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable):
                 raise
-            patience.hold(error.retry_after_s or 0.0)
+            asked_s = error.retry_after_s or 0.0
+            patience.hold(asked_s)
             left_s = min(patience.left_s, max_s())
             if left_s <= 0 or patience.held_s > left_s:
                 raise
             backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt - 1, 10)))  # noqa: S311
-            wait_s = max(patience.held_s, min(backoff_s, left_s))
+            wait_s = max(asked_s, patience.held_s, min(backoff_s, left_s))
             message = f"{error.message.rstrip('.')}."
             log.warning("%s Trying again in %.1f s.", message, wait_s, extra=about(collection))
             if on_retry:
