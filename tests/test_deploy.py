@@ -295,9 +295,10 @@ def test_what_goes_wrong_under_cron_is_printed(cli: Cli, source: DataApiEmulator
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_the_kubernetes_recipe_is_valid(version: str) -> None:
+@pytest.mark.parametrize("name", ["astra-backup", "astra-backup-indexed"])
+def test_the_kubernetes_recipe_is_valid(name: str, version: str) -> None:
     """Kubernetes' own schemas accept it, unknown fields refused, for the oldest and newest versions we name."""
-    for manifest in load_yaml("kubernetes/astra-backup.yaml"):
+    for manifest in load_yaml(f"kubernetes/{name}.yaml"):
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -343,7 +344,7 @@ def discovery_schemas(name: str) -> Any:
 
 def test_the_cloud_run_recipe_is_valid() -> None:
     """The schemas of Cloud Run and of Cloud Monitoring accept the job and the alert policy."""
-    for name in ("job", "prune-job"):
+    for name in ("job", "prune-job", "tasks-job", "prune-tasks-job"):
         (job,) = load_yaml(f"cloud-run/{name}.yaml")
         check_discovery(job, {"$ref": "Job"}, discovery_schemas("run.v1.json"), name)
     policy = load_json("cloud-run/alert-policy.json")
@@ -418,8 +419,9 @@ def test_the_azure_recipe_is_valid() -> None:
 
 def test_nothing_is_tried_again_where_exit_codes_cannot_be_told_apart() -> None:
     """A second attempt after a 5 would compare with the shrunk snapshot; so Cloud Run and Azure make one attempt."""
-    (job,) = load_yaml("cloud-run/job.yaml")
-    assert job["spec"]["template"]["spec"]["template"]["spec"]["maxRetries"] == 0
+    for name in ("job", "tasks-job"):
+        (job,) = load_yaml(f"cloud-run/{name}.yaml")
+        assert job["spec"]["template"]["spec"]["template"]["spec"]["maxRetries"] == 0
     (azure,) = load_yaml("azure/job.yaml")
     assert azure["properties"]["configuration"]["replicaRetryLimit"] == 0
 
