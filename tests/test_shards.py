@@ -75,7 +75,7 @@ RECIPES = recipes()
 
 
 class Shards:
-    """A database of two keyspaces, a Box folder for each shard, and a directory like the repository's or the image's."""
+    """A database of two keyspaces, a Box folder for each shard, and a directory like the repository's."""
 
     def __init__(self, cli: Cli, source: DataApiEmulator, box: BoxEmulator) -> None:
         self.cli, self.source, self.box = cli, source, box
@@ -122,11 +122,9 @@ class Shards:
     def run_recipe(self, recipe: Recipe, secrets: Path) -> None:
         """Run what a recipe's containers run, each with its number and the recipe's own variables."""
         files = {"ASTRA_DB_APPLICATION_TOKEN_FILE": secrets / "astra", "BOX_CLIENT_SECRET_FILE": secrets / "box"}
-        placeholders = {name for name, value in recipe.environ.items() if "YOUR_" in value or "DATABASE_ID" in value}
-        given = {
-            name: str(files.get(name, value)) for name, value in recipe.environ.items() if name not in placeholders
-        }
-        hidden = {name: "" for name in ("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET")}  # the files have to do
+        own = {name: value for name, value in recipe.environ.items() if not re.search("YOUR_|DATABASE_ID", value)}
+        given = {name: str(files.get(name, value)) for name, value in own.items()}
+        hidden = dict.fromkeys(("ASTRA_DB_APPLICATION_TOKEN", "BOX_CLIENT_SECRET"), "")  # the files have to do
         assert recipe.container["command"] == ["sh", "/shards/shards.sh"]
         self.run_all(*recipe.container["args"], variable=recipe.index_variable, environ=hidden | given)
 
@@ -221,14 +219,20 @@ def test_kubernetes_tries_a_shard_again_where_that_helps() -> None:
         assert job["template"]["spec"]["restartPolicy"] == "Never"  # backoffLimitPerIndex asks for it
 
 
-@pytest.mark.parametrize("recipe", [recipe for jobs in RECIPES.values() for recipe in jobs], ids=str)
-def test_what_is_mounted_is_there(recipe: Recipe) -> None:
-    """Each mount has a volume, and /shards one that holds shards.sh."""
-    assert {mount["name"] for mount in recipe.container["volumeMounts"]} == {
-        each["name"] for each in recipe.pod["volumes"]
-    }
-    (mount,) = [mount for mount in recipe.container["volumeMounts"] if mount["mountPath"] == "/shards"]
-    assert mount["name"] == "shards"
+@pytest.mark.parametrize("scheduler", RECIPES)
+def test_what_is_mounted_is_there(scheduler: str) -> None:
+    """Each mount has a volume, and that of /shards holds shards.sh, which the files' commands put there."""
+    made = (DEPLOY / "kubernetes" / "astra-backup-indexed.yaml").read_text()
+    assert "create configmap astra-shards --from-file=deploy/shards.sh\n" in made
+    made = (DEPLOY / "cloud-run" / "tasks-setup.sh").read_text()
+    assert "gcloud secrets versions add astra-shards --data-file deploy/shards.sh\n" in made
+    secret = {"secretName": "astra-shards", "items": [{"key": "latest", "path": "shards.sh"}]}
+    for recipe in RECIPES[scheduler]:
+        volumes = {volume["name"]: volume for volume in recipe.pod["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in recipe.container["volumeMounts"]}
+        assert set(mounts.values()) == set(volumes)
+        shards = volumes[mounts["/shards"]]
+        assert shards.get("configMap") == {"name": "astra-shards"} or shards.get("secret") == secret
 
 
 # ======================================================================================================================
@@ -303,9 +307,8 @@ def test_the_number_of_shards_is_what_the_largest_file_asks_for() -> None:
     kilobytes = figure(r"takes some ([\d.]+) kB for a document")
     text = re.search(r"largest file \(.*?\): (.*?)\. Computed", SCALE, re.DOTALL)
     assert text
-    limits = {
-        name: float(gb) for name, gb in re.findall(r"([A-Z]\w+(?: [A-Z]\w+)*) ([\d.]+)", " ".join(text[1].split()))
-    }
+    named = re.findall(r"([A-Z]\w+(?: [A-Z]\w+)*) ([\d.]+)", " ".join(text[1].split()))
+    limits = {name: float(gb) for name, gb in named}
     assert len(limits) == 7
     sizes = [millions * kilobytes for millions in (1, 10, 100)]
     table = {row[0]: row[1:] for row in rows(" | 1 million ")}
