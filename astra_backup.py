@@ -314,7 +314,7 @@ _floats_decoder = msgspec.json.Decoder(list[float])
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A number of at most 15 digits and a two-digit exponent always survives a 64-bit float; only others are looked at.
-_LONG_NUMBER = re.compile(rb"[-0-9](?:[0-9.]{15}|[0-9.]*[eE][+-]?[0-9]{3})")
+_LONG_NUMBER = re.compile(rb"[-0-9](?:[0-9.]{15}|[0-9.]*+[eE][+-]?[0-9]{3})")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]*)")
 _DATE = re.compile(rb"0|-?[1-9][0-9]*")
@@ -708,7 +708,6 @@ def decode_vector(array: bytes) -> bytes:
 def _plain_vector(vector: bytes) -> bytes:
     """The text of a vector that is no binary one: an array as it is, any typed value as a `wire` value."""
     if not vector.startswith(b"{"):
-        encode_value(vector)  # raises for an array of something else than numbers
         if b'"$' in vector or b"\\u0024" in vector:
             raise _lossy(vector[:40].decode(errors="replace"))
         return vector
