@@ -20,6 +20,14 @@ way.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends in its code, not in a traceback
+    for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, lambda number, _: os._exit(128 + number))
+
 import base64
 import bisect
 import contextlib
@@ -36,13 +44,11 @@ import itertools
 import json
 import logging
 import operator
-import os
 import random
 import re
 import resource
 import shlex
 import shutil
-import signal
 import ssl
 import stat
 import string
@@ -219,7 +225,7 @@ class ExitCode(IntEnum):
 class Exit(ExitCode):
     """Exit codes of `astra_backup.py`."""
 
-    OK = 0, "complete, and in Box unless `--no-box`"
+    OK = 0, "complete, and in Box unless `--no-box`; `--check`: all is well"
     FAILED = 1, "configuration, usage or connection: nothing useful was written"
     INCOMPLETE = 2, "one or more collections failed; the snapshot is `INCOMPLETE` and was not uploaded"
     UPLOAD_FAILED = 3, "the local snapshot is good and is kept, the Box upload failed"
@@ -697,7 +703,7 @@ def decode_vector(array: bytes) -> bytes:
         with numpy.errstate(over="ignore"):
             floats = numpy.array(_floats_decoder.decode(array), dtype="f8").astype("f4")
     except msgspec.DecodeError as error:
-        raise FormatError(f"a vector that is no array of floats: {error}") from error
+        raise FormatError(f"a vector that is not an array of floats: {error}") from error
     if not numpy.isfinite(floats).all():
         raise FormatError("a vector with a number beyond float32")
     if len(floats) and orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY) != array:
@@ -951,9 +957,9 @@ def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     except (ValueError, InvalidOperation, RecursionError) as error:
         raise FormatError(f"the definition of {name} cannot be read: {error}") from error
     if not isinstance(options, dict):
-        raise FormatError(f"the definition of {name} is no object")
+        raise FormatError(f"the definition of {name} is not an object")
     if not all(isinstance(options.get(part, {}), dict) for part in ("vector", "lexical")):
-        raise FormatError(f"the definition of {name} has a part that is no object")
+        raise FormatError(f"the definition of {name} has a part that is not an object")
     level: list[Any] = [options]
     for _ in range(MAX_DEFINITION_DEPTH):
         level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
@@ -2204,7 +2210,10 @@ class DataApi:
                 if self.stop.is_set():
                     raise BackupError("stopped")
         if response.status_code != 200:
-            raise _status_error(response.status_code, response.headers.get("retry-after"), body)
+            error = _status_error(response.status_code, response.headers.get("retry-after"), body)
+            if response.status_code == 401 and self.target.environment == "prod":
+                error.hint += _token_hint(self.target.token)
+            raise error
         return body
 
 
@@ -2275,10 +2284,20 @@ def read_page(reply: Reply, source: Readable) -> Page:
         raise _unexpected_reply(f"a document without an id that can be read: {error}") from error
 
 
+# A placeholder of a document (DATABASE_ID, <id>, …), and a path where none belongs: behind Astra's own names, or one
+# that is appended anyway. A domain of one's own may have another one.
+_NOT_AN_ASTRA_ENDPOINT = re.compile(r"DATABASE_ID|[<>…?#]|\.\.|datastax\.com(:\d+)?/.|/api/json|/v1$", re.IGNORECASE)
+
+
 def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     """The URL before the keyspace, and the headers: astrapy knows the environments and how each takes its token."""
     import astrapy
-    from astrapy.admin.endpoints import parse_api_endpoint, parse_generic_api_url
+    from astrapy.admin.endpoints import (
+        api_endpoint_description,
+        generic_api_url_descriptor,
+        parse_api_endpoint,
+        parse_generic_api_url,
+    )
     from astrapy.api_options import APIOptions, SerdesOptions
     from astrapy.constants import Environment
 
@@ -2289,14 +2308,16 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
         api_options=APIOptions(serdes_options=SerdesOptions(**SERDES_OPTIONS)),
     ).api_options
     if target.environment in Environment.astra_db_values:
-        parsed = parse_api_endpoint(target.api_endpoint)
+        parsed, form = parse_api_endpoint(target.api_endpoint), api_endpoint_description
         is_ours = parsed is None or parsed.environment == target.environment  # None: a domain of one's own
+        is_ours = is_ours and not _NOT_AN_ASTRA_ENDPOINT.search(target.api_endpoint)
     else:
-        is_ours = parse_generic_api_url(target.api_endpoint) is not None
+        is_ours, form = parse_generic_api_url(target.api_endpoint) is not None, generic_api_url_descriptor
     if not is_ours:
         raise BackupError(
-            f"{target.api_endpoint} is no endpoint of the environment {target.environment!r}.",
-            "Check --api-endpoint (ASTRA_DB_API_ENDPOINT) and --environment (ASTRA_DB_ENVIRONMENT).",
+            f"{target.api_endpoint} is not an endpoint of the environment {target.environment!r}.",
+            f"It has the form {form}, without a path."
+            " Check --api-endpoint (ASTRA_DB_API_ENDPOINT) and --environment (ASTRA_DB_ENVIRONMENT).",
         )
     paths = (options.data_api_url_options.api_path, options.data_api_url_options.api_version)
     base_url = "/".join([target.api_endpoint.rstrip("/"), *(p.strip("/") for p in paths if p and p.strip("/"))])
@@ -2416,7 +2437,7 @@ def _status_error(status: int, retry_after: str | None, body: bytearray) -> Requ
         407: f"The proxy wants a user and a password, or others. HTTP_PROXY (ALL_PROXY): {PROXY_HINT}",
         413: "A request was too large for the server.",
         **dict.fromkeys(
-            range(300, 400), "A redirect is no Data API: check --api-endpoint, and any proxy or sign-in page."
+            range(300, 400), "A redirect is not the Data API: check --api-endpoint, and any proxy or sign-in page."
         ),
     }
     retry_after_s = _retry_after_s(retry_after)
@@ -2428,6 +2449,13 @@ def _status_error(status: int, retry_after: str | None, body: bytearray) -> Requ
         retryable=status in (408, 425, 429) or status >= 500,
         retry_after_s=retry_after_s,
     )
+
+
+def _token_hint(token: str) -> str:
+    """What is odd about a token for Astra; nothing of it is told."""
+    if re.search(r"[\s'\"]", token):
+        return " There are quotes or spaces in it: copy it again without."
+    return "" if token.startswith("AstraCS:") else " It does not begin with AstraCS:, as tokens of Astra do."
 
 
 def _retry_after_s(header: str | None) -> float | None:
@@ -2802,6 +2830,7 @@ class CollectionScan:
         self._asked = 0  # requests on their way
         self._page_bytes = 0  # of the largest so far
         self._guess_until = 0.0
+        self._refusal = ""  # the error that the last guess met
         self._is_over = False
         self.is_whole = False
 
@@ -2817,7 +2846,7 @@ class CollectionScan:
             states = self._guess(kept, count) if count else []
             entered = [reader for reader in self._requests.map(self._enter, states) if reader]  # the barrier
             if states and not entered:
-                self._tell_serial("no guessed place could be entered")
+                self._tell_serial("the server did not accept any starting point")
             self._requests.repeat(self._advance, [ordinary, *entered])
             self._check_joined()
             self.is_whole = True
@@ -2860,7 +2889,7 @@ class CollectionScan:
             or not found.keys
             or found.keys[: len(calibration.behind)] != calibration.behind[: len(found.keys)]
         ):
-            self._tell_serial("a page state that was made for a known place did not lead there")
+            self._tell_serial(self._refusal or "a page state that was made for a known place did not lead there")
             return []
         self._guess_until = time.monotonic() + self._api.target.request_timeout_s
         last, next_state = calibration.last, calibration.next_state
@@ -2878,6 +2907,7 @@ class CollectionScan:
             try:
                 return self._api.find_page(self._source, state, patience=Patience(0.0))
             except RequestError as error:
+                self._refusal = error.message.rstrip(".")
                 self._patience.hold(error.retry_after_s or 0.0)
             except PageStateError:
                 pass
@@ -3066,7 +3096,7 @@ def readable_table(api: DataApi, name: str, shape: TableShape) -> Readable:
     """A table as it can be read page by page. Raises BackupError if it has columns that cannot be read."""
     if unreadable := shape.unreadable():
         raise BackupError(
-            f"{name}: the Data API cannot read {', '.join(unreadable)}: rows without would be no backup.",
+            f"{name}: the Data API cannot read {', '.join(unreadable)}: a backup without would be incomplete.",
             f"Back the table up by CQL, and leave it out here: --exclude {name}.",
         )
     projection = b'{"*":true}'  # what other names mean to a projection nobody has said
@@ -4011,7 +4041,7 @@ def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
     (size,) = struct.unpack_from("<Q", extra, 4)
     start = 30 + name_size + extra_size
     if size > MAX_MANIFEST_BYTES:
-        raise FormatError("its first entry is no manifest")
+        raise FormatError("its first entry is not a manifest")
     return (head if start + size <= len(head) else read(start + size))[start : start + size]
 
 
@@ -4213,7 +4243,7 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a local snapshot. Raises FormatError, OSError."""
     path = directory / MANIFEST_NAME
     if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
-        raise FormatError(f"{MANIFEST_NAME} is no file")
+        raise FormatError(f"{MANIFEST_NAME} is not a file")
     return decode_manifest(path.read_bytes())
 
 
@@ -4267,6 +4297,7 @@ class Stored:
             "size_bytes": self.size_bytes,
             "status": self.status,
             "is_selection": manifest.selection is not msgspec.UNSET,
+            "is_encrypted": manifest.encryption is not msgspec.UNSET,
             "api_endpoint": manifest.source.api_endpoint,
             "keyspace": manifest.source.keyspace,
         }
@@ -4291,12 +4322,18 @@ def read_stored(path: Path) -> tuple[Manifest, int]:
         return decode_manifest(first_zip_entry(lambda size: os.pread(file.fileno(), size, 0))), path.stat().st_size
 
 
+def check_directory(output_dir: Path) -> None:
+    """Raise BackupError if there is no such directory."""
+    if not output_dir.is_dir():
+        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
+
+
 def list_here(
     output_dir: Path, read: Callable[[Path], tuple[Manifest, int]] = read_stored, *, must_exist: bool = True
 ) -> Iterator[Stored]:
     """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
-    if must_exist and not output_dir.is_dir():
-        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
+    if must_exist:
+        check_directory(output_dir)
     for path, _ in local_snapshots(output_dir):
         try:
             manifest, size_bytes = read(path)
@@ -4347,8 +4384,9 @@ def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str = "Ther
         source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
         mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
         mark += ", some collections only" if row["is_selection"] else ""
-        documents, size = f"{row['documents']:>12,} documents", f"{size_text(row['size_bytes']):>10}"
-        print_result(f"{row['name']:<28} {place}{row['status']:<11} {documents} {size}{source}{mark}")
+        documents, size = f"{row['documents']:>10,} documents", f"{size_text(row['size_bytes']):>10}"
+        size += " encrypted" if row["is_encrypted"] else ""  # within the first 80 columns
+        print_result(f"{row['name']:<26} {place}{row['status']:<11} {documents} {size}{source}{mark}")
     if not rows:
         log.warning("%s", otherwise)
     return Exit.OK
@@ -4506,7 +4544,7 @@ class Pinger:
             if len(secret) >= MIN_SECRET_SEGMENT:
                 redactor.add(secret)
         if url and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise BackupError("--ping-url is no http(s) URL.", "Copy it from the check's page (BACKUP_PING_URL).")
+            raise BackupError("--ping-url is not an http(s) URL.", "Copy it from the check's page (BACKUP_PING_URL).")
         self._parts = parts if url else None
 
     def start(self) -> None:
@@ -4896,7 +4934,7 @@ class CollectionBackup:
             log.info("%s: %s%s, proved.", record.name, held, vectors, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
             if not self._requests.api.stop.is_set():  # a run that is stopped is no failure of its collections
-                self._fail(error)
+                self._fail(self._explain(error))
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
 
@@ -4976,6 +5014,14 @@ class CollectionBackup:
         record.content_digest = digest_text(stats.content_digest)
         record.data_sha256 = stats.data_sha256
         record.data_size_bytes = stats.data_size_bytes
+
+    def _explain(self, error: Exception) -> Exception:
+        """The error; for what does not read as its documents or rows: whether it is still of this kind."""
+        with contextlib.suppress(BackupError):
+            if isinstance(error, (FormatError, KeyError)) and self.record.name not in self._definitions():
+                kind = "table" if isinstance(self.record, TableRecord) else "collection"
+                return BackupError(f"{self.record.name} is no longer a {kind}.", "Run again for what is there now.")
+        return error
 
     def _fail(self, error: Exception) -> None:
         """Record the failure; the file goes, also to give a full disk its space back."""
@@ -5057,7 +5103,10 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
             output.sweep()
             for weakness in probe_file_system(plan.output_dir, "probe"):
                 report.warn(weakness)
-            selected = select(list_keyspace(run.requests.api, report), plan, report)
+            found = list_keyspace(run.requests.api, report)
+            selected = select(found, plan, report)
+            if not (found.warning or found.names.intersection(plan.exclude)):
+                plan = dataclasses.replace(plan, exclude=())  # nothing is left out: it is of the whole keyspace
             has_alarm = plan.max_shrink_percent < 100
             last = find_last(plan.output_dir, plan.scope, plan.box_config, report) if has_alarm else None
             begun = time.monotonic()
@@ -5109,7 +5158,8 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
             with contextlib.suppress(BackupError):
                 names = ", ".join(user_keyspaces(api))
                 wanted, create = api.target.keyspace, ", or create it first" * (api.allowed != READ_COMMANDS)
-                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE){create}. There is: {names}."
+                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE){create}."
+                error.hint += f" Existing keyspaces: {names}."
         raise
 
 
@@ -5371,7 +5421,7 @@ def _check_url(name: str, url: str, source: str = "Copy it from the database's p
     if "@" in url:
         raise BackupError(f"{name} holds a user name or a password.", "Leave out what stands before the @.")
     if not is_web:
-        raise BackupError(f"{name} {url!r} is no http(s) URL.", source)
+        raise BackupError(f"{name} {url!r} is not an http(s) URL.", source)
 
 
 def make_target(options: dict[str, Any]) -> Target:
@@ -5456,7 +5506,7 @@ def _parse_recipient(place: str, text: str) -> Any:
         pyrage.encrypt(b"", [recipient])  # some keys are well written and of no use
     except (pyrage.RecipientError, pyrage.EncryptError) as error:
         raise BackupError(
-            f"--encrypt-to: {place} is no recipient: {error}.", "It takes age1…, ssh-ed25519 … and ssh-rsa …"
+            f"--encrypt-to: {place} is not a recipient: {error}.", "It takes age1…, ssh-ed25519 … and ssh-rsa …"
         ) from error
     return recipient
 
@@ -5538,7 +5588,7 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value!r} is not a duration: a number and one of s, m, h, d, as in 26h.", param, ctx)
         amount = float(match[1]) * self.SECONDS[unit] / self.SECONDS[self.unit or "s"]
         if not amount and not self.may_be_zero:
-            self.fail(f"{value!r} is no time at all.", param, ctx)
+            self.fail(f"{value!r} is too short: give more than 0.", param, ctx)
         return amount
 
 
@@ -6212,6 +6262,9 @@ def _run_to_its_end(command: click.Command) -> int:
         return int(command.main(standalone_mode=False) or 0)
     except BackupError as error:
         return _show_error(error.message, error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return Exit.FAILED
     except click.ClickException as error:
         return _show_error(error.format_message(), "Run it with --help for the options.", Exit.FAILED)
     except (click.Abort, KeyboardInterrupt):

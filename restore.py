@@ -9,6 +9,14 @@ It imports the contract from `astra_backup.py`, never the other way.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends in its code, not in a traceback
+    for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, lambda number, _: os._exit(128 + number))
+
 import base64
 import contextlib
 import dataclasses
@@ -18,7 +26,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import random
 import re
 import secrets
@@ -87,6 +94,7 @@ from astra_backup import (
     await_some,
     check_age_header,
     check_data,
+    check_directory,
     check_rows,
     connection_options,
     decode_manifest,
@@ -163,9 +171,9 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, R
 class RestoreExit(ExitCode):
     """Exit codes of `restore.py`."""
 
-    OK = 0, "restored, and the result was compared with the snapshot"
+    OK = 0, "restored, and the result was compared with the snapshot; in another mode (`--list`, …): done, all is well"
     FAILED = 1, "configuration, usage or connection: nothing was written"
-    INCOMPLETE = 2, "a collection failed to restore; the rest is there; running again carries on"
+    INCOMPLETE = 2, "a collection failed to restore (or to be read back); the rest is there; running again carries on"
     SNAPSHOT_REFUSED = (
         3,
         "the snapshot is refused (damaged, incomplete, unknown version, unsafe): nothing was written",
@@ -174,7 +182,7 @@ class RestoreExit(ExitCode):
         4,
         "the target is refused (not empty, other definition, a choice missing): nothing was written",
     )
-    DIFFERENT = 5, "restored, but the comparison found a difference"
+    DIFFERENT = 5, "restored (or `--compare`), but the comparison found a difference"
     HUNG_UP = 129, "stopped by SIGHUP (the terminal is gone)"
     INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
     TERMINATED = 143, "stopped by SIGTERM"
@@ -237,6 +245,7 @@ class Snapshot:
 
     def __init__(self, path: Path, name: str, sizes: dict[str, int]) -> None:
         self.path = path
+        self.label = str(path)  # what it is called in messages
         self.name = name
         self.sizes = sizes
 
@@ -256,7 +265,7 @@ class Snapshot:
                 yield clear
             reader.drain()
         if sha256 not in ("", reader.sha256.hexdigest()):
-            raise SnapshotRefused(f"{self.path}: {record.data_file} changed after it was verified.")
+            raise SnapshotRefused(f"{self.label}: {record.data_file} changed after it was verified.")
 
     def documents(self, record: AnyRecord, sha256: str = "") -> Iterator[tuple[bytes, Document, Document]]:
         """Yield (line, its members, the document as the server held it) for each line of a collection's data file."""
@@ -271,14 +280,14 @@ class Snapshot:
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
-            raise SnapshotRefused(f"{self.path} has no {name}: a run that died, or no snapshot.")
+            raise SnapshotRefused(f"{self.label} has no {name}: a run that died, or not a snapshot.")
         if self.sizes[name] > max_bytes:
-            raise SnapshotRefused(f"{self.path}: {name} is larger than any can be.")
+            raise SnapshotRefused(f"{self.label}: {name} is larger than any can be.")
         try:
             with self.open(name) as stream:
                 return stream.read(max_bytes)
         except (FormatError, OSError) as error:
-            raise SnapshotRefused(f"{self.path}: {name} cannot be read: {error}.") from error
+            raise SnapshotRefused(f"{self.label}: {name} cannot be read: {error}.") from error
 
 
 class ZipFileReader(io.FileIO):
@@ -314,7 +323,7 @@ class ZipSnapshot(Snapshot):
         try:
             self._zip = zipfile.ZipFile(ZipFileReader(path))
         except ZIP_ERRORS as error:
-            raise SnapshotRefused(f"{path} is no zip that can be read: {error}.") from error
+            raise SnapshotRefused(f"{path} is not a zip that can be read: {error}.") from error
         folder, sizes = self._checked_entries(path)
         super().__init__(path, folder or path.stem, sizes)
         self._folder = folder
@@ -324,7 +333,7 @@ class ZipSnapshot(Snapshot):
         try:
             entry = self._zip.open(f"{self._folder}/{name}" if self._folder else name)
         except ZIP_ERRORS as error:
-            raise SnapshotRefused(f"{self.path}: {name} cannot be opened: {error}.") from error
+            raise SnapshotRefused(f"{self.label}: {name} cannot be opened: {error}.") from error
         return cast(IO[bytes], ZipEntryReader(entry))
 
     def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
@@ -363,7 +372,7 @@ def open_snapshot(path: Path) -> Snapshot:
     if not path.is_dir():  # opening a pipe would wait for ever
         raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
-        raise SnapshotRefused(f"{path} has no {MANIFEST_NAME}: a run that died, or no snapshot.")
+        raise SnapshotRefused(f"{path} has no {MANIFEST_NAME}: a run that died, or not a snapshot.")
     sizes = {}
     for entry in os.scandir(path):
         if not entry.is_file(follow_symlinks=False):
@@ -375,6 +384,7 @@ def open_snapshot(path: Path) -> Snapshot:
 def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
+        check_directory(output_dir)
         return output_dir / choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
     choices = (
         Path(wanted),
@@ -385,6 +395,7 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     for path in choices:
         if path.exists():
             return path
+    check_directory(output_dir)
     raise BackupError(
         f"There is no snapshot {wanted!r}, here or in {output_dir}.", "restore.py --list shows what is there."
     )
@@ -530,7 +541,7 @@ def read_manifest(snapshot: Snapshot) -> Manifest:
     try:
         return decode_manifest(snapshot.read(MANIFEST_NAME))
     except FormatError as error:
-        raise SnapshotRefused(f"{snapshot.path}: {error}.") from error
+        raise SnapshotRefused(f"{snapshot.label}: {error}.") from error
 
 
 def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int, report: Report) -> Verified:
@@ -568,7 +579,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old:
         _check_totals(snapshot, manifest)
     for warning in warnings:
-        report.warn(f"{snapshot.path}: {warning}.")
+        report.warn(f"{snapshot.label}: {warning}.")
     return Verified(snapshot, manifest, found, warnings, looks_inside)
 
 
@@ -595,7 +606,7 @@ def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: b
     failed = ", ".join(f"{record.name} ({record.error})" for record in manifest.records if not record.is_ok)
     if not force_incomplete:
         raise SnapshotRefused(
-            f"{snapshot.path} is incomplete; failed: {failed or 'unknown'}.",
+            f"{snapshot.label} is incomplete; failed: {failed or 'unknown'}.",
             "Use a complete snapshot, or --force-incomplete for its good collections.",
         )
     return [f"incomplete, and forced; missing: {failed or 'unknown'}"]
@@ -606,24 +617,24 @@ def _check_files(snapshot: Snapshot, good: list[AnyRecord], *, is_old: bool) -> 
     expected = {MANIFEST_NAME} | (set() if is_old else {CHECKSUMS_NAME})
     names = [record.name for record in good]
     if len(set(names)) != len(names):
-        raise SnapshotRefused(f"{snapshot.path}: a collection is in the manifest twice.")
+        raise SnapshotRefused(f"{snapshot.label}: a collection is in the manifest twice.")
     data_files: set[str] = set()
     for record in good:
         if not record.name or not record.name.isprintable():
-            raise SnapshotRefused(f"{snapshot.path}: {record.name!r} is no collection's name.")
+            raise SnapshotRefused(f"{snapshot.label}: {record.name!r} is not a collection's name.")
         if not record.data_file or not _is_safe_name(record.data_file) or record.data_file in expected:
-            raise SnapshotRefused(f"{snapshot.path}: {record.name} has the unsafe data file {record.data_file!r}.")
+            raise SnapshotRefused(f"{snapshot.label}: {record.name} has the unsafe data file {record.data_file!r}.")
         if record.data_file in data_files:
-            raise SnapshotRefused(f"{snapshot.path}: two collections have the data file {record.data_file}.")
+            raise SnapshotRefused(f"{snapshot.label}: two collections have the data file {record.data_file}.")
         data_files.add(record.data_file)
     expected |= data_files
     if missing := sorted(expected - set(snapshot.sizes)):
         raise SnapshotRefused(
-            f"{snapshot.path}: missing: {', '.join(missing)}.", "Fetch the snapshot again, or use another one."
+            f"{snapshot.label}: missing: {', '.join(missing)}.", "Fetch the snapshot again, or use another one."
         )
     if extra := sorted(set(snapshot.sizes) - expected):
         raise SnapshotRefused(
-            f"{snapshot.path}: not in the manifest: {', '.join(extra)}.",
+            f"{snapshot.label}: not in the manifest: {', '.join(extra)}.",
             "If somebody put it there, move it away; otherwise fetch the snapshot again.",
         )
 
@@ -635,11 +646,11 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
     """
     encryption = manifest.encryption or None
     if encryption and encryption.format != "age":
-        raise SnapshotRefused(f"{snapshot.path} is encrypted as {encryption.format!r}, which this tool does not read.")
+        raise SnapshotRefused(f"{snapshot.label} is encrypted as {encryption.format!r}, which this tool does not read.")
     for name in [record.data_file or "" for record in manifest.records if record.is_ok]:
         if name.endswith(AGE_SUFFIX) != bool(encryption):
             raise SnapshotRefused(
-                f"{snapshot.path}: {name} is {'not ' * bool(encryption)}encrypted, {MANIFEST_NAME} says otherwise."
+                f"{snapshot.label}: {name} is {'not ' * bool(encryption)}encrypted, {MANIFEST_NAME} says otherwise."
             )
         try:
             with snapshot.open(name) as stream:
@@ -648,7 +659,7 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
                 check_age_header(beginning, snapshot.identities)
         except (FormatError, OSError) as error:
             raise SnapshotRefused(
-                f"{snapshot.path}: {name} cannot be decrypted: {error}. {_told_recipients(manifest)}", IDENTITY_HINT
+                f"{snapshot.label}: {name} cannot be decrypted: {error}. {_told_recipients(manifest)}", IDENTITY_HINT
             ) from error
 
 
@@ -672,12 +683,12 @@ def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
         wrong = sorted(
             str(name) for name in expected.keys() | found.keys() if expected.get(name) != found.get(str(name))
         )
-        raise SnapshotRefused(f"{snapshot.path}: {CHECKSUMS_NAME} does not match for: {', '.join(wrong) or 'a line'}.")
+        raise SnapshotRefused(f"{snapshot.label}: {CHECKSUMS_NAME} does not match for: {', '.join(wrong) or 'a line'}.")
 
 
 def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
     if manifest.totals != Totals.of(manifest.collections, manifest.tables or []):
-        raise SnapshotRefused(f"{snapshot.path}: the manifest's totals are not the sums of its collections.")
+        raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
 
 
 @dataclass(frozen=True)
@@ -698,17 +709,19 @@ class RecordCheck:
         name, record = self.record.data_file or "", self.record
         size = self.snapshot.sizes[name]
         if record.data_size_bytes not in (None, size):
-            raise SnapshotRefused(f"{self.snapshot.path}: {name} has {size} bytes instead of {record.data_size_bytes}.")
+            raise SnapshotRefused(
+                f"{self.snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}."
+            )
         self.report.start(record.name, record.document_count, "verifying")
         try:
             with self.snapshot.open(name) as stream:
                 stats = self._read(stream)
         except (FormatError, OSError) as error:
-            raise SnapshotRefused(f"{self.snapshot.path}: {name}: {error}.") from error
+            raise SnapshotRefused(f"{self.snapshot.label}: {name}: {error}.") from error
         self.report.finish(record.name)
         for fact, value in self._facts(stats, is_counted=is_counted).items():
             if (said := getattr(record, fact)) not in (None, value):
-                raise SnapshotRefused(f"{self.snapshot.path}: {name}: {fact} is {value}, the manifest says {said}.")
+                raise SnapshotRefused(f"{self.snapshot.label}: {name}: {fact} is {value}, the manifest says {said}.")
         return stats
 
     def _read(self, stream: IO[bytes]) -> DataStats:
@@ -773,7 +786,7 @@ def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
             if unknown := sorted(shape.type_names() - types.keys()):
                 raise FormatError(f"{record.name} has columns of types that are not there: {', '.join(unknown)}")
     except (FormatError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise SnapshotRefused(f"{snapshot.path}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
+        raise SnapshotRefused(f"{snapshot.label}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
 
 
 def row_converters(shape: TableShape, types: Iterable[msgspec.Raw]) -> dict[str, Convert]:
@@ -864,9 +877,19 @@ def _parse_identities(file: KeyFile) -> list[Any]:
         if _is_ssh(file):
             return [pyrage.ssh.Identity.from_buffer(file.content)]
         lines = [line.strip() for line in file.content.decode("utf-8-sig").splitlines()]
-        found = [pyrage.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
-    except (pyrage.IdentityError, UnicodeDecodeError) as error:
-        raise file.error("it holds something that is no private key of age or SSH") from error
+        found = []
+        for line in lines:
+            if line and not line.startswith("#"):
+                found.append(pyrage.x25519.Identity.from_str(line))
+    except UnicodeDecodeError as error:
+        raise file.error("it is neither text nor an SSH private key") from error
+    except pyrage.IdentityError as error:
+        if _is_ssh(file):
+            raise file.error(f"it is not an SSH private key that can be read: {error}") from error
+        is_public = re.match(r"age1(?!\w*plugin)|ssh-", line, re.IGNORECASE)
+        what = "is a public key" if is_public else "is not an age private key"
+        place = f"line {lines.index(line) + 1}"
+        raise file.error(f"{place} {what}: an identity file holds private keys, AGE-SECRET-KEY-1…") from error
     if not found:
         raise file.error("there is no identity in it")
     return found
@@ -2876,6 +2899,7 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
             raise ScratchStays(names, is_sure=False) from error
         except SystemExit as error:  # the signal came just now
             stopped = error
+    (log.warning if stop_event.is_set() else log.info)("No scratch collection of the drill is left.")
     if stopped:
         raise stopped
 
@@ -3059,9 +3083,11 @@ def main(snapshot: str, **options: Any) -> int:
 def open_with_keys(path: Path, key_files: Iterable[KeyFile], options: dict[str, Any]) -> Snapshot:
     """Open a snapshot with the identities that it needs. Its manifest is let go of: the largest one takes 300 MB."""
     opened = open_snapshot(path)
+    if options["from_box"] and not options["keep_download"]:  # the file is hidden, and goes again
+        opened.label = f"{path.name.removeprefix('.')} in Box"
     manifest = read_manifest(opened)
     if needs_clear(options):
-        refuse_locked(path, manifest)
+        refuse_locked(opened.label, manifest)
     opened.identities = unlock(key_files) if manifest.encryption else ()
     return opened
 
@@ -3159,7 +3185,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
         run = dataclasses.replace(run, journal=open_journal(run, options))
     journal = run.journal
     if options["resume"] and not journal.begun:
-        log.warning("%s is not there or empty: nothing to go on with. Had the restore ended?", journal.path)
+        log.warning("%s does not exist or is empty: there is nothing to resume. Had the restore ended?", journal.path)
         if ended := find_ended(run):
             complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
             return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
@@ -3171,9 +3197,9 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
-    log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     if dry_run:
         return _print_plan(run, rows, as_json=as_json)
+    log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan, options)
@@ -3298,16 +3324,15 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
-    what = f"This drops {', '.join(dropped)}." if dropped else "This writes to the database the snapshot came from."
-    what = f"Restore {route_text(run)}. {what}"
+    what = f"Restore {route_text(run)}." + (f" This drops {', '.join(dropped)}." if dropped else "")
+    what += " The target is the database that the snapshot came from." if is_origin else ""
     if not sys.stdin.isatty():
         raise TargetRefused(
             f"{what} Not a terminal: cannot ask for confirmation.", "Give --yes if that is meant. Nothing was written."
         )
-    if dropped:
+    if not is_origin:
         click.echo(what, err=True)
-        what = "It is where the snapshot came from."
-    if is_origin and not click.confirm(f"{what} Continue?", err=True):
+    elif not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
     for planned in plan:
         question = f"Type the name of the {planned.kind} to drop ({planned.target_name})"
@@ -3397,11 +3422,11 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
                 print_document(text)
                 found = True
         except FormatError as error:
-            raise SnapshotRefused(f"{snapshot.path}: {record.data_file}: {error}.") from error
+            raise SnapshotRefused(f"{snapshot.label}: {record.data_file}: {error}.") from error
     if not found:
         raise BackupError(
-            f"No document {wanted} in {snapshot.path}.",
-            'An id that is no string is given as JSON: 5, {"$uuid":"…"}; a key of several columns as an array.',
+            f"No document {wanted} in {snapshot.label}.",
+            'An id that is not a string is given as JSON: 5, {"$uuid":"…"}; a key of several columns as an array.',
         )
     return RestoreExit.OK
 
@@ -3500,12 +3525,12 @@ def _print_either(as_json: bool, status: str, code: RestoreExit, fields: dict[st
 def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreExit:
     source, target = run.verified.manifest.source, run.api.target
     fields = {
-        "snapshot": str(run.verified.snapshot.path),
+        "snapshot": run.verified.snapshot.label,
         "source": {"api_endpoint": source.api_endpoint, "keyspace": source.keyspace},
         "target": {"api_endpoint": target.api_endpoint, "keyspace": target.keyspace},
         "plan": rows,
     }
-    text = "\n".join([f"{route_text(run)}:", *rows])
+    text = "\n".join([f"{route_text(run)}:", *rows, "Nothing was written."])
     return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
 
 
@@ -3514,7 +3539,7 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
     fields = {
-        "snapshot": str(verified.snapshot.path),
+        "snapshot": verified.snapshot.label,
         "documents": totals.documents,
         **({"tables": totals.tables_ok, "rows": totals.rows} if totals.tables_ok else {}),
         "vectors": vectors,
@@ -3524,7 +3549,7 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
     }
     verdict = "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
     figures = f"{totals}, {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
-    text = f"{verified.snapshot.path}: {verdict}; {figures}"
+    text = f"{verified.snapshot.label}: {verdict}; {figures}"
     return _print_either(as_json, "verified", RestoreExit.OK, fields, text)
 
 
@@ -3539,7 +3564,7 @@ def _print_outcomes(
 ) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in outcomes]
     fields = {
-        "snapshot": str(run.verified.snapshot.path),
+        "snapshot": run.verified.snapshot.label,
         "keyspace": run.api.target.keyspace,
         "collections": rows,
         "warnings": run.report.warnings,

@@ -10,11 +10,18 @@ It imports from `astra_backup.py`, never the other way.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends in its code, not in a traceback
+    for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, lambda number, _: os._exit(128 + number))
+
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -48,6 +55,7 @@ from astra_backup import (
     Scope,
     Stored,
     box_option,
+    check_directory,
     delete_local,
     describe_error,
     is_complete_name,
@@ -419,8 +427,8 @@ def run_prune(options: dict[str, Any]) -> int:
     is_dry, output_dir = options["dry_run"], options["output_dir"]
     is_on = keep_rules(options, "keep").is_on
     box = Box(read_box_config(options), stop_event) if options["to_box"] else None
-    if is_on and not output_dir.is_dir():
-        raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
+    if is_on:
+        check_directory(output_dir)
     deleted: dict[str, list[str]] = {}
     failed: list[str] = []
     with Report(quiet=is_quiet(options)) as report, contextlib.ExitStack() as stack:
@@ -486,6 +494,7 @@ def _print_prune(
         log.info("%s.", TRASH.capitalize())
     if not rows:
         log.warning("There are no snapshots.")
+    print_result("Nothing was deleted.")
 
 
 # ======================================================================================================================
@@ -605,6 +614,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
 
 def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report) -> BackupResult:
     """A complete snapshot that is there. Raises BackupError if it is not, SnapshotRefused if it may not be uploaded."""
+    check_directory(directory.parent)
     if Path(name).name != name or not parse_snapshot_name(name) or not directory.is_dir():
         raise BackupError(
             f"There is no snapshot {name} in {directory.parent}.", "snapshots.py list --no-box shows what is there."
@@ -720,7 +730,7 @@ def prune_command(**options: Any) -> int:
 @click.argument("name")
 @scope_options
 def upload_command(name: str, **options: Any) -> int:
-    """Bring the snapshot NAME of the output directory to Box, as the backup would have."""
+    """Upload the snapshot NAME to Box, as the backup would have."""
     return run_upload(name, options)
 
 

@@ -946,7 +946,7 @@ def test_a_wrong_endpoint_is_told_before_the_download(stocked: BoxEmulator, cli:
     wrong = "https://id.apps.astra.datastax.com/api/json"
     result = cli.run("restore.py", "--from-box", "--api-endpoint", wrong)
     assert result.code == RestoreExit.FAILED
-    assert "is no endpoint of the environment" in result.err
+    assert "is not an endpoint of the environment" in result.err
     assert stocked.requests == []
 
 

@@ -525,7 +525,7 @@ NO_SCOPE = {"type": "error", "status": 403, "code": "insufficient_scope", "messa
 DRILL = ("restore.py", "--from-box", "--drill", "--keyspace")
 MISTAKES = [
     Mistake("No database is named.", {"ASTRA_DB_API_ENDPOINT": ""}),
-    Mistake("is no http(s) URL.", {"ASTRA_DB_API_ENDPOINT": "id-region.apps.astra.datastax.com"}),
+    Mistake("is not an http(s) URL.", {"ASTRA_DB_API_ENDPOINT": "id-region.apps.astra.datastax.com"}),
     Mistake("No token.", {"ASTRA_DB_APPLICATION_TOKEN": ""}),
     Mistake(
         "which ASTRA_DB_APPLICATION_TOKEN_FILE names: No such file or directory",
@@ -534,7 +534,8 @@ MISTAKES = [
     Mistake("The server answered HTTP 401", {"ASTRA_DB_APPLICATION_TOKEN": "AstraCS:another"}),
     Mistake("No reply from", {"ASTRA_DB_API_ENDPOINT": "http://127.0.0.1:9", "BACKUP_RETRY_BUDGET": "1"}),
     Mistake(
-        "is no endpoint of the environment", {"ASTRA_DB_API_ENDPOINT": "https://id.apps.astra.datastax.com/api/json"}
+        "is not an endpoint of the environment",
+        {"ASTRA_DB_API_ENDPOINT": "https://id.apps.astra.datastax.com/api/json"},
     ),
     Mistake("UNKNOWN_KEYSPACE", {"ASTRA_DB_KEYSPACE": "shop"}),
     Mistake("No such collection", {}, ("astra_backup.py", "--check", "--json", "--collection", "asset")),

@@ -284,7 +284,7 @@ def test_a_line_of_a_file_that_is_no_recipient(source: DataApiEmulator, cli: Cli
     (cli.directory / "to.txt").write_text(f"# two\n{RECIPIENT}\nage1wrong\n")
     result = cli.backup(source, BACKUP_ENCRYPT_TO="to.txt")
     assert result.code == 1
-    assert "line 3 of to.txt is no recipient" in result.err
+    assert "line 3 of to.txt is not a recipient" in result.err
     assert cli.backup(source, BACKUP_ENCRYPT_TO=",").code == 1
     assert cli.backup(source, BACKUP_ENCRYPT_TO=f"{RECIPIENT},").code == 1
     os.mkfifo(cli.directory / "pipe")

@@ -372,7 +372,7 @@ def test_a_stopped_backup_says_what_there_is(source: DataApiEmulator, box: BoxEm
 def test_a_ping_url_that_is_none_is_1(cli: Cli, url: str) -> None:
     """A URL that no ping can be sent to is a mistake in the configuration, found before anything is read."""
     result = cli.run("astra_backup.py", "--no-box", "--ping-url", url)
-    assert (result.code, "--ping-url is no http(s) URL" in result.err) == (1, True)
+    assert (result.code, "--ping-url is not an http(s) URL" in result.err) == (1, True)
 
 
 def test_metrics_that_cannot_be_written_change_nothing(source: DataApiEmulator, cli: Cli) -> None:

@@ -532,7 +532,7 @@ def test_other_keyspaces_are_named_beside_fields_that_nobody_knows(source: DataA
     source.faults = [{"action": "add_fields", "times": None}]
     result = cli.backup(source, "--keyspace", "nope")
     assert result.code == 1
-    assert "There is: default_keyspace" in result.err
+    assert "Existing keyspaces: default_keyspace" in result.err
 
 
 def test_a_definition_keeps_a_number_that_no_float_holds(target: DataApiEmulator, cli: SabotagedCli) -> None:

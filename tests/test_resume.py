@@ -764,7 +764,7 @@ def test_a_resumed_restore_that_is_refused_can_be_resumed(
     deadly.requests.clear()
     result = cli.restore(deadly, "--resume")
     assert result.code == RestoreExit.OK, result.err
-    assert "nothing to go on with" not in result.err
+    assert "nothing to resume" not in result.err
     same_documents(origin, deadly)
 
 

@@ -52,7 +52,7 @@ END = -1
 SERIALLY = "reading one page after the other"
 OVER = "Starting the collection over"
 NOT_JOINED = "the chains of pages do not join"
-NO_ENTRANCE = "no guessed place could be entered"
+NO_ENTRANCE = "the server did not accept any starting point"
 REASONS = {
     "opaque": [f"docs: {SERIALLY}: its page states cannot be entered elsewhere"],
     "refusing": [f"docs: {SERIALLY}: {NO_ENTRANCE}"],
