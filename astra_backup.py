@@ -225,7 +225,7 @@ class ExitCode(IntEnum):
 class Exit(ExitCode):
     """Exit codes of `astra_backup.py`."""
 
-    OK = 0, "complete, and in Box unless `--no-box`; `--check`: all is well"
+    OK = 0, "complete, and in Box unless `--no-box`; `--check`: no ✗"
     FAILED = 1, "configuration, usage or connection: nothing useful was written"
     INCOMPLETE = 2, "one or more collections failed; the snapshot is `INCOMPLETE` and was not uploaded"
     UPLOAD_FAILED = 3, "the local snapshot is good and is kept, the Box upload failed"
@@ -2846,7 +2846,7 @@ class CollectionScan:
             states = self._guess(kept, count) if count else []
             entered = [reader for reader in self._requests.map(self._enter, states) if reader]  # the barrier
             if states and not entered:
-                self._tell_serial("the server did not accept any starting point")
+                self._tell_serial("the server accepts no starting point but the beginning")
             self._requests.repeat(self._advance, [ordinary, *entered])
             self._check_joined()
             self.is_whole = True

@@ -171,7 +171,11 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, R
 class RestoreExit(ExitCode):
     """Exit codes of `restore.py`."""
 
-    OK = 0, "restored, and the result was compared with the snapshot; in another mode (`--list`, …): done, all is well"
+    OK = (
+        0,
+        "restored, and the result was compared with the snapshot;"
+        " or `--verify-only`: no damage; `--compare`, `--drill`: equal; `--list`, `--dry-run`, `--show`: printed",
+    )
     FAILED = 1, "configuration, usage or connection: nothing was written"
     INCOMPLETE = 2, "a collection failed to restore (or to be read back); the rest is there; running again carries on"
     SNAPSHOT_REFUSED = (

@@ -642,7 +642,16 @@ def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report
 KEEP_HERE, KEEP_IN_BOX = "What to keep here", "What to keep in Box"
 _ENDPOINT = "Only snapshots of this database."
 _KEYSPACE = "Only snapshots of this keyspace; default: of all."
-_COUNT = click.IntRange(1, 100_000)
+
+
+class Count(click.IntRange):
+    """How many snapshots a rule keeps: at least one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a number; for 0, say how a rule is switched off."""
+        if str(value).strip() == "0":
+            self.fail("a rule keeps at least 1. To switch it off, leave out the option and its variable.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def scope_options(function: Any) -> Any:
@@ -665,7 +674,7 @@ def keep_options(function: Any) -> Any:
             "monthly": "The same for months.",
         }.items():
             variable = f"BACKUP_{prefix}_{rule}".upper().replace("-", "_")
-            options.append(option(group, f"--{prefix}-{rule} N", text, variable, type=_COUNT))
+            options.append(option(group, f"--{prefix}-{rule} N", text, variable, type=Count(1, 100_000)))
     days = option(
         KEEP_HERE,
         "--keep-incomplete-days N",

@@ -145,6 +145,37 @@ def test_some_collections_only(source: DataApiEmulator, cli: Cli) -> None:
     assert [record["name"] for record in rest.json["collections"]] == ["b", "c"]
 
 
+def test_excluding_what_is_not_there_leaves_nothing_out(source: DataApiEmulator, cli: Cli) -> None:
+    """A warning, and a snapshot of the whole keyspace, `latest` as any other; with one that is there, of some only."""
+    for name in ("a", "b"):
+        fill(source, name, 2)
+    result = cli.backup(source, "--exclude", "dropped", "--json")
+    assert result.code == 0
+    assert "--exclude dropped: there is no such collection or table." in result.json["warnings"]
+    whole = cli.snapshots()[-1]
+    assert "selection" not in manifest_of(whole)
+    assert cli.backup(source, "--exclude", "a", "--exclude", "dropped").code == 0
+    assert manifest_of(cli.snapshots()[-1])["selection"] == {"collections": [], "exclude": ["a", "dropped"]}
+    latest = cli.run("restore.py", "--verify-only", "--json")
+    assert Path(latest.json["snapshot"]).name == whole.name
+
+
+def test_a_typo_in_exclude_does_not_switch_the_shrink_alarm_off(source: DataApiEmulator, cli: Cli) -> None:
+    """What is whole is compared with the last whole one."""
+    fill(source, "a", 30)
+    assert cli.backup(source).code == 0
+    source.delete_all(KEYSPACE, "a")
+    assert cli.backup(source, "--exclude", "typo").code == 5
+
+
+def test_what_may_be_an_unlisted_table_stays_excluded(source: DataApiEmulator, cli: Cli) -> None:
+    """Where tables cannot be listed, an excluded name may be one of them: the snapshot is not called whole."""
+    fill(source, "a", 2)
+    source.faults = [{"command": "listTables", "action": "status", "status": 403, "times": None}]
+    cli.backup(source, "--exclude", "table")
+    assert manifest_of(cli.snapshots()[-1])["selection"] == {"collections": [], "exclude": ["table"]}
+
+
 def test_two_runs_in_one_second_have_two_names(source: DataApiEmulator, cli: Cli) -> None:
     """A name that is taken is not used again."""
     fill(source, "docs", 1)

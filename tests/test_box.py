@@ -886,7 +886,7 @@ def test_an_unreadable_zip_is_not_the_latest(stocked: BoxEmulator, kept: Kept, c
     stocked.add_file("20270202_000000.zip", kept.zips["small"][:1000])
     result = cli.run("restore.py", "--from-box", "--verify-only", "--json")
     assert result.code == 0, result.err
-    assert Kept.NAMES["chunked"] in result.json["snapshot"]
+    assert result.json["snapshot"] == f"{Kept.NAMES['chunked'].removesuffix('.zip')}.zip in Box"
     assert "20270201_000000.zip in Box" in result.err
     assert "20270202_000000.zip in Box" in result.err
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from restore import RestoreExit
-from tests.conftest import TOKEN, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
+    CHANGED,
     DENY,
     DOCS,
     EXTRA,
@@ -59,6 +60,21 @@ def test_the_typed_name_drops(kept: Path, origin: DataApiEmulator, target: DataA
     result = on_a_terminal(cli, target, "docs\nsecond\n", "--on-existing", "drop", "--rename", "other=second")
     assert result.code == 0, result.out
     assert held(target) == {"docs": held(origin)["docs"], "second": held(origin)["other"]}
+
+
+def test_dropping_where_the_snapshot_came_from_is_said(kept: Path, origin: DataApiEmulator, cli: Cli) -> None:
+    """With a terminal and without, whoever is about to drop the original is told that it is."""
+    origin.put(KEYSPACE, "docs", CHANGED)
+    before = held(origin)
+    origin.requests.clear()
+    for result in (
+        cli.restore(origin, "--on-existing", "drop"),
+        on_a_terminal(cli, origin, "n\n", "--on-existing", "drop"),
+    ):
+        assert_untouched(origin, before, result, 4)
+        said = " ".join(result.err.split())
+        assert "This drops docs, other. The target is the database that the snapshot came from." in said
+    origin.put(KEYSPACE, "docs", DOCS[1])
 
 
 def test_one_name_of_two_is_not_enough(kept: Path, target: DataApiEmulator, cli: Cli) -> None:

@@ -378,6 +378,25 @@ IDENTITY_MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (RECIPIENT, "line 2 is a public key"),
+        ((KEYS / "ssh_ed25519.pub").read_text().strip(), "line 2 is a public key"),
+        ("no key at all", "line 2 is not an age private key"),
+        (STRANGER.read_text().split()[-1][:-1], "line 2 is not an age private key"),
+    ],
+    ids=["age", "ssh", "text", "cut off"],
+)
+def test_a_bad_line_of_an_identity_file(cli: Cli, line: str, says: str) -> None:
+    """The file and the line are named, and what belongs there; nothing of the line is printed."""
+    (cli.directory / "key.txt").write_text(f"# created\n{line}\n")
+    result = cli.run("restore.py", "--verify-only", "--identity", "key.txt", "-v")
+    assert result.code == 1
+    assert f"--identity key.txt: {says}: an identity file holds private keys, AGE-SECRET-KEY-1…." in result.err
+    assert line[:20] not in result.out + result.err
+
+
 @pytest.mark.parametrize("mistake", IDENTITY_MISTAKES)
 def test_an_identity_file_that_is_none(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, mistake: str
@@ -570,7 +589,10 @@ def test_encrypted_and_plain_side_by_side(source: DataApiEmulator, cli: Cli) -> 
     assert status["newest"][0]["documents"] == 10
     assert status["newest"][0]["size_bytes"] == sum(path.stat().st_size for path in newest.iterdir())
     listed = cli.run("restore.py", "--list", "--json").json["snapshots"]
-    assert [row["status"] for row in listed] == ["complete", "complete"]
+    assert [(row["status"], row["is_encrypted"]) for row in listed] == [("complete", True), ("complete", False)]
+    for command in (("restore.py", "--list"), ("snapshots.py", "list", "--no-box")):
+        lines = cli.run(*command).out.splitlines()
+        assert ["encrypted" in line[:80] for line in lines] == [True, False]
     assert json.loads(cli.run("restore.py", "--verify-only", "--json").out)["looked_inside"] is False
     source.delete_all(KEYSPACE, "docs")
     shrunk = cli.backup(source, "--encrypt-to", RECIPIENT)

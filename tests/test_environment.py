@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -697,3 +698,84 @@ def test_a_ping_that_cannot_be_sent_costs_no_snapshot(source: DataApiEmulator, c
     assert result.code == 0, result.err
     assert len(cli.snapshots()) == 1
     assert "Traceback" not in result.err
+
+
+# ------------------------------------------------------------------------------------------------ endpoints and tokens
+
+UUID = "01234567-89ab-cdef-0123-456789abcdef"
+ASTRA = f"https://{UUID}-us-east1.apps.astra.datastax.com"
+NO_ENDPOINTS = {
+    "the README's": ("prod", "https://DATABASE_ID-REGION.apps.astra.datastax.com"),
+    "brackets": ("prod", "https://<id>-<region>.apps.astra.datastax.com"),
+    "an ellipsis": ("prod", "https://…"),
+    "dots": ("prod", "https://...apps.astra.datastax.com"),
+    "the whole path": ("prod", f"{ASTRA}/api/json/v1"),
+    "a path and a slash": ("prod", f"{ASTRA}/api/json/v1/"),
+    "another path": ("prod", f"{ASTRA}/swagger-ui"),
+    "a path of a domain of one's own": ("prod", f"{NOWHERE}/api/json/v1"),
+    "a version": ("hcd", f"{NOWHERE}/v1"),
+    "a path elsewhere": ("cassandra", f"{NOWHERE}/api"),
+}
+
+
+@pytest.mark.parametrize("mistake", NO_ENDPOINTS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_endpoint_that_cannot_be_one_is_refused_at_once(cli: SabotagedCli, script: str, mistake: str) -> None:
+    """Exit 1 with its form, and nothing is sent, let alone repeated."""
+    environment, url = NO_ENDPOINTS[mistake]
+    arguments = ["--no-box"] if script == "astra_backup.py" else []
+    result = cli.run(script, *arguments, "--api-endpoint", url, "--environment", environment)
+    assert result.code == 1
+    assert f"is not an endpoint of the environment '{environment}'." in result.err
+    assert "It has the form http" in result.err
+    assert "without a path" in result.err
+    assert "Trying again" not in result.err
+
+
+def test_a_slash_at_the_end_is_fine(source: DataApiEmulator, cli: SabotagedCli) -> None:
+    """Whoever copies it from a browser gets one."""
+    assert cli.run("astra_backup.py", "--no-box", "--api-endpoint", f"{source.url}/").code == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "environment", "hint"),
+    [
+        ('"AstraCS:quoted:0123"', "prod", "There are quotes or spaces in it"),
+        ("AstraCS:in two:0123", "prod", "There are quotes or spaces in it"),
+        ("Cassandra:dXNlcg==:cGFzcw==", "prod", "It does not begin with AstraCS:"),
+        ("AstraCS:another:0123", "prod", ""),
+        ("Cassandra:dXNlcg==:cGFzcw==", "hcd", ""),
+    ],
+)
+def test_a_token_that_is_refused_and_looks_odd(
+    source: DataApiEmulator, cli: SabotagedCli, token: str, environment: str, hint: str
+) -> None:
+    """With a 401 it is said what is odd about a token of Astra; nothing of it is printed."""
+    arguments = ("--no-box", "--api-endpoint", source.url, "--environment", environment)
+    result = cli.run("astra_backup.py", *arguments, ASTRA_DB_APPLICATION_TOKEN=token)
+    assert result.code == 1
+    assert "The server answered HTTP 401" in result.err
+    for each in ("There are quotes or spaces in it", "It does not begin with AstraCS:"):
+        assert (each in result.err) == (each == hint)
+    assert not any(part in result.err for part in ("0123", "dXNlcg", "cGFzcw", "in two"))
+
+
+# ------------------------------------------------------------------------------------------------ while it starts
+
+IMPORTING = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("script", [*SCRIPTS, "snapshots.py"])
+def test_a_signal_during_the_imports_ends_in_its_code(cli: SabotagedCli, script: str, number: signal.Signals) -> None:
+    """A script that is still importing its libraries ends at once with 128 + n, without a traceback."""
+    (cli.directory / "click.py").write_text(IMPORTING)
+    running = cli.start(script, "--help", PYTHONPATH=str(cli.directory))
+    try:
+        assert running.stdout
+        assert running.stdout.readline() == "importing\n"
+        running.send_signal(number)
+        _, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
+    assert (running.returncode, err) == (128 + number, "")

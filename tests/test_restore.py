@@ -656,13 +656,24 @@ def test_mistakes_write_nothing(
 
 
 def test_a_dry_run_writes_nothing(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
-    """--dry-run prints the plan and sends reading commands only."""
+    """--dry-run prints the plan, once, says that nothing was written, and sends reading commands only."""
     fill(source, "docs", 2)
     snapshot_of(source, cli)
     result = cli.restore(target, "--dry-run")
     assert result.code == 0
-    assert "docs: create, insert 2 documents" in result.out
+    assert (result.out + result.err).count("docs: create, insert 2 documents") == 1
+    assert result.out.endswith("\nNothing was written.\n")
+    assert "docs: create, insert 2 documents" in cli.restore(target, "--dry-run", "--json").json["plan"][0]
     assert writes(target) == []
+
+
+@pytest.mark.parametrize("snapshot", [[], ["20260616_085246"]], ids=["latest", "named"])
+def test_a_directory_that_is_not_there_is_named(cli: Cli, snapshot: list[str]) -> None:
+    """A typo in --output-dir is told as such, not as a lack of snapshots."""
+    result = cli.run("restore.py", *snapshot, "--output-dir", "typo", "--verify-only")
+    assert result.code == 1
+    assert "There is no directory typo." in result.err
+    assert "--output-dir (BACKUP_OUTPUT_DIR)" in result.err
 
 
 def test_verifying_needs_no_credentials(source: DataApiEmulator, cli: Cli) -> None:

@@ -52,7 +52,7 @@ END = -1
 SERIALLY = "reading one page after the other"
 OVER = "Starting the collection over"
 NOT_JOINED = "the chains of pages do not join"
-NO_ENTRANCE = "the server did not accept any starting point"
+NO_ENTRANCE = "the server accepts no starting point but the beginning"
 REASONS = {
     "opaque": [f"docs: {SERIALLY}: its page states cannot be entered elsewhere"],
     "refusing": [f"docs: {SERIALLY}: {NO_ENTRANCE}"],
@@ -625,6 +625,14 @@ def test_ids_of_every_kind(server: DataApiEmulator, cli: SabotagedCli) -> None:
 
 
 # ------------------------------------------------------------------------------------- workers, waiting, patience
+
+
+def test_a_guess_that_is_forbidden_is_told_as_such(server: DataApiEmulator, cli: SabotagedCli) -> None:
+    """A 403 to the first guess is the reason that the log gives, not what the guess would have shown."""
+    server.faults = [{"command": "find", "action": "status", "status": 403, "skip": MAX_KEPT_PAGES}]
+    result = backup(cli, server)
+    assert_exact(cli, server, result)
+    assert f"docs: {SERIALLY}: The server answered HTTP 403" in result.err
 
 
 def test_workers_are_never_exceeded(server: DataApiEmulator, cli: SabotagedCli) -> None:

@@ -37,6 +37,7 @@ def test_a_dry_run_predicts_box_too(source: DataApiEmulator, box: BoxEmulator, c
     now = datetime(2026, 6, 7, tzinfo=UTC)
     nothing = look_at(cli, now, "prune", "--dry-run")
     assert " goes " not in nothing.out
+    assert nothing.out.endswith("\nNothing was deleted.\n")
     assert nothing.out.count("no --keep option is given") == 12
     dry = look_at(cli, now, "prune", "--dry-run", "--json", *keep)
     rows = dry.json["snapshots"]
@@ -523,3 +524,25 @@ def test_a_list_of_another_source_says_so(source: DataApiEmulator, cli: Cli) -> 
     cli.backup(source)
     listed = cli.run("restore.py", "--list", "--source", "nowhere")
     assert "No snapshot is of nowhere." in listed.err
+
+
+@pytest.mark.parametrize("given", [{"BACKUP_KEEP_LAST": "0"}, {}], ids=["variable", "option"])
+def test_a_rule_that_would_keep_nothing_says_how_to_switch_it_off(cli: Cli, given: dict[str, str]) -> None:
+    """0 is no number of snapshots to keep: exit 1, and what to do instead."""
+    result = cli.stored("prune", "--no-box", *([] if given else ["--keep-last", "0"]), **given)
+    assert result.code == 1
+    assert "a rule keeps at least 1. To switch it off, leave out the option and its variable." in result.err
+
+
+def test_without_a_command_the_help_is_printed_as_it_is(cli: Cli) -> None:
+    """Exit 1, since nothing was done, and the help without a log line around it."""
+    result = cli.run("snapshots.py")
+    assert result.code == 1
+    assert result.err.startswith("Usage: ")
+    assert "ERROR" not in result.err
+    assert result.err == cli.run("snapshots.py", "--help").out
+
+
+def test_the_list_of_commands_is_not_cut_off(cli: Cli) -> None:
+    """Each command has a whole sentence beside it, at 80 columns."""
+    assert "..." not in cli.run("snapshots.py", "-h", COLUMNS="80").out

@@ -784,6 +784,32 @@ def test_a_name_is_never_in_a_snapshot_twice(source: DataApiEmulator, cli: Cli, 
     assert cli.restore(source, "--verify-only").code == 0
 
 
+@pytest.mark.parametrize("was", ["collection", "table"])
+def test_what_changes_its_kind_during_the_scan_is_told(source: DataApiEmulator, cli: Cli, was: str) -> None:
+    """A collection that becomes a table fails as one that is none any more, and so does a table."""
+
+    def make(kind: str) -> None:
+        if kind == "collection":
+            fill(source, "docs", 3)
+        else:
+            source.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
+            source.tables.fill(KEYSPACE, "docs", 3)
+
+    def swap() -> None:
+        if was == "table":
+            source.tables.drop(KEYSPACE, "docs")
+        else:
+            with source.database.lock:
+                source.database.keyspaces[KEYSPACE].pop("docs")
+        make("collection" if was == "table" else "table")
+
+    make(was)
+    before(source, "find", swap)
+    result = cli.backup(source)
+    assert result.code == 2
+    assert f"docs failed: docs is no longer a {was}. Run again" in " ".join(result.err.split())
+
+
 def test_a_collection_is_no_copy_of_a_table(source: DataApiEmulator, cli: Cli) -> None:
     """A table that is gone has shrunk, and its last copy stays, though a collection has its name now."""
     fill(source, "docs", 3)
