@@ -2286,7 +2286,7 @@ def read_page(reply: Reply, source: Readable) -> Page:
 
 # A placeholder of a document (DATABASE_ID, <id>, …), and a path where none belongs: behind Astra's own names, or one
 # that is appended anyway. A domain of one's own may have another one.
-_NOT_AN_ASTRA_ENDPOINT = re.compile(r"DATABASE_ID|[<>…?#]|\.\.|datastax\.com(:\d+)?/.|/api/json|/v1$", re.IGNORECASE)
+_NOT_AN_ASTRA_ENDPOINT = re.compile(r"DATABASE_ID|-REGION\.|[<>…?#]|\.\.|(?i:datastax\.com)(:\d+)?/.|/api/json|/v1$")
 
 
 def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
@@ -2455,7 +2455,7 @@ def _token_hint(token: str) -> str:
     """What is odd about a token for Astra; nothing of it is told."""
     if re.search(r"[\s'\"]", token):
         return " There are quotes or spaces in it: copy it again without."
-    return "" if token.startswith("AstraCS:") else " It does not begin with AstraCS:, as tokens of Astra do."
+    return "" if token.startswith("AstraCS:") else ' It does not begin with "AstraCS:", as tokens of Astra do.'
 
 
 def _retry_after_s(header: str | None) -> float | None:
@@ -2881,7 +2881,7 @@ class CollectionScan:
         """Page states that lead to places all over the collection; none where they cannot be made or trusted."""
         calibration = find_calibration(kept)
         if calibration is None:
-            self._tell_serial("its page states cannot be entered elsewhere")
+            self._tell_serial("its page states do not allow starting elsewhere")
             return []
         found = self._requests.map(self._try_read, [calibration.state])[0]
         if (
@@ -2889,7 +2889,7 @@ class CollectionScan:
             or not found.keys
             or found.keys[: len(calibration.behind)] != calibration.behind[: len(found.keys)]
         ):
-            self._tell_serial(self._refusal or "a page state that was made for a known place did not lead there")
+            self._tell_serial(self._refusal or "a trial start at a known document did not lead to those that follow it")
             return []
         self._guess_until = time.monotonic() + self._api.target.request_timeout_s
         last, next_state = calibration.last, calibration.next_state

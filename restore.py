@@ -893,7 +893,7 @@ def _parse_identities(file: KeyFile) -> list[Any]:
         is_public = re.match(r"age1(?!\w*plugin)|ssh-", line, re.IGNORECASE)
         what = "is a public key" if is_public else "is not an age private key"
         place = f"line {lines.index(line) + 1}"
-        raise file.error(f"{place} {what}: an identity file holds private keys, AGE-SECRET-KEY-1…") from error
+        raise file.error(f"{place} {what}: an identity file holds private keys (AGE-SECRET-KEY-…)") from error
     if not found:
         raise file.error("there is no identity in it")
     return found

@@ -382,7 +382,7 @@ IDENTITY_MISTAKES = {
     ("line", "says"),
     [
         (RECIPIENT, "line 2 is a public key"),
-        ((KEYS / "ssh_ed25519.pub").read_text().strip(), "line 2 is a public key"),
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJustText somebody@host", "line 2 is a public key"),
         ("no key at all", "line 2 is not an age private key"),
         (STRANGER.read_text().split()[-1][:-1], "line 2 is not an age private key"),
     ],
@@ -393,7 +393,7 @@ def test_a_bad_line_of_an_identity_file(cli: Cli, line: str, says: str) -> None:
     (cli.directory / "key.txt").write_text(f"# created\n{line}\n")
     result = cli.run("restore.py", "--verify-only", "--identity", "key.txt", "-v")
     assert result.code == 1
-    assert f"--identity key.txt: {says}: an identity file holds private keys, AGE-SECRET-KEY-1…." in result.err
+    assert f"--identity key.txt: {says}: an identity file holds private keys (AGE-SECRET-KEY-…)." in result.err
     assert line[:20] not in result.out + result.err
 
 

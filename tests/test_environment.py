@@ -706,6 +706,7 @@ UUID = "01234567-89ab-cdef-0123-456789abcdef"
 ASTRA = f"https://{UUID}-us-east1.apps.astra.datastax.com"
 NO_ENDPOINTS = {
     "the README's": ("prod", "https://DATABASE_ID-REGION.apps.astra.datastax.com"),
+    "half of the README's": ("prod", f"https://{UUID}-REGION.apps.astra.datastax.com"),
     "brackets": ("prod", "https://<id>-<region>.apps.astra.datastax.com"),
     "an ellipsis": ("prod", "https://…"),
     "dots": ("prod", "https://...apps.astra.datastax.com"),
@@ -742,7 +743,7 @@ def test_a_slash_at_the_end_is_fine(source: DataApiEmulator, cli: SabotagedCli) 
     [
         ('"AstraCS:quoted:0123"', "prod", "There are quotes or spaces in it"),
         ("AstraCS:in two:0123", "prod", "There are quotes or spaces in it"),
-        ("Cassandra:dXNlcg==:cGFzcw==", "prod", "It does not begin with AstraCS:"),
+        ("Cassandra:dXNlcg==:cGFzcw==", "prod", 'It does not begin with "AstraCS:"'),
         ("AstraCS:another:0123", "prod", ""),
         ("Cassandra:dXNlcg==:cGFzcw==", "hcd", ""),
     ],
@@ -755,7 +756,7 @@ def test_a_token_that_is_refused_and_looks_odd(
     result = cli.run("astra_backup.py", *arguments, ASTRA_DB_APPLICATION_TOKEN=token)
     assert result.code == 1
     assert "The server answered HTTP 401" in result.err
-    for each in ("There are quotes or spaces in it", "It does not begin with AstraCS:"):
+    for each in ("There are quotes or spaces in it", 'It does not begin with "AstraCS:"'):
         assert (each in result.err) == (each == hint)
     assert not any(part in result.err for part in ("0123", "dXNlcg", "cGFzcw", "in two"))
 

@@ -54,7 +54,7 @@ OVER = "Starting the collection over"
 NOT_JOINED = "the chains of pages do not join"
 NO_ENTRANCE = "the server accepts no starting point but the beginning"
 REASONS = {
-    "opaque": [f"docs: {SERIALLY}: its page states cannot be entered elsewhere"],
+    "opaque": [f"docs: {SERIALLY}: its page states do not allow starting elsewhere"],
     "refusing": [f"docs: {SERIALLY}: {NO_ENTRANCE}"],
     "restarting": [f"docs: {SERIALLY}: {NO_ENTRANCE}"],
     "reversing": [f"docs: {NOT_JOINED} into one scan. {OVER}, one page after the other."],
@@ -62,7 +62,7 @@ REASONS = {
         f"docs: {NOT_JOINED} into one scan. {OVER}, one page after the other.",
         f"docs: {SERIALLY}: {NO_ENTRANCE}",
     ],
-    "skipping": [f"docs: {SERIALLY}: a page state that was made for a known place did not lead there"],
+    "skipping": [f"docs: {SERIALLY}: a trial start at a known document did not lead to those that follow it"],
 }
 """Why a collection is read serially, by the emulator's kinds of page states."""
 

@@ -545,4 +545,6 @@ def test_without_a_command_the_help_is_printed_as_it_is(cli: Cli) -> None:
 
 def test_the_list_of_commands_is_not_cut_off(cli: Cli) -> None:
     """Each command has a whole sentence beside it, at 80 columns."""
-    assert "..." not in cli.run("snapshots.py", "-h", COLUMNS="80").out
+    commands = cli.run("snapshots.py", "-h", COLUMNS="80").out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in commands] == ["list", "prune", "status", "upload"]
+    assert all(line.endswith(".") and not line.endswith("..") for line in commands)
