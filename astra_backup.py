@@ -2292,12 +2292,7 @@ _NOT_AN_ASTRA_ENDPOINT = re.compile(r"DATABASE_ID|-REGION\.|[<>…?#]|\.\.|(?i:d
 def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
     """The URL before the keyspace, and the headers: astrapy knows the environments and how each takes its token."""
     import astrapy
-    from astrapy.admin.endpoints import (
-        api_endpoint_description,
-        generic_api_url_descriptor,
-        parse_api_endpoint,
-        parse_generic_api_url,
-    )
+    from astrapy.admin import endpoints
     from astrapy.api_options import APIOptions, SerdesOptions
     from astrapy.constants import Environment
 
@@ -2308,11 +2303,12 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
         api_options=APIOptions(serdes_options=SerdesOptions(**SERDES_OPTIONS)),
     ).api_options
     if target.environment in Environment.astra_db_values:
-        parsed, form = parse_api_endpoint(target.api_endpoint), api_endpoint_description
+        parsed, form = endpoints.parse_api_endpoint(target.api_endpoint), endpoints.api_endpoint_description
         is_ours = parsed is None or parsed.environment == target.environment  # None: a domain of one's own
         is_ours = is_ours and not _NOT_AN_ASTRA_ENDPOINT.search(target.api_endpoint)
     else:
-        is_ours, form = parse_generic_api_url(target.api_endpoint) is not None, generic_api_url_descriptor
+        is_ours = endpoints.parse_generic_api_url(target.api_endpoint) is not None
+        form = endpoints.generic_api_url_descriptor
     if not is_ours:
         raise BackupError(
             f"{target.api_endpoint} is not an endpoint of the environment {target.environment!r}.",

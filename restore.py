@@ -889,11 +889,10 @@ def _parse_identities(file: KeyFile) -> list[Any]:
         raise file.error("it is neither text nor an SSH private key") from error
     except pyrage.IdentityError as error:
         if _is_ssh(file):
-            raise file.error(f"it is not an SSH private key that can be read: {error}") from error
-        is_public = re.match(r"age1(?!\w*plugin)|ssh-", line, re.IGNORECASE)
-        what = "is a public key" if is_public else "is not an age private key"
-        place = f"line {lines.index(line) + 1}"
-        raise file.error(f"{place} {what}: an identity file holds private keys (AGE-SECRET-KEY-…)") from error
+            raise file.error("it is not an SSH private key that can be read") from error
+        what = "is a public key" if line.startswith(("age1", "ssh-")) else "is not an age private key"
+        what = f"line {lines.index(line) + 1} {what}"
+        raise file.error(f"{what}: an identity file holds private keys (AGE-SECRET-KEY-…)") from error
     if not found:
         raise file.error("there is no identity in it")
     return found
