@@ -166,7 +166,7 @@ def test_an_endpoint_that_is_none_is_no_bug(cli: SabotagedCli, script: str, url:
     result = cli.run(script, *(["--no-box"] if script == "astra_backup.py" else []), "--api-endpoint", url)
     assert result.code == 1
     assert "This is a bug" not in result.err
-    assert "no http(s) URL" in result.err or script == "restore.py"
+    assert "not an http(s) URL" in result.err or script == "restore.py"
 
 
 def test_a_token_in_a_file_that_cannot_be_read(cli: SabotagedCli, source: DataApiEmulator) -> None:
