@@ -122,7 +122,10 @@ FAULTS = {
     ),
     "html": Fault("an HTML page with 200", "puzzling", SHAPE, {"action": "html", "body": HTML}),
     "302": Fault(
-        "302 to a sign-in page", "refused", "A redirect is not the Data API", status(302, headers={"Location": "/login"})
+        "302 to a sign-in page",
+        "refused",
+        "A redirect is not the Data API",
+        status(302, headers={"Location": "/login"}),
     ),
     "401": Fault("401", "refused", "HTTP 401", status(401)),
     "403": Fault("403 with an HTML page", "refused", "HTTP 403", status(403, body=HTML)),
