@@ -1,4 +1,4 @@
-"""Backups, measured: kinds of documents, page sizes, latencies, collections at once, cores, memory, start-up."""
+"""Backups, measured: latencies and workers, one collection read by many chains, kinds of documents, start-up."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.data import Collection, generate
 from bench.measure import Server, Usage, environment, middle, run, script, server, way
 
-PLAIN, BARE, OURS = "plain way", "bare page loop", "astra_backup.py"
+PLAIN, BARE, OURS = "plain way", "bare serial loop", "astra_backup.py"
+PAGE_SIZES, LATENCIES_MS, WORKERS = (20, 50), (0, 20, 50, 100, 250), (1, 2, 4, 8, 16, 32)
+GRID_DOCUMENTS = 3_000
+CHAIN_LIMITS = {18_000: {8: 5.5, 16: 9.0}, 6_000: {8: 4.0, 16: 5.5}}
+BLIND_DOCUMENTS, BLIND_LIMIT = 18_000, 5.0  # a server that estimates 0
+SMALL = (50, 200, 500)
+SLOW_SERVER = ("--page-size", "20", "--latency-ms", "50")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much to measure: everything is divided by `divisor`, and done `rounds` times."""
+    """How much to measure: documents are divided by `divisor`, and what is short is done `rounds` times."""
 
     rounds: int = 3
-    plain_rounds: int = 2
     divisor: int = 1
 
     def __call__(self, count: int) -> int:
-        """So many documents, but no less than two pages."""
-        return max(count // self.divisor, 100)
+        """So many documents, but no fewer than what is read before guesses are made."""
+        return max(count // self.divisor, min(count, 200))
+
+
+QUICK = Size(rounds=1, divisor=30)
 
 
 @dataclass(frozen=True)
@@ -38,18 +47,17 @@ class Trial:
     api: Server
     cwd: Path
 
-    def ours(self, *names: str, options: tuple[str, ...] = (), cores: set[int] | None = None) -> Usage:
+    def ours(self, *names: str, options: tuple[str, ...] = (), workers: int | None = None) -> Usage:
         """Back up with the product; the snapshot before is removed first."""
         shutil.rmtree(self.cwd / "backups", ignore_errors=True)
         chosen = [part for name in names for part in ("--collection", name)]
+        chosen += ["--workers", str(workers)] if workers else []
         command = script("astra_backup.py", "--no-box", "--quiet", *chosen, *options)
-        return run(command, self.cwd, environment(self.api.url), watched=self.api, cores=cores)
+        return run(command, self.cwd, environment(self.api.url), watched=self.api)
 
-    def bare(self, name: str, cores: set[int] | None = None) -> Usage:
-        """Read with the bare loop; its time is the loop's own, which would not be seen behind its start-up."""
-        command = way("bare", self.api.url, name)
-        usage = run(command, self.cwd, environment(self.api.url), watched=self.api, cores=cores)
-        return replace(usage, wall_s=json.loads(usage.output)["seconds"])
+    def bare(self, name: str) -> Usage:
+        """Read with the bare loop."""
+        return run(way("bare", self.api.url, name), self.cwd, environment(self.api.url), watched=self.api)
 
     def plain(self, name: str, count: int) -> Usage:
         """Back up so many documents in the plain way."""
@@ -60,9 +68,10 @@ class Trial:
         """The last snapshot."""
         return next((self.cwd / "backups").glob("2*"))
 
-    def written(self) -> int:
-        """Bytes of the last snapshot's data files."""
-        return sum(path.stat().st_size for path in self.snapshot().glob("*.jsonl*"))
+    def record(self) -> Row:
+        """What the last snapshot's manifest says of its one collection."""
+        (record,) = json.loads((self.snapshot() / "manifest.json").read_text())["collections"]
+        return dict(record)
 
 
 @contextlib.contextmanager
@@ -76,7 +85,7 @@ def trial(collections: list[Collection], *options: str) -> Iterator[Trial]:
             yield Trial(api, Path(cwd))
 
 
-def in_turns(rounds: int, runs: dict[str, Callable[[], Usage]]) -> dict[str, list[Usage]]:
+def in_turns(rounds: int, runs: Mapping[str, Callable[[], Usage]]) -> dict[str, list[Usage]]:
     """Run all, again and again, so that what disturbs the machine disturbs all of them."""
     found: dict[str, list[Usage]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -85,156 +94,121 @@ def in_turns(rounds: int, runs: dict[str, Callable[[], Usage]]) -> dict[str, lis
     return found
 
 
-def row(usages: list[Usage], start_up: list[Usage], documents: int) -> Row:
-    """What a way does after its start-up: documents a second, CPU seconds per 1,000 documents; MB of memory."""
+def loops(usages: list[Usage]) -> list[Usage]:
+    """Of the ways that are no product of ours: the time and the CPU of their own loop, without imports."""
+    own = [json.loads(usage.output) for usage in usages]
+    return [
+        replace(usage, wall_s=each["seconds"], cpu_s=each["cpu_s"]) for usage, each in zip(usages, own, strict=True)
+    ]
+
+
+def row(usages: list[Usage], documents: int, start_up: list[Usage] | None = None) -> Row:
+    """What so many documents take, beyond the start-up if that is given."""
 
     def after(field: str) -> float:
-        return max(middle(usages, of=field) - middle(start_up, of=field), 0.001)
+        return max(middle(usages, of=field) - (middle(start_up, of=field) if start_up else 0.0), 0.001)
 
     return {
         "documents": documents,
-        "start_up_s": middle(start_up),
-        "work_s": after("wall_s"),
+        "seconds": after("wall_s"),
         "rate": documents / after("wall_s"),
         "cpu_s_per_1000": after("cpu_s") / documents * 1000,
         "server_cpu_s_per_1000": after("server_cpu_s") / documents * 1000,
-        "rss_mb": max(usage.peak_rss_mib for usage in usages) * 2**20 / 1e6,
+        "rss_mb": max(usage.peak_rss_mb for usage in usages),
     }
 
 
-def start_ups(there: Trial, rounds: int, *, plain: bool = False) -> dict[str, list[Usage]]:
-    """What each way takes for a collection of one document; often, since it is taken off everything."""
-    runs: dict[str, Callable[[], Usage]] = {BARE: lambda: there.bare("one"), OURS: lambda: there.ours("one")}
-    return in_turns(rounds * 2 - 1, runs | ({PLAIN: lambda: there.plain("one", 1)} if plain else {}))
+def grid(size: Size) -> list[Row]:
+    """One collection at each latency and page size: the plain way, the bare loop, and the product with more workers."""
+    made, rows = Collection("assets", "assets", 384, size(GRID_DOCUMENTS)), []
+    for page_size in PAGE_SIZES:
+        for wait_ms in LATENCIES_MS:
+            options = ("--page-size", str(page_size), "--latency-ms", str(wait_ms))
+            with trial([made], *options) as there:
+                cell = {"page_size": page_size, "ms": wait_ms}
+                rows += [cell | found for found in column(there, made)]
+    return rows
 
 
-def against_bare(there: Trial, size: Size, name: str, count: int, cores: set[int] | None = None) -> dict[str, Row]:
-    """The product and the bare loop, one collection."""
-    start_up = start_ups(there, size.rounds)
-    runs = {BARE: lambda: there.bare(name, cores), OURS: lambda: there.ours(name, cores=cores)}
-    found = in_turns(size.rounds, runs)
-    return {one: row(usages, start_up[one], count) for one, usages in found.items()}
+def column(there: Trial, made: Collection) -> Iterator[Row]:
+    """One server of the grid."""
+    yield {"way": PLAIN, "workers": 1} | row(loops([there.plain(made.name, made.count)]), made.count)
+    yield {"way": BARE, "workers": 1} | row(loops([there.bare(made.name)]), made.count)
+    start_up = [there.ours("one") for _ in range(2)]
+    for workers in WORKERS:
+        yield {"way": OURS, "workers": workers} | row([there.ours(made.name, workers=workers)], made.count, start_up)
 
 
-def workload_list(size: Size, real: int) -> list[tuple[str, Collection, int]]:
-    """Each kind of documents: its title, the collection, and how many of them the plain way gets."""
-    vectors = {
-        384: ((12_000, 3_000), (6_000, 3_000)),
-        1536: ((6_000, 800), (3_000, 1_000)),
-        3072: ((3_000, 400), (1_500, 400)),
-    }
-    listed = [("assets, 384 floats, real", Collection("assets", "real", 384, real), size(3_000))]
-    for floats, counts in vectors.items():
-        for kind, (count, plain) in zip(("binary", "array"), counts, strict=True):
-            made = Collection(f"{kind}_{floats}", kind, floats, size(count))
-            listed.append((f"{floats:,} floats, {kind}", made, size(plain)))
-    for kilobytes, count, plain in ((1, 30_000, 10_000), (100, 1_000, 300)):
-        made = Collection(f"text_{kilobytes}", "text", kilobytes * 1000, size(count))
-        listed.append((f"text of {kilobytes} KB", made, size(plain)))
-    return listed
+def chains(size: Size) -> list[Row]:
+    """One collection at 50 ms a page of 20 against the bare loop, whole processes; then one estimated as 0."""
+    made = [Collection(f"assets_{count}", "assets", 384, size(count)) for count in CHAIN_LIMITS]
+    rows, bare = [], {}
+    with trial(made, *SLOW_SERVER) as there:
+        for each, limits in zip(made, CHAIN_LIMITS.values(), strict=True):
+            bare[each.name] = there.bare(each.name)
+            for workers, limit in limits.items():
+                rows.append(against_bare(there, each, workers, bare[each.name]) | {"limit": limit})
+    with trial(made[:1], *SLOW_SERVER, "--estimate-factor", "0") as there:
+        found = against_bare(there, made[0], 8, bare[made[0].name])
+        return [*rows, found | {"limit": BLIND_LIMIT, "note": "estimated as 0"}]
 
 
-def workloads(size: Size, real: int) -> list[Row]:
-    """Plain way, bare loop and product for every kind of documents, at latency 0 and 50 documents a page."""
-    listed = workload_list(size, real)
+def against_bare(there: Trial, each: Collection, workers: int, bare: Usage) -> Row:
+    """A backup with so many workers; what is not exact, or was read by one chain only, raises AssertionError."""
+    usage = there.ours(each.name, workers=workers)
+    record = there.record()
+    assert record["document_count"] == each.count
+    assert record["chains"] > 1
+    return {"workers": workers, "bare_s": bare.wall_s, "note": ""} | row([usage], each.count)
+
+
+def small(size: Size) -> list[Row]:
+    """Small collections at 50 ms a page of 20: whole processes with 8 workers against those with one."""
+    made, rows = [Collection(f"assets_{count}", "assets", 384, count) for count in SMALL], []
+    with trial(made, *SLOW_SERVER) as there:
+        for each in made:
+            found = in_turns(size.rounds, {str(many): partial(there.ours, each.name, workers=many) for many in (1, 8)})
+            rows.append({"serial_s": middle(found["1"])} | row(found["8"], each.count))
+    return rows
+
+
+def kinds(size: Size) -> list[Row]:
+    """Every kind of documents without latency, 50 a page, 4 workers: the plain way, the bare loop, the product."""
+    listed = [
+        ("`assets`", Collection("assets", "assets", 384, size(12_000)), size(1_500)),
+        ("1,536 floats, binary", Collection("binary", "binary", 1536, size(6_000)), size(500)),
+        ("1,536 floats, array", Collection("array", "array", 1536, size(2_000)), size(500)),
+        ("text of 1 KB", Collection("text_1", "text", 1_000, size(20_000)), size(5_000)),
+        ("text of 100 KB", Collection("text_100", "text", 100_000, size(600)), size(200)),
+    ]
     rows = []
     with trial([each for _, each, _ in listed]) as there:
-        start_up = start_ups(there, size.rounds, plain=True)
-        for title, each, plain_count in listed:
-            rows.append({"title": title, "name": each.name, **workload(there, size, each, plain_count, start_up)})
-    return rows
-
-
-def workload(
-    there: Trial, size: Size, each: Collection, plain_count: int, start_up: dict[str, list[Usage]]
-) -> dict[str, Row]:
-    """One kind of documents."""
-    few = min(plain_count, each.count)
-    found = in_turns(size.rounds, {BARE: lambda: there.bare(each.name), OURS: lambda: there.ours(each.name)})
-    found |= in_turns(size.plain_rounds, {PLAIN: lambda: there.plain(each.name, few)})
-    counts = {BARE: each.count, OURS: each.count, PLAIN: few}
-    rows = {name: row(found[name], start_up[name], counts[name]) for name in (PLAIN, BARE, OURS)}
-    received = json.loads(found[BARE][0].output)["received"] / each.count
-    for one in rows.values():
-        one["mb_s"] = one["rate"] * received / 1e6
-    rows[PLAIN]["written_per_document"] = json.loads(found[PLAIN][0].output)["written"] / few
-    rows[OURS]["written_per_document"] = there.written() / each.count
-    return rows
-
-
-def page_sizes(size: Size) -> list[Row]:
-    """1,536 floats in binary form, 20 and 50 documents a page, at latency 0."""
-    count, rows = size(4_000), []
-    for documents in (20, 50):
-        with trial([Collection("docs", "binary", 1536, count)], "--page-size", str(documents)) as there:
-            rows.append({"page_size": documents, **against_bare(there, size, "docs", count)})
-    return rows
-
-
-def latencies(size: Size, real: int) -> list[Row]:
-    """Milliseconds that the server waits before each reply; requests of the start-up wait too."""
-    rows = []
-    for wait_ms, count in ((0, 6_000), (20, 6_000), (100, 3_000), (250, 1_500)):
-        made = Collection("docs", "binary", 1536, size(count))
-        with trial([made], "--latency-ms", str(wait_ms)) as there:
-            rows.append(
-                {"title": "1,536 floats, binary", "ms": wait_ms, **against_bare(there, size, "docs", made.count)}
-            )
-    with trial([Collection("assets", "real", 384, real)], "--latency-ms", "20") as there:
-        rows.append({"title": "assets, real", "ms": 20, **against_bare(there, size, "assets", real)})
-    return rows
-
-
-def collections(size: Size) -> list[Row]:
-    """1, 4 and 16 collections of 384 floats at 100 ms a page, one after another and all at once."""
-    count = size(1_500)
-    made = [Collection(f"docs_{number}", "binary", 384, count) for number in range(16)]
-    rows: list[Row] = []
-    with trial(made, "--latency-ms", "100") as there:
-        start_up = start_ups(there, size.rounds)[OURS]
-        for many, workers in ((1, 1), (4, 1), (4, 4), (16, 1), (16, 16)):
-            names, options = [each.name for each in made[:many]], ("--workers", str(workers))
-            rounds = 1 if many == 16 else size.rounds
-            usages = [there.ours(*names, options=options) for _ in range(rounds)]
-            rows.append({"collections": many, "workers": workers, **row(usages, start_up, many * count)})
-    return rows
-
-
-def cores(size: Size) -> list[Row]:
-    """1,536 floats in binary form, latency 0; the server may use all cores."""
-    count, rows = size(6_000), []
-    with trial([Collection("docs", "binary", 1536, count)]) as there:
-        for many in (1, 2):
-            rows.append({"cores": many, **against_bare(there, size, "docs", count, set(range(many)))})
-    return rows
-
-
-def memory(size: Size) -> list[Row]:
-    """Peak memory of a backup of few and of many documents of 384 floats."""
-    rows = []
-    for count in (size(10_000), size(200_000)):
-        with trial([Collection("docs", "binary", 384, count)]) as there:
-            usage = there.ours("docs")
-            rows.append({"documents": count, "rss_mb": usage.peak_rss_mib * 2**20 / 1e6, "seconds": usage.wall_s})
+        start_up = [there.ours("one", workers=4) for _ in range(size.rounds * 2 - 1)]
+        for title, each, few in listed:
+            ours = [there.ours(each.name, workers=4) for _ in range(size.rounds)]
+            written = there.record()["data_size_bytes"] / each.count
+            found = {
+                PLAIN: row(loops([there.plain(each.name, few)]), few),
+                BARE: row(loops([there.bare(each.name) for _ in range(size.rounds)]), each.count),
+                OURS: row(ours, each.count, start_up) | {"written": written},
+            }
+            rows += [{"name": each.name, "title": title, "way": name} | one for name, one in found.items()]
     return rows
 
 
 def start_up(size: Size) -> list[Row]:
-    """CPU and time of `--help`, and of a backup and of a check with almost nothing to do."""
+    """CPU and time of each script: `--version`, and a command with almost nothing to do."""
     rows = []
     with trial([]) as there:
         there.ours("one")
-        found = in_turns(
-            max(size.rounds, 3),
-            {
-                "astra_backup.py --help": lambda: run(script("astra_backup.py", "--help"), there.cwd, {}),
-                "restore.py --help": lambda: run(script("restore.py", "--help"), there.cwd, {}),
-                "restore.py --verify-only, one document": lambda: run(
-                    script("restore.py", "--verify-only", str(there.snapshot())), there.cwd, {}
-                ),
-                "astra_backup.py --no-box, one document": lambda: there.ours("one"),
-            },
-        )
-        for name, usages in found.items():
-            rows.append({"command": name, "cpu_s": middle(usages, of="cpu_s"), "wall_s": middle(usages)})
+        kept = there.cwd / "kept"
+        shutil.copytree(there.cwd / "backups", kept)
+        commands = [[name, "--version"] for name in ("astra_backup.py", "restore.py", "snapshots.py")]
+        commands += [["restore.py", "--verify-only", str(next(kept.glob("2*")))]]
+        commands += [["snapshots.py", "list", "--no-box", "--output-dir", str(kept)]]
+        runs = {" ".join(each[:2]): partial(run, script(*each), there.cwd, {}) for each in commands}
+        runs["astra_backup.py --no-box"] = partial(there.ours, "one")
+        for name, usages in in_turns(size.rounds * 2 - 1, runs).items():
+            found = {"cpu_s": middle(usages, of="cpu_s"), "wall_s": middle(usages)}
+            rows.append({"command": name, "rss_mb": max(usage.peak_rss_mb for usage in usages)} | found)
     return rows

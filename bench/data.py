@@ -1,4 +1,4 @@
-"""Collections to measure with: generated ones, and the real `assets`.
+"""Collections to measure with, the same each time.
 
 python -m bench.data DIR '[{"name": "docs", "kind": "binary", "size": 384, "count": 1000}]'
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import random
-import shutil
 import sys
+import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.measure import ROOT, run
 
-FULL_CATALOG = ROOT.parent / "shared" / "data_api" / "catalog"
-CUT_CATALOG = ROOT / "tests" / "data" / "catalog"
-REAL = FULL_CATALOG if FULL_CATALOG.is_dir() else CUT_CATALOG
+ASSETS = ROOT / "tests" / "data" / "catalog" / "assets.pages.jsonl.gz"
 PAGE_DOCUMENTS = 50
-WORDS = 3000
+WORDS, TEXT_WORDS = 3_000, 200_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Collection:
     """A collection to be generated.
 
     `kind` is `binary` or `array` (vectors of `size` floats, in that form), `text` (documents of `size` bytes without a
-    vector) or `real` (the collection `assets`; `size` and `count` are what it has).
+    vector) or `assets`: the real documents of that collection again and again, with ids of their own (`size` is 384).
     """
 
     name: str
@@ -50,23 +48,10 @@ def generate(directory: Path, collections: list[Collection]) -> None:
     run([sys.executable, "-m", "bench.data", str(directory), given], directory, {"PYTHONPATH": str(ROOT)})
 
 
-def real_count() -> int:
-    """How many documents the real collection has; the one in the repository is cut."""
-    import orjson
-
-    with gzip.open(REAL / "assets.pages.jsonl.gz") as pages:
-        return sum(len(orjson.loads(page)["data"]["documents"]) for page in pages)
-
-
 def write(directory: Path, collections: list[Collection]) -> None:
     """Write page files and the list of definitions."""
     definitions = []
     for each in collections:
-        if each.kind == "real":
-            shutil.copy(REAL / "assets.pages.jsonl.gz", directory / f"{each.name}.pages.jsonl.gz")
-            found = json.loads((REAL / "findCollections.json").read_text())["status"]["collections"]
-            definitions += [{**row, "name": each.name} for row in found if row["name"] == "assets"]
-            continue
         vector = {} if each.kind == "text" else {"vector": {"dimension": each.size, "metric": "cosine"}}
         options = vector | {"lexical": {"enabled": False}, "rerank": {"enabled": False}}
         definitions.append({"name": each.name, "options": options})
@@ -78,37 +63,61 @@ def write(directory: Path, collections: list[Collection]) -> None:
 
 def pages_of(collection: Collection) -> Iterator[list[bytes]]:
     """Yield the JSON texts of each page's documents; the same each time."""
+    source, made = random.Random(collection.name), documents_of(collection)
+    while texts := list(itertools.islice(made, PAGE_DOCUMENTS)):
+        yield [b'{"_id":"%b",%b}' % (document_id(source), text) for text in texts]
+
+
+def document_id(source: random.Random) -> bytes:
+    """A random UUID."""
+    return str(uuid.UUID(int=source.getrandbits(128), version=4)).encode()
+
+
+def documents_of(collection: Collection) -> Iterator[bytes]:
+    """Yield the text of each document's members but its `_id`."""
+    if collection.kind == "assets":
+        return itertools.islice(itertools.cycle(real_assets()), collection.count)
+    if collection.kind == "text":
+        return texts_of(collection)
+    return vectors_of(collection)
+
+
+def real_assets() -> list[bytes]:
+    """The documents of the real collection that the repository has, each without its `_id` and braces."""
+    import msgspec
+
+    texts: list[bytes] = []
+    with gzip.open(ASSETS) as pages:
+        for page in pages:
+            data = msgspec.json.decode(page, type=dict[str, dict[str, msgspec.Raw]])["data"]
+            texts += map(bytes, msgspec.json.decode(data["documents"], type=list[msgspec.Raw]))
+    return [text[text.index(b",") + 1 : -1] for text in texts]
+
+
+def vectors_of(collection: Collection) -> Iterator[bytes]:
+    """A vector and a short title. Elements are as a unit vector's are, which is what embeddings are."""
     import numpy  # not above: who only wants to start us has to stay small
-
-    seed = zlib.crc32(collection.name.encode())
-    noise, chance = numpy.random.default_rng(seed), random.Random(seed)
-    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(WORDS)]
-    for start in range(0, collection.count, PAGE_DOCUMENTS):
-        numbers = range(start, min(start + PAGE_DOCUMENTS, collection.count))
-        if collection.kind == "text":
-            yield [text_document(number, collection.size, words, chance) for number in numbers]
-        else:
-            # As a unit vector's elements are, which is what embeddings are.
-            floats = noise.normal(0, collection.size**-0.5, (len(numbers), collection.size)).astype("f4")
-            yield [vector_document(number, row, collection.kind) for number, row in zip(numbers, floats, strict=True)]
-
-
-def vector_document(number: int, floats: Any, kind: str) -> bytes:
-    """A document with a vector and a short title."""
     import orjson
 
-    if kind == "binary":
-        vector = b'{"$binary":"%b"}' % base64.b64encode(floats.astype(">f4").tobytes())
-    else:
+    noise = numpy.random.default_rng(zlib.crc32(collection.name.encode()))
+    for number in range(collection.count):
+        floats = noise.normal(0, collection.size**-0.5, collection.size).astype("f4")
         vector = orjson.dumps(floats, option=orjson.OPT_SERIALIZE_NUMPY)
-    return b'{"_id":"d%d","title":"the title of document %d","$vector":%b}' % (number, number, vector)
+        if collection.kind == "binary":
+            vector = b'{"$binary":"%b"}' % base64.b64encode(floats.astype(">f4").tobytes())
+        yield b'"title":"the title of document %d","$vector":%b' % (number, vector)
 
 
-def text_document(number: int, size: int, words: list[str], chance: random.Random) -> bytes:
-    """A document of about `size` bytes: sentences of words of which some are frequent."""
-    chosen = (words[int(WORDS * chance.random() ** 3)] for _ in range(size // 6))
-    text = " ".join(chosen)[: size - 60]
-    return b'{"_id":"d%d","pages":%d,"is_new":true,"text":"%b"}' % (number, number % 700, text.encode())
+def texts_of(collection: Collection) -> Iterator[bytes]:
+    """Pieces of one long text, of words of which some are frequent; gzip looks back 32 KB and sees no repetition."""
+    chance = random.Random(collection.name)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(WORDS)]
+    whole = " ".join(words[int(WORDS * chance.random() ** 3)] for _ in range(TEXT_WORDS)).encode()
+    whole *= 1 + -(-collection.size // len(whole))
+    for number in range(collection.count):
+        start = chance.randrange(len(whole) - collection.size)
+        text = whole[start : start + collection.size - 100]
+        yield b'"pages":%d,"is_new":true,"text":"%b"' % (number % 700, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,11 @@ class Usage:
     peak_rss_mib: float
     server_cpu_s: float = 0.0  # of the server that was named, meanwhile
     output: str = ""  # what it printed on stdout
+
+    @property
+    def peak_rss_mb(self) -> float:
+        """Peak memory in 10^6 bytes."""
+        return self.peak_rss_mib * 2**20 / 1e6
 
 
 @dataclass(frozen=True)
@@ -58,24 +63,16 @@ def run(
     environ: dict[str, str],
     *,
     watched: Server | None = None,
-    cores: set[int] | None = None,
 ) -> Usage:
-    """Run a command, on all cores if None; a code other than 0 raises RuntimeError with what it said.
+    """Run a command; a code other than 0 raises RuntimeError with what it said.
 
     A child's peak memory begins with ours, so this process has to stay small: whatever is large belongs into a child.
     """
     server_s = watched.cpu_s() if watched else 0.0
-    pin: Callable[[], None] | None = None if cores is None else lambda: os.sched_setaffinity(0, cores)
     started = time.monotonic()
     with (cwd / "output.txt").open("w+") as output, (cwd / "errors.txt").open("w+") as errors:
         process = subprocess.Popen(
-            arguments,
-            cwd=cwd,
-            env=os.environ | environ,
-            stdout=output,
-            stderr=errors,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=pin,  # noqa: PLW1509  (this process has no threads)
+            arguments, cwd=cwd, env=os.environ | environ, stdout=output, stderr=errors, stdin=subprocess.DEVNULL
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall_s = time.monotonic() - started

@@ -3,14 +3,11 @@
 python -m bench.ways plain URL COLLECTION PATH COUNT    astrapy's cursor, json.dumps with a default, gzip.open
 python -m bench.ways bare URL COLLECTION                ask for page after page with httpx, keep nothing
 python -m bench.ways writers URL SNAPSHOT N             N threads post batches that are ready in memory
-python -m bench.ways upload URL PATH                    send a file to Box's API, part after part, with requests
 """
 
 from __future__ import annotations
 
-import base64
 import gzip
-import hashlib
 import itertools
 import json
 import sys
@@ -31,29 +28,29 @@ def plain(url: str, collection: str, path: str, count: str) -> dict[str, Any]:
     plain_types = APIOptions(serdes_options=SerdesOptions(custom_datatypes_in_reading=False))
     client = DataAPIClient(environment="hcd", api_options=plain_types)
     found = client.get_database(url, token="AstraCS:bench", keyspace=KEYSPACE).get_collection(collection)
-    documents = 0
+    documents, started, cpu_s = 0, time.monotonic(), time.process_time()
     with gzip.open(path, "wt") as file:
         for document in itertools.islice(found.find({}, projection={"*": True}), int(count)):
             file.write(json.dumps(document, default=str) + "\n")
             documents += 1
-    return {"documents": documents, "written": Path(path).stat().st_size}
+    assert documents == int(count)
+    return {"seconds": time.monotonic() - started, "cpu_s": time.process_time() - cpu_s}
 
 
 def bare(url: str, collection: str) -> dict[str, Any]:
     """The limit: pages are received and thrown away."""
     import httpx
 
-    received, state, started = 0, None, time.monotonic()
+    state, started, cpu_s = None, time.monotonic(), time.process_time()
     find: dict[str, object] = {"filter": {}, "projection": {"*": True}}
     with httpx.Client(headers={"Token": "AstraCS:bench"}) as client:
         while True:
             options: dict[str, object] = {"options": {"pageState": state}} if state else {}
             reply = client.post(f"{url}/v1/{KEYSPACE}/{collection}", json={"find": find | options})
-            received += len(reply.content)
             marker = reply.content.rindex(b'"nextPageState":')
             state = json.loads(b"{" + reply.content[marker:].rstrip(b"}") + b"}")["nextPageState"]
             if state is None:
-                return {"received": received, "seconds": time.monotonic() - started}
+                return {"seconds": time.monotonic() - started, "cpu_s": time.process_time() - cpu_s}
 
 
 def writers(url: str, snapshot: str, at_once: str) -> dict[str, Any]:
@@ -80,43 +77,7 @@ def writers(url: str, snapshot: str, at_once: str) -> dict[str, Any]:
     return {"seconds": seconds, "documents": len(texts)}
 
 
-def upload(url: str, path: str) -> dict[str, Any]:
-    """One upload session, one part after the other: Box takes files over 50 MB in no other way."""
-    import requests
-
-    from tests.emulators.box import Account
-
-    file, started = Path(path), time.monotonic()
-    form = {"grant_type": "client_credentials", "client_id": Account.client_id, "client_secret": Account.client_secret}
-    form |= {"box_subject_type": "enterprise", "box_subject_id": Account.enterprise_id}
-    with requests.Session() as http, file.open("rb") as stream:
-        reply = http.post(f"{url}/oauth2/token", data=form)
-        reply.raise_for_status()
-        http.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
-        size = file.stat().st_size
-        wanted = {"folder_id": Account.folder_id, "file_name": "plain.zip", "file_size": size}
-        session = http.post(f"{url}/api/2.0/files/upload_sessions", json=wanted).json()
-        whole, parts = hashlib.sha1(), []
-        for start in range(0, size, session["part_size"]):
-            part = stream.read(session["part_size"])
-            whole.update(part)
-            headers = {"Content-Type": "application/octet-stream", "Digest": f"sha={sha1(part)}"}
-            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{size}"
-            reply = http.put(session["session_endpoints"]["upload_part"], data=part, headers=headers)
-            reply.raise_for_status()
-            parts.append(reply.json()["part"])
-        headers = {"Digest": f"sha={base64.b64encode(whole.digest()).decode()}"}
-        reply = http.post(session["session_endpoints"]["commit"], json={"parts": parts}, headers=headers)
-        reply.raise_for_status()
-    return {"seconds": time.monotonic() - started}
-
-
-def sha1(content: bytes) -> str:
-    """In base64, as Box wants it."""
-    return base64.b64encode(hashlib.sha1(content).digest()).decode()
-
-
-WAYS: dict[str, Callable[..., dict[str, Any]]] = {"plain": plain, "bare": bare, "writers": writers, "upload": upload}
+WAYS: dict[str, Callable[..., dict[str, Any]]] = {"plain": plain, "bare": bare, "writers": writers}
 
 if __name__ == "__main__":
     print(json.dumps(WAYS[sys.argv[1]](*sys.argv[2:])))
