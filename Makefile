@@ -49,11 +49,11 @@ format: $(DEV_INSTALLED)  ## bring the code into its one format
 docs: $(DEV_INSTALLED)  ## renew the generated parts of the documentation
 	$(BIN)/cog -P -r -I . $(DOCS)
 
-bench: $(DEV_INSTALLED)  ## measure everything side by side, write bench/RESULTS.md; some 20 minutes
+bench: $(DEV_INSTALLED)  ## measure everything side by side, write bench/RESULTS.md; at most 20 minutes on two quiet cores
 	$(BIN)/python -m bench
 
-bench-chains: $(DEV_INSTALLED)  ## measure one collection read by many chains against the bare page loop; some five minutes
-	$(BIN)/python -m bench.chains
+bench-chains: $(DEV_INSTALLED)  ## measure one collection read by many chains against the bare serial loop; two minutes
+	$(BIN)/python -m bench --only chains --output -
 
 bench-compression: $(DEV_INSTALLED)  ## measure compression alone
 	$(BIN)/python -m bench.compression
@@ -61,7 +61,7 @@ bench-compression: $(DEV_INSTALLED)  ## measure compression alone
 bench-encryption: $(DEV_INSTALLED)  ## measure what encryption costs: CPU and memory of each step, encrypted and unencrypted
 	$(BIN)/python -m bench.encryption
 
-memory: $(DEV_INSTALLED)  ## measure memory
+memory: $(DEV_INSTALLED)  ## measure memory: few and many documents, large ones
 	$(BIN)/python -m bench.memory
 
 memory-box: $(DEV_INSTALLED)  ## measure memory and disk of a backup to Box, and memory of fetching it
