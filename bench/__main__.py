@@ -68,9 +68,9 @@ def measure(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Measure what was asked for and add it to what is there; each section notes when and on what it was measured."""
     found |= {"quick": options.quick, "machine": machine(), "versions": versions()}
     for name in options.only or SECTIONS:
-        moment, load, started = datetime.now(UTC), os.getloadavg()[0], time.monotonic()
+        moment, load = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), os.getloadavg()[0]
+        about, started = {"at": moment, "commit": commit(), "load": load}, time.monotonic()
         rows = SECTIONS[name](QUICK if options.quick else Size())
-        about = {"at": moment.strftime("%Y-%m-%d %H:%M UTC"), "commit": commit(), "load": load}
         found[name] = about | {"seconds": time.monotonic() - started, "rows": rows}
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
