@@ -42,7 +42,8 @@ def lines(title: str, series: Sequence[Line], axes: tuple[str, str]) -> str:
     """Points (x, y) joined by lines, on logarithmic axes; the last point of each line carries its value."""
     points = [point for line in series for point in line.points]
     (low_x, high_x), (low_y, high_y) = ((min(each), max(each)) for each in zip(*points, strict=True))
-    low_y = min([low_y, *(value for line in series for value in line.levels)]) / 2
+    levels = [value for line in series for value in line.levels]
+    low_y, high_y = min([low_y, *levels]) / 2, max([high_y, *levels])
     height, body = 360, []
 
     def at(x: float, y: float) -> tuple[float, float]:
