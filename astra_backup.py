@@ -2868,6 +2868,7 @@ class CollectionScan:
                     raise PageStateError(_LED_BACK)
                 kept.append(KeptPage(page.keys, self._places(page), page.next_state))
                 self._take(page, len(page.keys))
+            del page  # or it would be in memory beside the next one: 80 MB of the largest documents
         return kept, reader
 
     def _places(self, page: Page) -> list[Place]:
