@@ -10,6 +10,9 @@ FAST := docs install frozen show restore_options same_place box_emulator page_st
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 DOCS := docs/FORMAT.md docs/REFERENCE.md
 
+# Compiled modules may be kept: the tests start the scripts some hundred times.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast lint format docs bench bench-chains bench-compression bench-encryption memory memory-box float32 soak fuzz audit upgrade clean
 
