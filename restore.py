@@ -156,7 +156,9 @@ MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
 READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
-COMPARE_PARTITIONS = 64
+COMPARE_PART_DOCUMENTS = 10_000  # of which a comparison holds two at once: what is wanted, and what was found
+MAX_COMPARE_PARTS = 2048
+SPOOL_BUFFER_BYTES = 2 * 1024 * 1024  # of all parts of a spool
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 CREATIONS_AT_ONCE = 4
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
@@ -2610,7 +2612,8 @@ class KeySpool:
         self._planned, self._digest = planned, digest
         self.count = 0  # of what was noted, also where a key came twice
         place = tempfile.mkdtemp(dir=directory)
-        self._paths = [Path(place, str(number)) for number in range(COMPARE_PARTITIONS)]
+        self.parts = min(MAX_COMPARE_PARTS, 1 + planned.stats.document_count // COMPARE_PART_DOCUMENTS)
+        self._paths = [Path(place, str(number)) for number in range(self.parts)]
         self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
         self.is_abandoned = False
@@ -2627,12 +2630,12 @@ class KeySpool:
     def add(self, document_id: bytes, text: bytes) -> None:
         """Note a document by its id's compact JSON text."""
         key, digest = self._planned.key_of(document_id), self._digest(text).hex().encode()
-        number = zlib.crc32(key) % COMPARE_PARTITIONS
+        number = zlib.crc32(key) % self.parts
         row = (digest, key) if key == document_id else (digest, key, document_id)
         with self._lock:
             self.count += 1
             self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
-            if len(self._buffers[number]) > 32 * 1024:
+            if len(self._buffers[number]) > SPOOL_BUFFER_BYTES // self.parts:
                 self._flush(number)
 
     def part(self, number: int) -> dict[bytes, tuple[bytes, bytes]]:
@@ -2677,7 +2680,7 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
             finally:
                 wanted.abandon()
         keys = 0
-        for number in range(COMPARE_PARTITIONS):
+        for number in range(wanted.parts):
             part = wanted.part(number)
             keys += len(part)
             _compare_part(part, found.part(number), comparison)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from restore import RestoreExit
+from astra_backup import CollectionRecord, DataStats
+from restore import Choices, KeySpool, OnExisting, PlannedCollection, RestoreExit, View, text_digest
 from tests.conftest import KEYSPACE, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
@@ -177,3 +178,15 @@ def test_a_comparison_speaks_of_what_it_compared(kept: Path, origin: DataApiEmul
     assert f"{len(DOCS) + len(OTHER)} documents in the snapshot, " in result.out
     assert "inserted" not in result.out
     assert "compared with the snapshot: equal" in result.out
+
+
+def test_a_comparison_holds_no_more_documents_at_a_time_the_more_there_are(tmp_path: Path) -> None:
+    """Of 100,000 documents each part has some ten thousand, and all parts together have all."""
+    stats = DataStats(document_count=100_000)
+    planned = PlannedCollection(CollectionRecord("docs"), stats, "docs", {}, OnExisting.FAIL, View(Choices()))
+    spool = KeySpool(tmp_path, planned, text_digest)
+    for number in range(stats.document_count):
+        spool.add(b"%d" % number, b"{}")
+    sizes = [len(spool.part(number)) for number in range(spool.parts)]
+    assert sum(sizes) == stats.document_count
+    assert max(sizes) < 12_000
