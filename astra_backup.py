@@ -14,7 +14,7 @@ wrapped in a line was unwrapped again and compared, the bytes of each file decom
 these bytes. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
 
 Importing this module promises: no side effect, and that the contract (`encode_document`, `decode_document`,
-`Manifest`, `check_data`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other
+`Manifest`, `DataReader`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other
 way.
 """
 
@@ -176,6 +176,7 @@ log = logging.getLogger("astra_backup")
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
+_E = TypeVar("_E", bound=int)
 
 
 def plural(count: int, noun: str) -> str:
@@ -397,7 +398,7 @@ def _split_array(text: bytes) -> list[bytes]:
 
 
 class Document(dict[str, bytes]):
-    """The top-level members of a document, or of a line: names as they are spelt, values as compact JSON text."""
+    """The top-level members of a document, a row or a line: names as they are spelt, values as compact JSON text."""
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
@@ -771,6 +772,7 @@ _LEFTOVER_NAME = re.compile(
 )
 _DIGEST_MODULUS = 1 << 256
 AGE_SUFFIX = ".age"
+_AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
 
 CONSISTENCY = (
     "A scan, not a point in time: documents written while it ran may be old, new or missing;"
@@ -791,6 +793,9 @@ class Source(msgspec.Struct):
     keyspace: str = ""
     environment: str = ""
 
+    def __str__(self) -> str:
+        return f"keyspace {self.keyspace or '(unknown)'} at {self.api_endpoint or '(unknown)'}"
+
 
 class Selection(msgspec.Struct):
     """What was asked for when it was not everything: --collection and --exclude."""
@@ -810,6 +815,9 @@ class EncryptionRecord(msgspec.Struct):
     format: str
     recipients: list[str] = []
 
+    def __str__(self) -> str:
+        return f"encrypted to: {', '.join(map(short_key, self.recipients)) or 'nobody who is named'}"
+
 
 class Record(msgspec.Struct, omit_defaults=False):
     """What the manifest says of a collection and of a table.
@@ -823,7 +831,7 @@ class Record(msgspec.Struct, omit_defaults=False):
     definition: msgspec.Raw = msgspec.Raw(b"{}")
     data_file: str | None = None
     compressed: bool | None = None
-    document_count: int = 0
+    document_count: int | None = None
     content_digest: str | None = None
     data_sha256: str | None = None
     data_size_bytes: int | None = None
@@ -835,13 +843,36 @@ class Record(msgspec.Struct, omit_defaults=False):
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET  # absent unless there are some
 
     @property
+    def held(self) -> int:
+        """How many documents or rows it says that it has."""
+        return self.document_count or 0
+
+    @property
     def is_ok(self) -> bool:
         """Whether all documents or rows are there."""
         return self.status == "ok"
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its data file is, by its name."""
+        return (self.data_file or "").endswith(AGE_SUFFIX)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its data file is gzipped; older scripts say so by its name only."""
+        is_gz = (self.data_file or "").removesuffix(AGE_SUFFIX).endswith(".gz")
+        return is_gz if self.compressed is None else self.compressed
+
+    def shape(self) -> TableShape | None:
+        """The columns and the key of a table. Raises FormatError."""
+        return None
+
 
 class CollectionRecord(Record):
     """One collection in the manifest."""
+
+    kind: ClassVar[str] = "collection"
+    noun: ClassVar[str] = "document"  # what it holds
 
     estimated_document_count: int | None = None
     vector_count: int | None = None
@@ -857,7 +888,10 @@ class CollectionRecord(Record):
 class TableRecord(Record):
     """One table in the manifest, with the server's own text of its indexes."""
 
-    document_count: int = msgspec.field(name="row_count", default=0)
+    kind: ClassVar[str] = "table"
+    noun: ClassVar[str] = "row"
+
+    document_count: int | None = msgspec.field(name="row_count", default=0)
     indexes: msgspec.Raw = msgspec.Raw(b"[]")
 
     estimated_document_count: ClassVar[None] = None  # no server estimates rows
@@ -869,11 +903,6 @@ class TableRecord(Record):
 
 
 AnyRecord = CollectionRecord | TableRecord
-
-
-def noun_of(record: AnyRecord) -> str:
-    """What it holds, in the singular."""
-    return "row" if isinstance(record, TableRecord) else "document"
 
 
 @dataclass(frozen=True)
@@ -915,12 +944,12 @@ class TableShape:
             if of.get("type") == "UNSUPPORTED" or (of.get("apiSupport") or {}).get("read") is False
         ]
 
-    def read_row(self, line: bytes) -> dict[str, bytes]:
+    def read_row(self, line: bytes) -> Document:
         """The columns of a line of the data file. Raises FormatError, UnicodeDecodeError."""
         if not line.isascii():
             line.decode()
         split_object(line)  # raises for a column that is there twice
-        row = {name: bytes(value) for name, value in _members_decoder.decode(line).items()}
+        row = Document({name: bytes(value) for name, value in _members_decoder.decode(line).items()})
         if unknown := row.keys() - self.columns.keys():
             raise FormatError(f"columns that the table does not have: {', '.join(sorted(unknown))}")
         if any(row.get(name, b"null") == b"null" for name in self.partition_by):
@@ -983,11 +1012,11 @@ class Totals(msgspec.Struct):
     def of(cls, collections: Sequence[CollectionRecord], tables: Sequence[TableRecord]) -> Totals:
         """The sums over these."""
         good = sum(record.is_ok for record in collections)
-        found = cls(good, len(collections) - good, sum(record.document_count for record in collections))
+        found = cls(good, len(collections) - good, sum(record.held for record in collections))
         if tables:
             found.tables_ok = sum(record.is_ok for record in tables)
             found.tables_failed = len(tables) - found.tables_ok
-            found.rows = sum(record.document_count for record in tables)
+            found.rows = sum(record.held for record in tables)
         return found
 
     def __str__(self) -> str:
@@ -1026,6 +1055,15 @@ class Manifest(msgspec.Struct):
         return [*self.collections, *(self.tables or [])]
 
     @property
+    def good(self) -> list[AnyRecord]:
+        """Those of which all is there."""
+        return [record for record in self.records if record.is_ok]
+
+    def sums(self) -> Totals:
+        """What its totals should be."""
+        return Totals.of(self.collections, self.tables or [])
+
+    @property
     def is_complete(self) -> bool:
         """Whether every collection and every table is in it."""
         return self.status == "complete" and all(record.is_ok for record in self.records)
@@ -1053,11 +1091,13 @@ class DataStats:
     data_sha256: str = ""
     data_size_bytes: int = 0
 
-    def count(self, line: bytes, document: Document | None) -> None:
-        """Count a document, or a row (None), and add its line to the digest."""
+    def count(self, line: bytes, document: Document | None, shape: TableShape | None = None) -> None:
+        """Count a document, or a row (`shape`: its table's; None while it is written); add its line to the digest."""
         self.document_count += 1
         self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
-        if document is not None:
+        if document is not None and shape:
+            self.static_only_count += shape.is_static_only(document)
+        elif document is not None:
             self.vector_count += document.has_vector
             self.vector_binary_count += document.has_binary_vector
             self.vectorize_count += document.has_vectorize
@@ -1069,6 +1109,12 @@ class DataStats:
         for name in (*RECORDED_COUNTS, "both_count"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.content_digest = (self.content_digest + other.content_digest) % _DIGEST_MODULUS
+
+    def facts(self, record: AnyRecord) -> dict[str, Any]:
+        """What the manifest's record of such a file says, by its fields."""
+        counts = {name: getattr(self, name) for name in RECORDED_COUNTS if name in record.__struct_fields__}
+        facts = {"data_sha256": self.data_sha256, **counts, "content_digest": digest_text(self.content_digest)}
+        return facts | {"data_size_bytes": self.data_size_bytes}
 
 
 RECORDED_COUNTS = ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count")
@@ -1100,13 +1146,29 @@ def snapshot_name(moment: datetime) -> str:
     return moment.strftime("%Y%m%d_%H%M%S")
 
 
+def snapshot_moment(name: str) -> datetime:
+    """The time in a snapshot's name; inverse of `snapshot_name`. Raises ValueError for one that has none."""
+    return datetime.strptime(name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+
+
 def parse_snapshot_name(name: str) -> tuple[str, bool] | None:
     """Return (timestamp, is_incomplete) for a name that is exactly ours, None for any other."""
     match = _SNAPSHOT_NAME.fullmatch(name)
     with contextlib.suppress(ValueError):
-        if match and snapshot_name(datetime.strptime(match[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)) == match[1]:
+        if match and snapshot_name(snapshot_moment(name)) == match[1]:
             return match[1], match[2] is not None
     return None
+
+
+def is_complete_name(name: str) -> bool:
+    """Whether it is the name of a complete snapshot."""
+    parsed = parse_snapshot_name(name)
+    return parsed is not None and not parsed[1]
+
+
+def is_past(name: str, now: datetime) -> bool:
+    """Whether it is the name of a snapshot that is not from the future."""
+    return parse_snapshot_name(name) is not None and snapshot_moment(name) <= now
 
 
 def data_file_names(collections: Iterable[str], *, compressed: bool, encrypted: bool) -> list[str]:
@@ -1197,23 +1259,23 @@ def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
         source.detach()  # the stream stays open
 
 
-def _iter_read(stream: IO[bytes], read: Callable[[bytes], _T], *, compressed: bool) -> Iterator[tuple[bytes, _T]]:
-    """Yield (line, what `read` makes of it) for each line of a data file. Raises FormatError with the line's number."""
+def iter_documents(
+    stream: IO[bytes], *, compressed: bool, shape: TableShape | None = None
+) -> Iterator[tuple[bytes, Document, Document]]:
+    """Yield (line, its members, the document as the server held it) for each line of a data file.
+
+    `shape`: it is a table's; the members of a row are its columns, named as the definition has them. Raises FormatError
+    with the line's number.
+    """
+    read = shape.read_row if shape else _read_line
     number = 1
     try:
         for line in iter_lines(stream, compressed=compressed):
-            yield line, read(line)
+            members = read(line)
+            yield line, members, members if shape else decode_members(members)
             number += 1
     except (FormatError, UnicodeDecodeError) as error:
         raise FormatError(f"line {number}: {error}") from error
-
-
-def iter_documents(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document]]:
-    """Yield (line, its members) for each line of a data file; each is JSON with an `_id`.
-
-    Raises FormatError with the line's number.
-    """
-    return _iter_read(stream, _read_line, compressed=compressed)
 
 
 def _read_line(line: bytes) -> Document:
@@ -1223,25 +1285,73 @@ def _read_line(line: bytes) -> Document:
     return document
 
 
-def iter_decoded(stream: IO[bytes], *, compressed: bool) -> Iterator[tuple[bytes, Document, Document]]:
-    """Yield (line, its members, the document as the server held it) for each line of a data file.
+class DataReader:
+    """Reads an open data file, which stays open: decrypts it (no `identities`: it is in clear), decodes its lines."""
 
-    Raises FormatError with the line's number.
-    """
+    def __init__(
+        self, stream: IO[bytes], *, compressed: bool, identities: Sequence[Any] = (), shape: TableShape | None = None
+    ) -> None:
+        self._file: Any = HashingReader(stream)
+        self._compressed, self._identities, self._shape = compressed, identities, shape
 
-    def read(line: bytes) -> tuple[Document, Document]:
-        members = _read_line(line)
-        return members, decode_members(members)
+    def __iter__(self) -> Iterator[tuple[bytes, Document, Document]]:
+        """Read it as `iter_documents` does, and to its end."""
+        clear: Any = DecryptingReader(self._file, self._identities) if self._identities else self._file
+        try:
+            yield from iter_documents(clear, compressed=self._compressed, shape=self._shape)
+        finally:
+            if clear is not self._file:
+                clear.close()
+        self.drain()
 
-    return ((line, *both) for line, both in _iter_read(stream, read, compressed=compressed))
+    def check_header(self) -> None:
+        """Read its beginning: it is encrypted, and an identity, if some are given, fits. Raises FormatError."""
+        import pyrage
+
+        beginning = self._file.read(MAX_AGE_HEADER_BYTES)
+        if not beginning.startswith(_AGE_BEGIN) or _AGE_HEADER_END not in beginning:
+            raise FormatError("it is not in the format age v1")
+        if self._identities:
+            try:
+                pyrage.decrypt_io(io.BytesIO(beginning), io.BytesIO(), list(self._identities))
+            except pyrage.DecryptError as error:
+                raise FormatError(str(error)) from error
+            except OSError:
+                pass  # the header is good, what follows is cut off
+
+    def drain(self) -> None:
+        """Read what is left, and do not look into it."""
+        self._file.drain()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, in hex digits, when it was read to its end."""
+        return str(self._file.sha256.hexdigest())
+
+    def check(
+        self,
+        advance: Callable[[int], None] = lambda _count: None,
+        look: Callable[[Document], None] = lambda _row: None,
+    ) -> DataStats:
+        """Read it to its end, prove that every line can be decoded, and return what it holds. Raises FormatError.
+
+        `advance` is told now and then, and at the end, how many documents were read since. `look` is shown the members
+        of each; what it raises goes through.
+        """
+        stats = DataStats()
+        for line, members, _ in self:
+            stats.count(line, members, self._shape)
+            look(members)
+            if stats.document_count % PROGRESS_DOCUMENTS == 0:
+                advance(PROGRESS_DOCUMENTS)
+        advance(stats.document_count % PROGRESS_DOCUMENTS)
+        stats.data_sha256, stats.data_size_bytes = self.sha256, self._file.size_bytes
+        return stats
 
 
-def iter_rows(stream: IO[bytes], shape: TableShape, *, compressed: bool) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-    """Yield (line, its columns) for each line of a table's data file; columns are named as the definition has them.
-
-    Raises FormatError with the line's number, also for a column that the table does not have.
-    """
-    return _iter_read(stream, shape.read_row, compressed=compressed)
+def check_data(stream: IO[bytes], *, compressed: bool) -> DataStats:
+    """Prove that every line of an unencrypted collection's data file can be decoded. Raises FormatError."""
+    return DataReader(stream, compressed=compressed).check()
 
 
 def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int, max_bytes: int) -> Iterator[list[_T]]:
@@ -1256,64 +1366,6 @@ def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int,
         size += size_of(item)
     if group:
         yield group
-
-
-def check_data(
-    stream: IO[bytes],
-    *,
-    compressed: bool,
-    identities: Sequence[Any] = (),
-    advance: Callable[[int], None] = lambda _count: None,
-) -> DataStats:
-    """Read a data file to its end, prove that every line can be decoded, and return what it holds.
-
-    `identities` decrypt it; none: it is unencrypted. `advance` is told now and then, and at the end, how many documents
-    were read since. Raises FormatError.
-    """
-
-    def count(stats: DataStats, row: tuple[bytes, Document, Document]) -> None:
-        stats.count(row[0], row[1])
-
-    return _check(stream, partial(iter_decoded, compressed=compressed), count, identities, advance)
-
-
-def check_rows(
-    stream: IO[bytes],
-    shape: TableShape,
-    *,
-    compressed: bool,
-    identities: Sequence[Any],
-    advance: Callable[[int], None],
-    look: Callable[[dict[str, bytes]], None],
-) -> DataStats:
-    """`check_data` for a table's data file. `look` is shown each row; what it raises goes through."""
-
-    def count(stats: DataStats, row: tuple[bytes, dict[str, bytes]]) -> None:
-        stats.count(row[0], None)
-        stats.static_only_count += shape.is_static_only(row[1])
-        look(row[1])
-
-    return _check(stream, partial(iter_rows, shape=shape, compressed=compressed), count, identities, advance)
-
-
-def _check(
-    stream: IO[bytes],
-    rows_of: Callable[[IO[bytes]], Iterator[_T]],
-    count: Callable[[DataStats, _T], None],
-    identities: Sequence[Any],
-    advance: Callable[[int], None],
-) -> DataStats:
-    reader: Any = HashingReader(stream)
-    stats = DataStats()
-    with in_clear(reader, identities) as clear:
-        for row in rows_of(clear):
-            count(stats, row)
-            if stats.document_count % PROGRESS_DOCUMENTS == 0:
-                advance(PROGRESS_DOCUMENTS)
-    advance(stats.document_count % PROGRESS_DOCUMENTS)
-    reader.drain()
-    stats.data_sha256, stats.data_size_bytes = reader.sha256.hexdigest(), reader.size_bytes
-    return stats
 
 
 def file_crc32(path: Path, expected_sha256: str | None = None) -> int:
@@ -1473,19 +1525,18 @@ def _needs_no_proxy(host: str, port: int | None, no_proxy: str) -> bool:
         if wanted_port and int(wanted_port) != port:
             continue
         name = f"{address or name or ''}{bits or ''}"
-        if name == "*" or _is_below(host, name.lstrip("*.")) or _is_in_network(host, name):
+        if name == "*" or _is_named(host, name):
             return True
     return False
 
 
-def _is_below(host: str, domain: str) -> bool:
-    is_address = ":" in host or host.rpartition(".")[2].isdecimal()
-    return bool(domain) and not is_address and f".{host}".endswith(f".{domain}")
-
-
-def _is_in_network(host: str, network: str) -> bool:
+def _is_named(host: str, name: str) -> bool:
+    """Whether a name is that of a host or of its domain, or a network is the host's."""
+    domain, is_address = name.lstrip("*."), ":" in host or host.rpartition(".")[2].isdecimal()
+    if domain and not is_address and f".{host}".endswith(f".{domain}"):
+        return True
     with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+        return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
     return False
 
 
@@ -1541,8 +1592,6 @@ def permanent_failure(error: BaseException) -> tuple[str, str]:
 # Encryption: data files in the format age v1, both directions side by side. docs/FORMAT.md, SECURITY.md
 # ======================================================================================================================
 
-_AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
-
 
 @dataclass(frozen=True)
 class Encryption:
@@ -1564,52 +1613,47 @@ class PipedThread:
     """
 
     def __init__(self, work: Callable[[IO[bytes]], None], mode: str) -> None:
-        read_fd, write_fd = os.pipe()
-        reader = open(read_fd, "rb", READ_BYTES)  # noqa: SIM115  (each side closes its own)
-        writer = open(write_fd, "wb", READ_BYTES)  # noqa: SIM115
+        reader, writer = (open(fd, how, READ_BYTES) for fd, how in zip(os.pipe(), ("rb", "wb"), strict=True))  # noqa: SIM115
         self.end: Any = reader if mode == "rb" else writer
+        self._ended: Future[None] = Future()
         its = writer if mode == "rb" else reader
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work, its), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(work, its), daemon=True).start()
 
     def _run(self, work: Callable[[IO[bytes]], None], end: IO[bytes]) -> None:
         try:
             with end:
                 work(end)
+            self._ended.set_result(None)
         except BaseException as error:  # noqa: BLE001  (a panic of pyrage is no Exception)
-            self.error = error
+            self._ended.set_exception(error)
 
     def join(self) -> None:
         """Wait until the thread has ended. Raises what it raised."""
-        self._thread.join()
-        if self.error:
-            raise self.error
+        self._ended.result()
 
     def close(self) -> None:
         """Close our end, and wait until the thread has ended. May be called twice."""
         with contextlib.suppress(OSError):
             self.end.close()
-        self._thread.join()
+        wait([self._ended])
 
 
-class HashedFile:
+class HashedFile(io.FileIO):
     """A file, emptied, that hashes what is written to it. `error`: why a write failed."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
+        super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
         self._path = path
         self.sha256 = hashlib.sha256()
         self.size_bytes = 0
         self.error: OSError | None = None
 
-    def write(self, chunk: bytes) -> int:
-        """Append bytes. Raises OSError."""
+    def write(self, chunk: Any) -> int:
+        """Append all of the bytes. Raises OSError."""
         try:
             view = memoryview(chunk)
-            while view:  # an unbuffered file may take less than all
-                view = view[self._file.write(view) :]
+            while view:  # the file may take less than all
+                view = view[super().write(view) :]
         except OSError as error:
             self.error = error
             raise
@@ -1619,18 +1663,14 @@ class HashedFile:
 
     def finish(self) -> None:
         """Flush to the disk. Raises OSError."""
-        os.fsync(self._file.fileno())
+        os.fsync(self.fileno())
         if hasattr(os, "posix_fadvise"):  # so that the last look goes to the disk, where the file system lets go of it
             with contextlib.suppress(OSError):
-                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def close(self) -> None:
-        """Close the file as it is. May be called twice."""
-        self._file.close()
+                os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def prove(self, advance: Callable[[int], None] | None = None) -> None:
         """Read the file once more. Raises FormatError if it does not hold what was written, OSError."""
-        if _read_sha256(self._path, advance) != self.sha256.hexdigest():
+        if file_sha256(self._path, advance) != self.sha256.hexdigest():
             raise FormatError("the disk does not hold the bytes that were written")
 
     def open(self) -> IO[bytes]:
@@ -1638,26 +1678,24 @@ class HashedFile:
         return self._path.open("rb", buffering=0)
 
 
-def _read_sha256(path: Path, advance: Callable[[int], None] | None) -> str:
+def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file as it is on the disk now; `advance` is told how many bytes were read. Raises OSError."""
     with path.open("rb", buffering=0) as file:
         reader = HashingReader(file, advance)
         reader.drain()
     return reader.sha256.hexdigest()
 
 
-class HashingWriter:
+class HashingWriter(io.RawIOBase):
     """Hashes what is written to it, and keeps nothing."""
 
     def __init__(self) -> None:
         self.sha256 = hashlib.sha256()
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: Any) -> int:
         """Hash bytes."""
         self.sha256.update(chunk)
         return len(chunk)
-
-    def flush(self) -> None:
-        """Nothing waits."""
 
 
 class EncryptedFile:
@@ -1751,37 +1789,6 @@ class DecryptingReader(io.RawIOBase):
         pyrage.decrypt_io(self._stream, clear, self._identities)
 
 
-@contextlib.contextmanager
-def in_clear(stream: IO[bytes], identities: Sequence[Any]) -> Iterator[IO[bytes]]:
-    """The unencrypted bytes of an open data file; with no identities they are the file's own. The stream stays open."""
-    if not identities:
-        yield stream
-        return
-    reader: Any = DecryptingReader(stream, identities)
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def check_age_header(beginning: bytes, identities: Sequence[Any] = ()) -> None:
-    """Look at the beginning of a file: whether it is encrypted, and, if some are given, whether an identity fits.
-
-    `beginning` has MAX_AGE_HEADER_BYTES or all that there are. Raises FormatError.
-    """
-    import pyrage
-
-    if not beginning.startswith(_AGE_BEGIN) or _AGE_HEADER_END not in beginning[:MAX_AGE_HEADER_BYTES]:
-        raise FormatError("it is not in the format age v1")
-    if identities:
-        try:
-            pyrage.decrypt_io(io.BytesIO(beginning), HashingWriter(), list(identities))
-        except pyrage.DecryptError as error:
-            raise FormatError(str(error)) from error
-        except OSError:
-            pass  # the header is good, what follows is cut off
-
-
 # ======================================================================================================================
 # The Data API
 # ======================================================================================================================
@@ -1797,6 +1804,11 @@ class Target:
     token: str = field(repr=False)
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
     retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+
+    @property
+    def source(self) -> Source:
+        """What the manifest says of it."""
+        return Source(self.api_endpoint, self.keyspace, self.environment)
 
 
 class PageData(msgspec.Struct):
@@ -1963,6 +1975,16 @@ class Reply(Errors):
     data: PageData | None = None  # only `find` has data
     status: msgspec.Raw = msgspec.Raw(b"")
 
+    def page(self, source: Readable) -> Page:
+        """The page of a find reply. Raises RequestError for a reply that has none."""
+        data = self.data
+        if data is None or data.documents is None or data.nextPageState is msgspec.UNSET:
+            raise _unexpected_reply("it has no page of documents")
+        try:
+            return Page(data.documents, [source.key(document) for document in data.documents], data.nextPageState)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _unexpected_reply(f"a document without an id that can be read: {error}") from error
+
 
 class CollectionInfo(msgspec.Struct):
     """What `findCollections` says of a collection."""
@@ -2029,9 +2051,10 @@ class DataApi:
         )
 
     def list_keyspaces(self) -> list[str]:
-        """Names of the database's keyspaces."""
+        """The database's keyspaces but the system's own. Raises RequestError where they are not to be told."""
         read, patience = _read_status(lambda status: status.keyspaces), Patience(SIDE_QUESTION_BUDGET_S)
-        return self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read)
+        found = self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read)
+        return [name for name in sorted(found) if not SYSTEM_KEYSPACES.fullmatch(name)]
 
     def list_collections(self) -> list[CollectionInfo]:
         """All collections with their definitions, the server's own text."""
@@ -2098,7 +2121,7 @@ class DataApi:
         body = b'{"filter":%b,"projection":%b%b}' % (filter_json, source.projection, options)
 
         def read(reply: Reply) -> Page:
-            page = read_page(reply, source)
+            page = reply.page(source)
             self.largest_page = max(self.largest_page, len(page.documents))
             if source.check:
                 source.check(page, reply, page_state is None)
@@ -2112,14 +2135,24 @@ class DataApi:
             raise
 
     def pages(self, source: Readable, *, filter_json: bytes = b"{}") -> Iterator[Page]:
-        """Yield the pages of a small `find`, one after the other. The end is a page state of null and nothing else."""
-        reader = Reader(source.name)
-        while True:
-            page = self.find_page(source, reader.state, filter_json=filter_json)
-            if not reader.is_repeated(page):
-                yield page
-            if reader.state is None:
-                return
+        """Yield the pages of a small `find`, one after the other. The end is a page state of null and nothing else.
+
+        When the server has lost the place, they come once more, from the first; after MAX_SCANS times it is raised.
+        """
+        for attempts_left in reversed(range(MAX_SCANS)):
+            reader = Reader(source.name)
+            try:
+                while True:
+                    page = self.find_page(source, reader.state, filter_json=filter_json)
+                    if not reader.is_repeated(page):
+                        yield page
+                    if reader.state is None:
+                        return
+            except PageStateError as error:
+                if not attempts_left:
+                    raise
+                name = source.name
+                log.warning("%s: %s Starting the collection over.", name, error.message, extra={"collection": name})
 
     def call(
         self,
@@ -2200,7 +2233,14 @@ class DataApi:
         body = bytearray()  # it grows in place: a page of large documents is in memory once
         with self._http.stream("POST", url, content=content, timeout=timeout) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
-            _check_encoding(response.headers.get("content-encoding", ""))
+            encoding = response.headers.get("content-encoding", "")
+            if encoding.strip().lower() not in (
+                "",
+                "identity",
+                "gzip",
+                "deflate",
+            ):  # twice, a few kB unpack to more than any memory
+                raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > MAX_REPLY_BYTES:
@@ -2249,7 +2289,7 @@ class Reader:
             self._step(page.next_state)
         if is_repeated:
             name = self._collection
-            log.warning("%s: the server sent a page twice; it is kept once.", name, extra=about(name))
+            log.warning("%s: the server sent a page twice; it is kept once.", name, extra={"collection": name})
         self._last = page.keys or self._last
         return is_repeated
 
@@ -2259,29 +2299,6 @@ class Reader:
         self._steps += 1
         if self._steps == self._limit:
             self._anchor, self._steps, self._limit = state, 0, 2 * self._limit
-
-
-def until_whole(collection: str, scan: Callable[[], _T]) -> _T:
-    """Do a scan; begin it anew when the server has lost the place in it. Raises the last of MAX_SCANS errors."""
-    for attempt in range(1, MAX_SCANS + 1):
-        try:
-            return scan()
-        except PageStateError as error:
-            if attempt == MAX_SCANS:
-                raise
-            log.warning("%s: %s Starting the collection over.", collection, error.message, extra=about(collection))
-    raise AssertionError("unreachable")
-
-
-def read_page(reply: Reply, source: Readable) -> Page:
-    """The page of a find reply. Raises RequestError for a reply that has none."""
-    data = reply.data
-    if data is None or data.documents is None or data.nextPageState is msgspec.UNSET:
-        raise _unexpected_reply("it has no page of documents")
-    try:
-        return Page(data.documents, [source.key(document) for document in data.documents], data.nextPageState)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise _unexpected_reply(f"a document without an id that can be read: {error}") from error
 
 
 # A placeholder of a document (DATABASE_ID, <id>, …), and a path where none belongs: behind Astra's own names, or one
@@ -2358,7 +2375,7 @@ def retry_requests(
             backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt - 1, 10)))  # noqa: S311
             wait_s = max(asked_s, patience.held_s, min(backoff_s, left_s))
             message = f"{error.message.rstrip('.')}."
-            log.warning("%s Trying again in %.1f s.", message, wait_s, extra=about(collection))
+            log.warning("%s Trying again in %.1f s.", message, wait_s, extra={"collection": collection})
             if on_retry:
                 on_retry()
             if stop.wait(wait_s):
@@ -2397,12 +2414,6 @@ def _read_status(field_of: Callable[[Status], _T | msgspec.UnsetType]) -> Callab
         return found
 
     return read
-
-
-def _check_encoding(encoding: str) -> None:
-    """Refuse what was compressed more than once: a few kB of that unpack to more than any memory in one piece."""
-    if encoding.strip().lower() not in ("", "identity", "gzip", "deflate"):
-        raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
 
 
 def _unexpected_reply(reason: str) -> RequestError:
@@ -2866,13 +2877,11 @@ class CollectionScan:
             if not reader.is_repeated(page):
                 if not self._chains.keep(page.keys):
                     raise PageStateError(_LED_BACK)
-                kept.append(KeptPage(page.keys, self._places(page), page.next_state))
+                places = list(map(self._source.place, page.documents)) if self._source.place else []
+                kept.append(KeptPage(page.keys, places, page.next_state))
                 self._take(page, len(page.keys))
             del page  # or it would be in memory beside the next one: 80 MB of the largest documents
         return kept, reader
-
-    def _places(self, page: Page) -> list[Place]:
-        return [self._source.place(row) for row in page.documents] if self._source.place else []
 
     def _guess(self, kept: list[KeptPage], count: int) -> list[str]:
         """Page states that lead to places all over the collection; none where they cannot be made or trusted."""
@@ -2895,7 +2904,7 @@ class CollectionScan:
 
     def _tell_serial(self, reason: str) -> None:
         name = self._source.name
-        log.info("%s: reading one page after the other: %s.", name, reason, extra=about(name))
+        log.info("%s: reading one page after the other: %s.", name, reason, extra={"collection": name})
 
     def _try_read(self, state: str) -> Page | None:
         """A page of a guessed state; None if the server refuses it or does not answer at once."""
@@ -2980,8 +2989,8 @@ class ScanProgress:
     `on_read` is told how many documents came, `on_restart` that a scan begins, or begins anew.
     """
 
-    on_restart: Callable[[], None]
-    on_read: Callable[[int], None]
+    on_restart: Callable[[], None] = lambda: None
+    on_read: Callable[[int], None] = lambda _count: None
     pages: int = 0
     retries: int = 0
     chains: int = 1
@@ -3034,7 +3043,11 @@ def scan_collection(
                 raise
             how = ", one page after the other" if attempts == MAX_GUESSED_SCANS and requests.workers > 1 else ""
             log.warning(
-                "%s: %s Starting the collection over%s.", source.name, error.message, how, extra=about(source.name)
+                "%s: %s Starting the collection over%s.",
+                source.name,
+                error.message,
+                how,
+                extra={"collection": source.name},
             )
         finally:
             if not scan.is_whole:
@@ -3215,11 +3228,6 @@ class LastLines(logging.Handler):
 
 
 last_lines = LastLines(PING_LINES)
-
-
-def about(collection: str | None) -> dict[str, Any]:
-    """What a log call says of a collection, as its `extra`: `--log-format json` has a field for it."""
-    return {"collection": collection}
 
 
 class Report:
@@ -3547,7 +3555,7 @@ class ZipStream:
 
     def _dos_time(self) -> tuple[int, int]:
         """The snapshot's time from its name, in MS-DOS form."""
-        moment = datetime.strptime(self.name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+        moment = snapshot_moment(self.name)
         time_of_day = moment.hour << 11 | moment.minute << 5 | moment.second // 2
         return time_of_day, (moment.year - 1980) << 9 | moment.month << 5 | moment.day
 
@@ -3574,35 +3582,25 @@ class Box:
     """
 
     def __init__(self, config: BoxConfig, stop: threading.Event) -> None:
-        from box_sdk_gen import (
-            BaseUrls,
-            BoxCCGAuth,
-            BoxClient,
-            BoxNetworkClient,
-            BoxRetryStrategy,
-            CCGConfig,
-            NetworkSession,
-            TimeoutConfig,
-        )
+        import box_sdk_gen as sdk
 
         self.config = config
         self.stop = stop
         # The SDK's own repetition sends bodies again without looking, and obeys any Retry-After.
-        once = BoxRetryStrategy(max_attempts=1, max_retries_on_exception=0)
+        once = sdk.BoxRetryStrategy(max_attempts=1, max_retries_on_exception=0)
         timeout_ms = int(config.request_timeout_s * 1000)
+        connect_ms = min(timeout_ms, int(CONNECT_TIMEOUT_S * 1000))
         urls = {"base_url": config.base_url, "upload_url": config.upload_url}
-        network = NetworkSession(
-            network_client=BoxNetworkClient(requests_session()),
-            base_urls=BaseUrls(**{name: url.rstrip("/") for name, url in urls.items() if url}),
-            timeout_config=TimeoutConfig(
-                connection_timeout_ms=min(timeout_ms, int(CONNECT_TIMEOUT_S * 1000)), read_timeout_ms=timeout_ms
-            ),
+        network = sdk.NetworkSession(
+            network_client=sdk.BoxNetworkClient(requests_session()),
+            base_urls=sdk.BaseUrls(**{name: url.rstrip("/") for name, url in urls.items() if url}),
+            timeout_config=sdk.TimeoutConfig(connection_timeout_ms=connect_ms, read_timeout_ms=timeout_ms),
             retry_strategy=once,
         )
         kind = "user_id" if config.user_id else "enterprise_id"
         who: dict[str, Any] = {kind: getattr(config, kind)}
-        auth = BoxCCGAuth(CCGConfig(config.client_id, config.client_secret, **who))
-        self._client: Any = BoxClient(auth=auth, network_session=network)  # most of its fields are Optional
+        auth = sdk.BoxCCGAuth(sdk.CCGConfig(config.client_id, config.client_secret, **who))
+        self._client: Any = sdk.BoxClient(auth=auth, network_session=network)  # most of its fields are Optional
         self._token_lock = threading.Lock()
         self._token_until = 0.0
 
@@ -3904,7 +3902,7 @@ class Box:
         report.start(file.name, file.size_bytes, "downloading", unit="bytes")
         for is_last in (False, True):
             self._download_patiently(file, part, report)
-            if part.stat().st_size == file.size_bytes and file_digest(part, "sha1") == file.sha1:
+            if part.stat().st_size == file.size_bytes and _file_sha1(part) == file.sha1:
                 break
             part.unlink()
             if is_last:
@@ -4014,18 +4012,6 @@ class Box:
             self._token_until = time.monotonic() + BOX_TOKEN_AGE * (token.expires_in or 3600)
 
 
-def file_digest(path: Path, algorithm: str) -> str:
-    """The SHA-1 of a file, as Box gives it, or its SHA-256, as `SHA256SUMS` has it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def is_complete_name(name: str) -> bool:
-    """Whether it is the name of a complete snapshot."""
-    parsed = parse_snapshot_name(name)
-    return parsed is not None and not parsed[1]
-
-
 def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
     """The content of the first entry of a stored zip; `read(n)` gives the first n bytes. Raises FormatError."""
     head = read(4096)
@@ -4047,6 +4033,11 @@ def _having(found: Any, *names: str) -> Any:
     if any(getattr(found, name, None) is None for name in names):
         raise ValueError(f"the reply lacks {' or '.join(names)}")
     return found
+
+
+def _file_sha1(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()
 
 
 def _sha1(found: Any) -> str:
@@ -4154,16 +4145,6 @@ MIN_SECRET_SEGMENT = 16  # a part of a ping URL's path of that length is a key, 
 METRICS_PREFIX = "astra_backup_"
 
 
-def snapshot_moment(name: str) -> datetime:
-    """The time in a snapshot's name."""
-    return datetime.strptime(name[:15], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
-
-
-def is_past(name: str, now: datetime) -> bool:
-    """Whether it is the name of a snapshot that is not from the future."""
-    return parse_snapshot_name(name) is not None and snapshot_moment(name) <= now
-
-
 @dataclass(frozen=True)
 class Scope:
     """What a snapshot is of. Snapshots of other databases, keyspaces or selections never compete."""
@@ -4214,8 +4195,7 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
             continue
         now = found.get((type(before), name))
         if now is None:
-            kind = "table" if isinstance(before, TableRecord) else "collection"
-            sentences.append(f"{name}: the {kind} is gone; it had {plural(before.document_count, noun_of(before))}")
+            sentences.append(f"{name}: the {before.kind} is gone; it had {plural(before.held, before.noun)}")
         elif now.is_ok:
             sentences += _losses(before, now, max_percent)
     return sentences
@@ -4223,7 +4203,7 @@ def find_shrinkage(old: Manifest, new: Manifest, max_percent: float) -> list[str
 
 def _losses(before: AnyRecord, now: AnyRecord, max_percent: float) -> list[str]:
     counts = (
-        (noun_of(before), before.document_count, now.document_count),
+        (before.noun, before.held, now.held),
         ("vector", before.vector_count or 0, now.vector_count or 0),
     )
     return [
@@ -4242,13 +4222,6 @@ def read_manifest(directory: Path) -> Manifest:
     if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
         raise FormatError(f"{MANIFEST_NAME} is not a file")
     return decode_manifest(path.read_bytes())
-
-
-def read_manifest_text(box: Box, file: BoxFile) -> bytes:
-    """The text of the manifest at the beginning of a zip in Box. Raises FormatError for what is no zip of ours."""
-    if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
-        raise FormatError("too small for a zip of ours")
-    return first_zip_entry(lambda size: box.read_beginning(file, size))
 
 
 @dataclass(frozen=True)
@@ -4278,9 +4251,10 @@ class Stored:
         is_complete = self.manifest.is_complete and not self.name.endswith(INCOMPLETE_SUFFIX)
         return "incomplete" if not is_complete else "damaged" if self.error else "complete"
 
-    def counts(self, now: datetime) -> bool:
-        """Whether it is a complete snapshot that is not from the future; a zip on the disk is none."""
-        return self.status == "complete" and is_past(self.name, now)
+    def counts(self, now: datetime, scope: Scope | None = None) -> bool:
+        """Whether it is a complete snapshot that is not from the future, and has all of a scope; a local zip is none."""
+        is_good = self.status == "complete" and is_past(self.name, now)
+        return is_good and (scope is None or Scope.of(self.manifest or Manifest("")).covers(scope))
 
     def row(self) -> dict[str, Any]:
         """What a list says of it."""
@@ -4289,8 +4263,8 @@ class Stored:
             "name": self.name,
             "place": self.place,
             "created_at_utc": manifest.created_at_utc,
-            "documents": sum(record.document_count for record in manifest.collections),
-            **({"rows": sum(record.document_count for record in manifest.tables)} if manifest.tables else {}),
+            "documents": sum(record.held for record in manifest.collections),
+            **({"rows": sum(record.held for record in manifest.tables)} if manifest.tables else {}),
             "size_bytes": self.size_bytes,
             "status": self.status,
             "is_selection": manifest.selection is not msgspec.UNSET,
@@ -4347,7 +4321,9 @@ def look_in_box(box: Box, file: BoxFile, *, is_tolerant: bool = False) -> Stored
     """
     manifest, problem = None, None
     try:
-        text = read_manifest_text(box, file)
+        if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
+            raise FormatError("too small for a zip of ours")
+        text = first_zip_entry(lambda size: box.read_beginning(file, size))
         manifest = decode_manifest(text)
         if manifest.is_complete and zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
             raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
@@ -4378,7 +4354,7 @@ def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str = "Ther
     is_place_needed = len({row["place"] for row in rows}) > 1
     for row in rows:
         place = f"{row['place']:<7}" if is_place_needed else ""
-        source = "" if row["status"] == "unreadable" else f"  {place_text(row['keyspace'], row['api_endpoint'])}"
+        source = "" if row["status"] == "unreadable" else f"  {Source(row['api_endpoint'], row['keyspace'])}"
         mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
         mark += ", some collections only" if row["is_selection"] else ""
         documents, size = f"{row['documents']:>10,} documents", f"{size_text(row['size_bytes']):>10}"
@@ -4387,11 +4363,6 @@ def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str = "Ther
     if not rows:
         log.warning("%s", otherwise)
     return Exit.OK
-
-
-def place_text(keyspace: str, api_endpoint: str) -> str:
-    """A keyspace of a database, in words."""
-    return f"keyspace {keyspace or '(unknown)'} at {api_endpoint or '(unknown)'}"
 
 
 def delete_local(output_dir: Path, name: str) -> None:
@@ -4419,7 +4390,7 @@ def find_last(
         for one in list_here(output_dir, must_exist=False):
             if one.error and is_past(one.name, now) and is_complete_name(one.name):
                 report.warn(f"{one.at} cannot be read, nothing is compared with it: {describe_error(one.error)}")
-            if one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
+            if one.manifest and one.counts(now, scope):
                 return one.name, one.manifest
         return _last_in_box(box_config, scope) if box_config else None
     except Exception as error:  # noqa: BLE001  (a bug in here must not cost a backup)
@@ -4438,7 +4409,7 @@ def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None
             if is_over.is_set():
                 break
             one = look_in_box(box, file) if is_past(file.stem, now) else None
-            if one and one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
+            if one and one.manifest and one.counts(now, scope):
                 return one.name, one.manifest
         return None
 
@@ -4478,7 +4449,7 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
     for name in reversed(names[oldest:]):
         directory = output_dir / name
         manifest = _own_manifest(directory, scope)
-        good = [record for record in manifest.records if record.is_ok] if manifest else []
+        good = manifest.good if manifest else []
         may_go = manifest and name != newest and name.endswith(INCOMPLETE_SUFFIX) and _is_at_rest(directory, good)
         if may_go and all(_is_held(record, newer, max_shrink_percent, newest) for record in good):
             yield name
@@ -4515,7 +4486,7 @@ def _is_held(
         if _losses(record, other, max_shrink_percent):
             continue
         with contextlib.suppress(OSError):
-            if directory.name == newest or file_digest(directory / str(other.data_file), "sha256") == other.data_sha256:
+            if directory.name == newest or file_sha256(directory / str(other.data_file)) == other.data_sha256:
                 return True
     return False
 
@@ -4914,9 +4885,8 @@ class CollectionBackup:
 
     def __init__(self, run: BackupRun, record: AnyRecord, path: Path) -> None:
         self.record = record
-        self._about = about(record.name)
-        self._requests, self._report = run.requests, run.report
-        self._compressed, self._encryption = run.plan.compressed, run.plan.encryption
+        self._about = {"collection": record.name}  # of a log line, for `--log-format json`
+        self._plan, self._requests, self._report = run.plan, run.requests, run.report
         self._path = path
 
     def run(self) -> None:
@@ -4925,8 +4895,10 @@ class CollectionBackup:
         try:
             stats = self._read()
             self._check_vectors(stats)
-            self._fill_in(stats)
-            held = plural(stats.document_count, noun_of(record))
+            record.data_file = self._path.name
+            for name, value in stats.facts(record).items():
+                setattr(record, name, value)
+            held = plural(stats.document_count, record.noun)
             vectors = f", {plural(stats.vector_count, 'vector')}" if isinstance(record, CollectionRecord) else ""
             log.info("%s: %s%s, proved.", record.name, held, vectors, extra=self._about)
         except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
@@ -4959,12 +4931,8 @@ class CollectionBackup:
         )
 
     def _open_writer(self) -> DataFileWriter:
-        return DataFileWriter(
-            self._path,
-            compressed=self._compressed,
-            encryption=self._encryption,
-            encode=type(self).encode,
-        )
+        plan, encode = self._plan, type(self).encode
+        return DataFileWriter(self._path, compressed=plan.compressed, encryption=plan.encryption, encode=encode)
 
     def _prove(self, writer: DataFileWriter) -> DataStats:
         name = self.record.name
@@ -5003,21 +4971,12 @@ class CollectionBackup:
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
         self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
 
-    def _fill_in(self, stats: DataStats) -> None:
-        record = self.record
-        for name in set(RECORDED_COUNTS).intersection(record.__struct_fields__):
-            setattr(record, name, getattr(stats, name))
-        record.data_file = self._path.name
-        record.content_digest = digest_text(stats.content_digest)
-        record.data_sha256 = stats.data_sha256
-        record.data_size_bytes = stats.data_size_bytes
-
     def _explain(self, error: Exception) -> Exception:
         """The error; for what does not read as its documents or rows: whether it is still of this kind."""
         with contextlib.suppress(BackupError):
             if isinstance(error, (FormatError, KeyError)) and self.record.name not in self._definitions():
-                kind = "table" if isinstance(self.record, TableRecord) else "collection"
-                return BackupError(f"{self.record.name} is no longer a {kind}.", "Run again for what is there now.")
+                message = f"{self.record.name} is no longer a {self.record.kind}."
+                return BackupError(message, "Run again for what is there now.")
         return error
 
     def _fail(self, error: Exception) -> None:
@@ -5153,16 +5112,11 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
     except RequestError as error:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
-                names = ", ".join(user_keyspaces(api))
+                names = ", ".join(api.list_keyspaces())
                 wanted, create = api.target.keyspace, ", or create it first" * (api.allowed != READ_COMMANDS)
                 error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE){create}."
                 error.hint += f" Existing keyspaces: {names}."
         raise
-
-
-def user_keyspaces(api: DataApi) -> list[str]:
-    """The database's keyspaces but the system's own. Raises BackupError where they are not to be told."""
-    return [name for name in sorted(api.list_keyspaces()) if not SYSTEM_KEYSPACES.fullmatch(name)]
 
 
 @dataclass
@@ -5251,7 +5205,7 @@ def _run_records(
 ) -> tuple[list[CollectionRecord], list[TableRecord]]:
     """Back up several collections and tables at once, large ones first; the records come in the server's order."""
     plan, api = run.plan, run.requests.api
-    common: dict[str, Any] = {"compressed": plan.compressed, "started_at_utc": utc_text(utc_now())}
+    common: dict[str, Any] = {"compressed": plan.compressed, "document_count": 0, "started_at_utc": utc_text(utc_now())}
     collections = [CollectionRecord(info.name, definition=info.options, **common) for info in selected.collections]
     tables = [TableRecord(info.name, definition=info.definition, **common) for info in selected.tables]
     names = [record.name for record in collections] + [f"{record.name}.rows" for record in tables]
@@ -5292,14 +5246,14 @@ def _make_manifest(
     """The manifest but for its times."""
     import astrapy
 
-    target, encryption = plan.target, plan.encryption
+    encryption = plan.encryption
     is_complete = not selected.lacks_tables and all(record.is_ok for record in (*collections, *tables))
     return Manifest(
         backup_format_version=FORMAT_VERSION,
         status="complete" if is_complete else "incomplete",
         tool_version=TOOL_VERSION,
         astrapy_version=astrapy.__version__,
-        source=Source(target.api_endpoint, target.keyspace, target.environment),
+        source=plan.target.source,
         selection=Selection(plan.collections, plan.exclude) if plan.collections or plan.exclude else msgspec.UNSET,
         encryption=EncryptionRecord("age", list(encryption.names)) if encryption else msgspec.UNSET,
         warnings=[selected.warning] if selected.warning else msgspec.UNSET,
@@ -5512,6 +5466,7 @@ WHAT, WHERE, DATABASE, BEHAVIOUR = "What to back up", "Where to", "Database", "B
 OUTPUT, RARE = "Output", "Rarely needed"
 GROUPS = (WHAT, WHERE, DATABASE, BEHAVIOUR, OUTPUT, RARE)
 HELP_COLUMN = 24
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
 class Option(click.Option):
@@ -5546,6 +5501,9 @@ class Command(click.Command):
         for group in sorted(groups, key=lambda group: GROUPS.index(group) if group in GROUPS else -1):
             with formatter.section(group):
                 formatter.write_dl(groups[group], col_max=HELP_COLUMN + 2)
+
+
+command = partial(click.command, cls=Command, context_settings=CONTEXT)
 
 
 def option(group: str, names: str, text: str, variable: str = "", **settings: Any) -> Callable[[_F], _F]:
@@ -5597,18 +5555,12 @@ output_dir_option = option(
 box_option = option(WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True)
 _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
 _RETRY = "How long to keep retrying, per collection."
+_TIMEOUT: dict[str, Any] = {"type": Duration("ms", may_be_zero=False), "default": "60s"}
 _FORM = "Log on stderr: text, or json, an object a line."
 _FORMS = click.Choice(["text", "json"])
 patience_options = [
     option(BEHAVIOUR, "--retry-budget SECONDS", _RETRY, "BACKUP_RETRY_BUDGET", type=Duration("s"), default="5m"),
-    option(
-        BEHAVIOUR,
-        "--request-timeout-ms MS",
-        "Time for one request.",
-        "BACKUP_REQUEST_TIMEOUT_MS",
-        type=Duration("ms", may_be_zero=False),
-        default="60s",
-    ),
+    option(BEHAVIOUR, "--request-timeout-ms MS", "Time for one request.", "BACKUP_REQUEST_TIMEOUT_MS", **_TIMEOUT),
 ]
 output_options = [
     option(OUTPUT, "-q, --quiet", "Print warnings and errors only.", dest="verbosity", flag_value="quiet"),
@@ -5636,7 +5588,6 @@ def connection_options(function: _F) -> _F:
     return with_options(options, function)
 
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 _SHRINK = "Exit with 5 if a collection lost more of its documents or vectors; 100 disables this."
 _PING = "Ping this check (of healthchecks.io, or alike) at start and end."
 
@@ -5651,7 +5602,7 @@ class CommaSeparated(click.ParamType[str]):
 _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatable; the variable takes commas."
 
 
-@click.command(cls=Command, context_settings=CONTEXT)
+@command()
 @option(WHAT, "--collection NAME", "Only this collection or table. Repeatable.", dest="collections", multiple=True)
 @option(WHAT, "--exclude NAME", "Leave this collection or table out. Repeatable.", multiple=True)
 @option(WHAT, "--check", "Back up nothing: test credentials, rights, disk, sizes.", is_flag=True)
@@ -5681,7 +5632,7 @@ def main(**options: Any) -> int:
         return run_check(options)
     record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
     at_exit.append(record.finish)
-    with _telling_a_stop(options), Report(quiet=is_quiet(options)) as report:
+    with _telling_a_stop(options), Report(quiet=options["verbosity"] == "quiet") as report:
         record.pinger.start()
         plan = make_plan(options)
         result = run_backup(plan, report, stop_event)
@@ -5733,11 +5684,6 @@ def _describe_stop(made: Path | None, *, to_box: bool) -> str:
     return f"{made} was finished before, and is complete.{upload}"
 
 
-def is_quiet(options: dict[str, Any]) -> bool:
-    """Whether only warnings and errors are wanted."""
-    return bool(options["verbosity"] == "quiet")
-
-
 class RunRecord:
     """What the monitors of a run are told: a ping at both ends, metrics at the end. No failure changes the result."""
 
@@ -5783,9 +5729,9 @@ class RunRecord:
             started = snapshot_moment(self.result.snapshot_dir.name).timestamp()
             samples["last_snapshot_timestamp_seconds"] = {"": started}
             samples["bytes"] = {"": directory_size(self.result.snapshot_dir)}
-            samples["documents"] = {record.name: record.document_count for record in records}
+            samples["documents"] = {record.name: record.held for record in records}
             samples["vectors"] = {record.name: record.vector_count or 0 for record in records}
-            samples["rows"] = {table.name: table.document_count for table in self.result.manifest.tables or []}
+            samples["rows"] = {table.name: table.held for table in self.result.manifest.tables or []}
         return samples
 
 
@@ -5958,7 +5904,7 @@ def _check_table(api: DataApi, info: TableInfo) -> Iterator[Check]:
 def _check_keyspaces(api: DataApi) -> Iterator[Check]:
     """Other keyspaces, which nobody may know of. A token that must not list them is no mistake."""
     with contextlib.suppress(BackupError):
-        if others := [name for name in user_keyspaces(api) if name != api.target.keyspace]:
+        if others := [name for name in api.list_keyspaces() if name != api.target.keyspace]:
             yield Check("other keyspaces", True, f"not backed up: {', '.join(others)}", is_warning=True)
 
 
@@ -6029,14 +5975,9 @@ def _last_size(options: dict[str, Any]) -> tuple[str, int] | None:
 
 
 def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> None:
-    if not as_json:
-        print_result(_result_line(result, record.duration_s))
-        return
     status = {Exit.UPLOAD_FAILED: "upload failed", Exit.SHRUNK: "shrunk"}
     totals, tables = result.manifest.totals, result.manifest.tables
     fields = {
-        "status": status.get(result.exit_code, result.manifest.status),
-        "exit_code": int(result.exit_code),
         "snapshot": str(result.snapshot_dir),
         "documents": totals.documents,
         "collections": [_record_row(each) for each in result.manifest.collections],
@@ -6047,7 +5988,8 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
         "duration_seconds": round(record.duration_s, 3),
         "steps_seconds": record.steps_s,
     }
-    print_result(json.dumps(fields))
+    text = _result_line(result, record.duration_s)
+    print_either(as_json, status.get(result.exit_code, result.manifest.status), result.exit_code, fields, text)
 
 
 def _result_line(result: BackupResult, duration_s: float) -> str:
@@ -6097,6 +6039,12 @@ def print_result(text: str, *, is_styled: bool = False) -> None:
         sys.stdout.flush()
     except OSError as error:  # nobody reads it, the terminal is gone, the disk is full: the exit code still tells
         log.warning("The result could not be printed: %s.", error.strerror)
+
+
+def print_either(as_json: bool, status: str, code: _E, fields: dict[str, Any], text: str) -> _E:
+    """Print the result as a JSON object or for a person. Returns the exit code."""
+    print_result(json.dumps({"status": status, "exit_code": int(code), **fields}) if as_json else text)
+    return code
 
 
 class StopEvent(threading.Event):

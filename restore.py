@@ -52,12 +52,9 @@ import click
 import msgspec
 
 from astra_backup import (
-    AGE_SUFFIX,
     CHECKSUMS_NAME,
-    CONTEXT,
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
-    MAX_AGE_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
     RARE,
     READ_COMMANDS,
@@ -69,13 +66,12 @@ from astra_backup import (
     BoxFile,
     CollectionInfo,
     CollectionRecord,
-    Command,
     DataApi,
+    DataReader,
     DataStats,
     Document,
     ExitCode,
     FormatError,
-    HashingReader,
     Manifest,
     Patience,
     Readable,
@@ -88,53 +84,39 @@ from astra_backup import (
     TableInfo,
     TableRecord,
     TableShape,
-    Totals,
-    about,
     await_all,
     await_some,
-    check_age_header,
-    check_data,
     check_directory,
-    check_rows,
+    command,
     connection_options,
     decode_manifest,
     describe_error,
-    digest_text,
     escape_controls,
-    in_clear,
     in_groups,
-    is_quiet,
-    iter_decoded,
-    iter_rows,
     join_object,
     key_of,
     list_collections,
     list_here,
     list_in_box,
-    local_snapshots,
     log,
     make_target,
     option,
     parse_snapshot_name,
-    place_text,
     plain_number,
     plural,
+    print_either,
     print_list,
-    print_result,
     read_box_config,
     read_definition,
-    read_page,
     read_small_file,
     readable_table,
     redactor,
     retry_requests,
     run_command,
     scan_collection,
-    short_key,
     size_text,
     split_object,
     stop_event,
-    until_whole,
     version_option,
 )
 
@@ -259,29 +241,21 @@ class Snapshot:
         """Open one of the files in `sizes`."""
         return (self.path / name).open("rb")
 
-    @contextlib.contextmanager
-    def open_data(self, record: AnyRecord, sha256: str) -> Iterator[IO[bytes]]:
-        """Open a data file: its bytes in clear.
+    def reader(self, record: AnyRecord, stream: IO[bytes]) -> DataReader:
+        """A reader of a record's open data file."""
+        shape, identities = record.shape(), self.identities
+        return DataReader(stream, compressed=record.is_compressed, identities=identities, shape=shape)
+
+    def lines(self, record: AnyRecord, sha256: str = "") -> Iterator[tuple[bytes, Document, Document]]:
+        """Yield (line, its members, the document or row as the server held it) for each line of a data file.
 
         Raises SnapshotRefused at the end of one that changed after it was verified (`sha256`, unless that is empty).
         """
         with self.open(record.data_file or "") as stream:
-            reader: Any = HashingReader(stream)
-            with in_clear(reader, self.identities) as clear:
-                yield clear
-            reader.drain()
-        if sha256 not in ("", reader.sha256.hexdigest()):
+            reader = self.reader(record, stream)
+            yield from reader
+        if sha256 not in ("", reader.sha256):
             raise SnapshotRefused(f"{self.label}: {record.data_file} changed after it was verified.")
-
-    def documents(self, record: AnyRecord, sha256: str = "") -> Iterator[tuple[bytes, Document, Document]]:
-        """Yield (line, its members, the document as the server held it) for each line of a collection's data file."""
-        with self.open_data(record, sha256) as stream:
-            yield from iter_decoded(stream, compressed=is_compressed(record))
-
-    def rows(self, record: AnyRecord, shape: TableShape, sha256: str = "") -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        """Yield (line, its columns) for each line of a table's data file."""
-        with self.open_data(record, sha256) as stream:
-            yield from iter_rows(stream, shape, compressed=is_compressed(record))
 
     def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
@@ -392,13 +366,8 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     if wanted == "latest":
         check_directory(output_dir)
         return output_dir / choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
-    choices = (
-        Path(wanted),
-        output_dir / wanted,
-        output_dir / f"{wanted}.zip",
-        output_dir / f"{wanted}{INCOMPLETE_SUFFIX}",
-    )
-    for path in choices:
+    names = (wanted, f"{wanted}.zip", f"{wanted}{INCOMPLETE_SUFFIX}")
+    for path in (Path(wanted), *(output_dir / name for name in names)):
         if path.exists():
             return path
     check_directory(output_dir)
@@ -409,12 +378,8 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
 
 def local_candidates(output_dir: Path) -> Iterator[Stored]:
     """What could be the latest in a directory, newest first."""
-    for path, (_, is_incomplete) in local_snapshots(output_dir):
-        if not is_incomplete:
-            try:
-                yield Stored(path, manifest=read_manifest(open_snapshot(path)))
-            except (SnapshotRefused, OSError) as error:
-                yield Stored(path, error=error)
+    found = list_here(output_dir, read_any, must_exist=False)
+    return (one for one in found if not one.name.removesuffix(".zip").endswith(INCOMPLETE_SUFFIX))
 
 
 def _problem_of(one: Stored) -> str:
@@ -447,12 +412,12 @@ class Candidates:
             if problem or one.manifest is None:
                 found.refused[one.name] = problem
             elif not is_of(one.manifest, sources):
-                found.others[source_text(one.manifest)] = None
+                found.others[str(one.manifest.source)] = None
             elif one.manifest.selection:
                 found.partial.append(one.name)
             else:
                 key = source_key(one.manifest)
-                found.newest.setdefault(key, (one.name, source_text(one.manifest)))
+                found.newest.setdefault(key, (one.name, str(one.manifest.source)))
                 if wanted.issuperset(key):  # nothing else can be meant
                     break
         return found
@@ -526,11 +491,6 @@ def is_of(manifest: Manifest, sources: Iterable[str], *, or_unknown: bool = Fals
     return all(normal_source(source) in own for source in sources)
 
 
-def source_text(manifest: Manifest) -> str:
-    """What a snapshot is of, in words."""
-    return place_text(manifest.source.keyspace, manifest.source.api_endpoint)
-
-
 @dataclass
 class Verified:
     """A snapshot that was read to the last byte, and what its good collections hold, by name."""
@@ -557,7 +517,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     """
     manifest = read_manifest(snapshot)
     warnings = _check_status(snapshot, manifest, force_incomplete=force_incomplete)
-    good = [record for record in manifest.records if record.is_ok]
+    good = manifest.good
     has_digests = any(record.content_digest for record in good) or not good
     is_old = CHECKSUMS_NAME not in snapshot.sizes and not has_digests
     if manifest.selection:
@@ -574,14 +534,12 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
         warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
     if not is_old:
         _check_sums(snapshot, good)
-    report.stage({record.name: record.document_count for record in good})
-    checks = [RecordCheck(snapshot, record, manifest.types or (), report, looks_inside) for record in good]
-    uncounted = _uncounted(snapshot)
-    stats = in_threads(lambda check: check.run(is_counted=check.record.name not in uncounted), checks, workers)
-    found = dict(zip([record.name for record in good], stats, strict=True))
-    for record in manifest.collections:
-        if record.name in uncounted and record.is_ok:
-            record.document_count = found[record.name].document_count
+    report.stage({record.name: record.held for record in good})
+    types = manifest.types or ()
+    check = partial(check_record, snapshot=snapshot, types=types, report=report, looks_inside=looks_inside)
+    found = dict(zip([record.name for record in good], in_threads(check, good, workers), strict=True))
+    for record in good:
+        record.document_count = found[record.name].document_count
     if not is_old:
         _check_totals(snapshot, manifest)
     for warning in warnings:
@@ -653,29 +611,24 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
     encryption = manifest.encryption or None
     if encryption and encryption.format != "age":
         raise SnapshotRefused(f"{snapshot.label} is encrypted as {encryption.format!r}, which this tool does not read.")
-    for name in [record.data_file or "" for record in manifest.records if record.is_ok]:
-        if name.endswith(AGE_SUFFIX) != bool(encryption):
+    for record in manifest.good:
+        name = record.data_file or ""
+        if record.is_encrypted != bool(encryption):
             raise SnapshotRefused(
                 f"{snapshot.label}: {name} is {'not ' * bool(encryption)}encrypted, {MANIFEST_NAME} says otherwise."
             )
+        if not encryption:
+            continue
         try:
             with snapshot.open(name) as stream:
-                beginning = stream.read(MAX_AGE_HEADER_BYTES) if encryption else b""
-            if encryption:
-                check_age_header(beginning, snapshot.identities)
+                snapshot.reader(record, stream).check_header()
         except (FormatError, OSError) as error:
             raise SnapshotRefused(
-                f"{snapshot.label}: {name} cannot be decrypted: {error}. {_told_recipients(manifest)}", IDENTITY_HINT
+                f"{snapshot.label}: {name} cannot be decrypted: {error}. The snapshot is {encryption}.", IDENTITY_HINT
             ) from error
 
 
 IDENTITY_HINT = "Give an identity of one of them with --identity FILE (BACKUP_IDENTITY_FILE)."
-
-
-def _told_recipients(manifest: Manifest) -> str:
-    """To whom a snapshot is encrypted, as its manifest says."""
-    names = manifest.encryption.recipients if manifest.encryption else []
-    return f"The snapshot is encrypted to: {', '.join(map(short_key, names)) or 'nobody who is named'}."
 
 
 def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
@@ -693,88 +646,39 @@ def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
 
 
 def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
-    if manifest.totals != Totals.of(manifest.collections, manifest.tables or []):
+    if manifest.totals != manifest.sums():
         raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
 
 
-@dataclass(frozen=True)
-class RecordCheck:
-    """The proof that a data file is what the manifest says of it."""
+def check_record(
+    record: AnyRecord, snapshot: Snapshot, types: Iterable[msgspec.Raw], report: Report, *, looks_inside: bool
+) -> DataStats:
+    """Read a data file to its end, and prove that it is what the manifest says of it; `types`: of the tables' columns.
 
-    snapshot: Snapshot
-    record: AnyRecord
-    types: Sequence[msgspec.Raw]  # of the tables' columns
-    report: Report
-    looks_inside: bool
-
-    def run(self, *, is_counted: bool) -> DataStats:
-        """Read the file to its end and compare; `is_counted`: the manifest says how many documents there are.
-
-        What is encrypted, and not looked into, holds what the manifest says. Raises SnapshotRefused.
-        """
-        name, record = self.record.data_file or "", self.record
-        size = self.snapshot.sizes[name]
-        if record.data_size_bytes not in (None, size):
-            raise SnapshotRefused(
-                f"{self.snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}."
-            )
-        self.report.start(record.name, record.document_count, "verifying")
-        try:
-            with self.snapshot.open(name) as stream:
-                stats = self._read(stream)
-        except (FormatError, OSError) as error:
-            raise SnapshotRefused(f"{self.snapshot.label}: {name}: {error}.") from error
-        self.report.finish(record.name)
-        for fact, value in self._facts(stats, is_counted=is_counted).items():
-            if (said := getattr(record, fact)) not in (None, value):
-                raise SnapshotRefused(f"{self.snapshot.label}: {name}: {fact} is {value}, the manifest says {said}.")
-        return stats
-
-    def _read(self, stream: IO[bytes]) -> DataStats:
-        record = self.record
-        if not self.looks_inside:
-            reader = HashingReader(stream)
-            reader.drain()
-            return DataStats(record.document_count, record.vector_count or 0, data_sha256=reader.sha256.hexdigest())
-        how: dict[str, Any] = {
-            "compressed": is_compressed(record),
-            "identities": self.snapshot.identities,
-            "advance": lambda count: self.report.advance(record.name, count),
-        }
-        if isinstance(record, TableRecord):
-            shape = record.shape()
-            return check_rows(stream, shape, look=partial(_check_row, row_converters(shape, self.types)), **how)
-        return check_data(stream, **how)
-
-    def _facts(self, stats: DataStats, *, is_counted: bool) -> dict[str, Any]:
-        names = ["data_sha256"]
-        names += ["document_count"] if is_counted else []
-        if isinstance(self.record, CollectionRecord) and self.looks_inside:
-            names += ["vector_count", "vector_binary_count", "vectorize_count", "lexical_count"]
-        facts = {name: getattr(stats, name) for name in names}
-        return facts | ({"content_digest": digest_text(stats.content_digest)} if self.looks_inside else {})
-
-
-class Counted(msgspec.Struct):
-    """Whether a manifest says how many documents a collection has: one of an older script may not."""
-
-    name: str
-    document_count: int | None = None
-
-
-class CountedManifest(msgspec.Struct):
-    """The counts in a manifest."""
-
-    collections: list[Counted] = []
-
-
-_counted_decoder = msgspec.json.Decoder(CountedManifest)  # made before there are threads
-
-
-def _uncounted(snapshot: Snapshot) -> set[str]:
-    """The collections of which the manifest does not say how many documents they have."""
-    found = _counted_decoder.decode(snapshot.read(MANIFEST_NAME))
-    return {each.name for each in found.collections if each.document_count is None}
+    What is encrypted, and not looked into, holds what the manifest says. Raises SnapshotRefused.
+    """
+    name = record.data_file or ""
+    size = snapshot.sizes[name]
+    if record.data_size_bytes not in (None, size):
+        raise SnapshotRefused(f"{snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}.")
+    report.start(record.name, record.held, "verifying")
+    try:
+        with snapshot.open(name) as stream:
+            reader = snapshot.reader(record, stream)
+            if looks_inside:
+                converters = row_converters(record.shape(), types) if isinstance(record, TableRecord) else {}
+                stats = reader.check(partial(report.advance, record.name), partial(_check_row, converters))
+                facts = stats.facts(record)
+            else:
+                reader.drain()
+                stats, facts = DataStats(record.held, record.vector_count or 0), {"data_sha256": reader.sha256}
+    except (FormatError, OSError) as error:
+        raise SnapshotRefused(f"{snapshot.label}: {name}: {error}.") from error
+    report.finish(record.name)
+    for fact, value in facts.items():
+        if (said := getattr(record, fact)) not in (None, value):
+            raise SnapshotRefused(f"{snapshot.label}: {name}: {fact} is {value}, the manifest says {said}.")
+    return stats
 
 
 def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
@@ -808,12 +712,6 @@ def _check_row(converters: dict[str, Convert], row: dict[str, bytes]) -> None:
             converters[name](row[name])
     except (AttributeError, TypeError, ValueError, OverflowError, struct.error, msgspec.MsgspecError) as error:
         raise FormatError(f"a value of the column {name} cannot be read: {error}") from error
-
-
-def is_compressed(record: AnyRecord) -> bool:
-    """Whether a collection's data file is gzipped."""
-    name = (record.data_file or "").removesuffix(AGE_SUFFIX)
-    return name.endswith(".gz") if record.compressed is None else record.compressed
 
 
 # ======================================================================================================================
@@ -985,7 +883,8 @@ class View:
             sent.pop("$lexical", None)
         if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
             return sent
-        if self._sends_text(document):
+        is_chosen = self._choices.vectorize is Vectorize.RECOMPUTE or not document.needs_choice  # or nothing is lost
+        if is_chosen and not self._choices.without_vectorize_service:
             del sent["$vector"]
             return sent
         text = sent.pop("$vectorize")
@@ -1007,19 +906,12 @@ class View:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
         return document.needs_choice and self._choices.vectorize is Vectorize.FAIL
 
-    def _sends_text(self, document: Document) -> bool:
-        """Whether `$vectorize` goes and `$vector` stays away: by choice, or because nothing is lost."""
-        if self._choices.without_vectorize_service:
-            return False
-        return self._choices.vectorize is Vectorize.RECOMPUTE or not document.needs_choice
-
 
 @dataclass
 class PlannedCollection:
     """One collection of the plan."""
 
     is_table: ClassVar[bool] = False
-    noun: ClassVar[str] = "document"
     holds: ClassVar[str] = "documents"
 
     record: AnyRecord
@@ -1033,11 +925,6 @@ class PlannedCollection:
     exists: bool = False
     had_documents: bool = False
     is_resumed: bool = False
-
-    @property
-    def kind(self) -> str:
-        """What it is, in words."""
-        return "table" if self.is_table else "collection"
 
     @property
     def is_dropped(self) -> bool:
@@ -1062,30 +949,26 @@ class PlannedCollection:
         metric = self.options.get("vector", {}).get("metric")
         return [("$vector", metric)] if metric and self.stats.vector_count else []
 
-    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        """The id and the members of each document of the snapshot, as they stand in its line."""
-        for _, members, document in snapshot.documents(self.record, self.stats.data_sha256):
-            yield document.id, members
+    def lines(self, snapshot: Snapshot) -> Iterator[tuple[bytes, Document, Document]]:
+        """The lines of the snapshot's data file that can be written: see `Snapshot.lines`."""
+        return snapshot.lines(self.record, self.stats.data_sha256)
 
-    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
-        """The texts of the snapshot's documents as they are to be sent."""
-        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
-            yield self.view.to_send(document).text()
+    def id_in(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
+        """What identifies a document of the snapshot, as JSON."""
+        return document.id
 
-    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
-        """The id and the text of each document of the snapshot, as the target should have them."""
-        for _, _, document in snapshot.documents(self.record, self.stats.data_sha256):
-            sent = self.view.to_send(document)
-            yield sent.id, self.view.to_compare(sent).text()
+    def to_send(self, document: Document) -> bytes:
+        """The text of a document of the snapshot as it is to be sent."""
+        return self.view.to_send(document).text()
+
+    def to_compare(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
+        """The text of a document of the snapshot as the target should have it."""
+        return self.view.to_compare(self.view.to_send(document)).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
         return document.id, self.view.as_found(document).text()
-
-    def id_of(self, text: bytes) -> bytes:
-        """What identifies a document that is to be sent, as JSON."""
-        return Document.parse(text).id
 
     def key_of(self, document_id: bytes) -> bytes:
         """What the target takes for the key of an id."""
@@ -1097,7 +980,7 @@ class PlannedCollection:
 
     def describe(self) -> str:
         """What is going to happen, in words."""
-        count = plural(self.record.document_count, self.noun)
+        count = plural(self.record.held, self.record.noun)
         name = self.record.name
         if self.target_name != name:
             name = f"{name} as {self.target_name}"
@@ -1277,7 +1160,7 @@ def has_documents(api: DataApi, info: CollectionInfo | TableInfo) -> bool:
     if isinstance(info, TableInfo):
         with reading_reply():
             source = keys_only(info.name, TableShape.read(info.name, info.definition))
-    return until_whole(info.name, lambda: any(page.documents for page in api.pages(source)))
+    return any(page.documents for page in api.pages(source))
 
 
 def find_info(api: DataApi, planned: PlannedCollection) -> CollectionInfo | TableInfo | None:
@@ -1443,7 +1326,6 @@ class PlannedTable(PlannedCollection):
     """One table of the plan."""
 
     is_table: ClassVar[bool] = True
-    noun: ClassVar[str] = "row"
     holds: ClassVar[str] = "rows, and an insert would change them"
 
     shape: TableShape  # of the snapshot's rows
@@ -1471,50 +1353,38 @@ class PlannedTable(PlannedCollection):
         metrics = [(each.get("column"), each.get("options", {}).get("metric", "cosine")) for each in definitions]
         return [(column, metric) for column, metric in metrics if isinstance(column, str)]
 
-    def members(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        """The key and the columns of each row of the snapshot."""
-        for line, row in self._rows(snapshot):
-            yield self.shape.key(line), row
+    def lines(self, snapshot: Snapshot) -> Iterator[tuple[bytes, Document, Document]]:
+        """The lines of the snapshot's data file that can be written: rows."""
+        return (each for each in super().lines(snapshot) if not self.shape.is_static_only(each[1]))
 
-    def to_send(self, snapshot: Snapshot) -> Iterator[bytes]:
-        """The rows as they are to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
-        for _, row in self._rows(snapshot):
-            yield self._row_text(row)
-
-    def _rows(self, snapshot: Snapshot) -> Iterator[tuple[bytes, dict[str, bytes]]]:
-        for line, row in snapshot.rows(self.record, self.shape, self.stats.data_sha256):
-            if not self.shape.is_static_only(row):
-                yield line, row
+    def id_in(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
+        """The primary key of a row of the snapshot."""
+        return self.shape.key(line)
 
     @property
     def skips(self) -> bool:
         """Whether rows that are there are kept: an insert would change them, so their keys are read first."""
         return self.keeps_documents and self.on_existing is OnExisting.SKIP
 
-    def _row_text(self, row: dict[str, bytes]) -> bytes:
+    def to_send(self, document: Document) -> bytes:
+        """A row as it is to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
         members = {}
         is_over_others = self.keeps_documents and self.on_existing is OnExisting.OVERWRITE
         for name, convert in self._converters.items():
-            value = row.get(name, b"null" if is_over_others else b"")
+            value = document.get(name, b"null" if is_over_others else b"")
             if value:
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
         return join_object(members)
 
-    def to_compare(self, snapshot: Snapshot) -> Iterator[tuple[bytes, bytes]]:
-        """The key and the text of each row, as a server sends it."""
-        for line, row in self._rows(snapshot):
-            text = line
-            if not self._is_whole:
-                text = join_object({spelt: row[name] for name, spelt in self._spelt.items() if name in row})
-            yield self.shape.key(line), text
+    def to_compare(self, line: bytes, document: Document) -> bytes:
+        """The text of a row, as a server sends it."""
+        if self._is_whole:
+            return line
+        return join_object({spelt: document[name] for name, spelt in self._spelt.items() if name in document})
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The key and the text of a row of the target."""
         return self.shape.key(text), text
-
-    def id_of(self, text: bytes) -> bytes:
-        """The primary key of a row."""
-        return self.shape.key(text)
 
     def key_of(self, document_id: bytes) -> bytes:
         """The primary key, equal for equal values: another server may spell a number in another way."""
@@ -1567,13 +1437,9 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
     log.info("%s: reading the keys of the rows that are kept.", name)
     with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
         numbers = itertools.count()
-        progress = ScanProgress(lambda: None, lambda _count: None)
-        yield scan_collection(
-            run.requests,
-            planned.source(run.api),
-            lambda: KeyStore(planned, Path(directory, str(next(numbers)))),  # closed when nobody has it any more
-            progress,
-        )
+        # A store is closed when nobody has it any more.
+        new_store = lambda: KeyStore(planned, Path(directory, str(next(numbers))))  # noqa: E731
+        yield scan_collection(run.requests, planned.source(run.api), new_store, ScanProgress())
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -1726,7 +1592,7 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
         there = {index.get("name") for index in read_indexes(name, run.api.describe_indexes(name))}
         for index in planned.indexes:
             if index["name"] not in there:
-                log.info("%s: making the index %s.", name, index["name"], extra=about(name))
+                log.info("%s: making the index %s.", name, index["name"], extra={"collection": name})
                 body = {each: index[each] for each in ("name", "definition")}
                 with contextlib.suppress(TargetRefused):  # whatever has that name is looked at below
                     send_schema(run.api, INDEX_COMMANDS[index["indexType"]], body, name)
@@ -1734,7 +1600,7 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
             raise BackupError(f"{'; '.join(differences)}.")
     except (BackupError, FormatError) as error:
         outcome.error = f"its rows are there, but not its indexes: {describe_error(error)}"
-        log.error("%s: %s", name, outcome.error, extra=about(name))
+        log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
 
 def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
@@ -1794,7 +1660,7 @@ class Outcome:
 
     def describe_rejects(self) -> str:
         """The documents that the server refused, in words."""
-        text = f"{plural(self.rejected, self.planned.noun)} refused by the server"
+        text = f"{plural(self.rejected, self.planned.record.noun)} refused by the server"
         if self.rejects_files:
             text += f", in {', '.join(map(str, self.rejects_files))}"
         if self.lost_rejects:
@@ -1804,7 +1670,7 @@ class Outcome:
     def describe(self) -> str:
         """What was done, in words."""
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
-        return counts_text(plural(self.inserted, self.planned.noun), self.inserted, more)
+        return counts_text(plural(self.inserted, self.planned.record.noun), self.inserted, more)
 
     @property
     def is_failed(self) -> bool:
@@ -1935,7 +1801,7 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
             drop(run.api, name, is_table=planned.is_table)
             changes.dropped.add(name)
             changes.steps[name] = Step.DROPPED
-        run.report.start(name, planned.record.document_count, "creating")
+        run.report.start(name, planned.record.held, "creating")
         _make(run, planned)
         run.report.finish(name)
     except Exception as error:  # noqa: BLE001  (raised when all that were begun have ended)
@@ -2358,20 +2224,21 @@ class CollectionWriter:
     def run(self) -> None:
         """Send every document; errors end up in the outcome. Only a stop request is raised."""
         planned = self._outcome.planned
-        self._run.report.start(self._name, planned.record.document_count, "writing")
+        self._run.report.start(self._name, planned.record.held, "writing")
         try:
             workers = self._run.choices.workers
             with kept_rows(self._run, planned) as kept, stoppable_pool(workers) as pool:
-                batches = make_batches(planned.to_send(self._run.verified.snapshot))
+                lines = planned.lines(self._run.verified.snapshot)
+                batches = make_batches(planned.to_send(document) for _, _, document in lines)
                 self._send_all(pool, self._without(kept, batches) if kept else batches)
         except (BackupError, FormatError, OSError, sqlite3.Error) as error:
             self._outcome.error = describe_error(error)
-            log.error("%s failed: %s", self._name, self._outcome.error, extra=about(self._name))
+            log.error("%s failed: %s", self._name, self._outcome.error, extra={"collection": self._name})
         else:
             if not self._outcome.rejected:
                 self._run.rejects.forget(self._run.journal.rejected.get(self._name, ()))
         self._run.report.finish(self._name)
-        log.info("%s: %s.", self._name, self._outcome.describe(), extra=about(self._name))
+        log.info("%s: %s.", self._name, self._outcome.describe(), extra={"collection": self._name})
 
     def _without(self, kept: KeyStore, batches: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
         """The batches without the rows that are there already, which stay as they are. None goes away as a whole."""
@@ -2482,7 +2349,7 @@ class CollectionWriter:
     def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
         if file is None:
-            shown = self._outcome.planned.id_of(text).decode()
+            shown = self._outcome.planned.as_found(text)[0].decode()
             log.error("%s: no place takes the refused document %s: %s: %s", self._name, shown, code, message)
         self._run.journal.reject(self._name, file)
         self._outcome.reject(file)
@@ -2561,8 +2428,7 @@ def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes
     for start in range(0, len(texts), MAX_IN_IDS):
         ids = b",".join(Document.parse(text).id for text in texts[start : start + MAX_IN_IDS])
         chosen = b'{"_id":{"$in":[' + ids + b"]}}"
-        pages = until_whole(collection, lambda chosen=chosen: list(api.pages(Readable(collection), filter_json=chosen)))  # type: ignore[misc]
-        for page in pages:
+        for page in api.pages(Readable(collection), filter_json=chosen):
             found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
 
@@ -2691,7 +2557,7 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
 
 
 def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callable[[], KeySpool]) -> KeySpool:
-    name, expected = planned.target_name, planned.record.document_count
+    name, expected = planned.target_name, planned.record.held
     progress = ScanProgress(
         lambda: run.report.start(name, expected, "comparing"), lambda count: run.report.advance(name, count)
     )
@@ -2703,10 +2569,10 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
 
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
     """Note the documents of a data file as they were to be sent."""
-    for document_id, text in planned.to_compare(run.verified.snapshot):
+    for line, _, document in planned.lines(run.verified.snapshot):
         if spool.is_abandoned:
             return
-        spool.add(document_id, text)
+        spool.add(planned.id_in(line, document), planned.to_compare(line, document))
 
 
 def _compare_part(
@@ -2789,7 +2655,7 @@ class RestoreRun:
 def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Create what is missing and insert the documents; what fails stands in the outcomes."""
     create_collections(run, plan)
-    run.report.stage({planned.target_name: planned.record.document_count for planned in plan})
+    run.report.stage({planned.target_name: planned.record.held for planned in plan})
     outcomes = [Outcome(planned) for planned in plan]
     for outcome in outcomes:
         CollectionWriter(run, outcome).run()
@@ -2802,7 +2668,7 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
 def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
     """Compare several collections at once; one at a time where differences are written down."""
     workers = 1 if differences else run.choices.workers
-    run.report.stage({each.planned.target_name: each.planned.record.document_count for each in outcomes})
+    run.report.stage({each.planned.target_name: each.planned.record.held for each in outcomes})
     in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
 
 
@@ -2810,11 +2676,11 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
     name = outcome.planned.target_name
     try:
         outcome.comparison = compare_collection(run, outcome.planned, differences)
-        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra=about(name))
+        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra={"collection": name})
     except (BackupError, FormatError, OSError) as error:
         where = " (TMPDIR says where its temporary files go)" if isinstance(error, OSError) else ""
         outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
-        log.error("%s: %s", name, outcome.error, extra=about(name))
+        log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
 
 def is_different(outcome: Outcome) -> bool:
@@ -2969,10 +2835,10 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 
 def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
     """(key, vector) of each document that has an array of numbers in that column."""
-    for document_id, members in planned.members(run.verified.snapshot):
+    for line, members, document in planned.lines(run.verified.snapshot):
         value = members.get(column, b"")
         if value.startswith(b"[") and b'"' not in value:
-            yield planned.key_of(document_id), msgspec.json.decode(value, type=list[float])
+            yield planned.key_of(planned.id_in(line, document)), msgspec.json.decode(value, type=list[float])
 
 
 def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
@@ -2983,9 +2849,8 @@ def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, que
         source.projection,
         NEIGHBOURS,
     )
-    return set(
-        map(planned.key_of, api.call("find", body, source.name, read=lambda reply: read_page(reply, source)).keys)
-    )
+    found = api.call("find", body, source.name, read=lambda reply: reply.page(source))
+    return set(map(planned.key_of, found.keys))
 
 
 def brute_force_neighbours(
@@ -3037,7 +2902,7 @@ _EXISTING_CHOICES = click.Choice([choice.value for choice in OnExisting])
 _BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
 
 
-@click.command(cls=Command, context_settings=CONTEXT)
+@command()
 @click.argument("snapshot", default="latest")
 @option(_SNAPSHOT, "--from-box", "It is in the Box folder.", is_flag=True)
 @option(_SNAPSHOT, "--source KEYSPACE|URL", _SOURCE, dest="sources", multiple=True)
@@ -3102,7 +2967,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     """Fetch and verify a snapshot, and do with it what was chosen. Returns the exit code."""
     started = time.monotonic()
     needs_target = not options["verify_only"] and options["show"] is None
-    with Report(quiet=is_quiet(options)) as report:
+    with Report(quiet=options["verbosity"] == "quiet") as report:
         # What is wrong with the endpoint or a key is told before a download and a verification that may take hours.
         key_files = read_identity_files(options["identity"])
         api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
@@ -3281,7 +3146,7 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
     for planned in plan:
         if not planned.stats.vectorize_count:
             continue
-        for line, members, document in verified.snapshot.documents(planned.record):
+        for line, members, document in verified.snapshot.lines(planned.record):
             if members.has_vectorize and name in msgspec.json.decode(line, type=dict[str, msgspec.Raw]):
                 raise BackupError(
                     f"{planned.record.name}: the document {document.id.decode()} has a field {name!r} already.",
@@ -3315,11 +3180,8 @@ def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
 
 def route_text(run: RestoreRun) -> str:
     """Which snapshot of what goes where, in words."""
-    target, snapshot = run.api.target, run.verified.snapshot
-    return (
-        f"snapshot {snapshot.name} of {source_text(run.verified.manifest)}"
-        f" into {place_text(target.keyspace, target.api_endpoint)}"
-    )
+    source, snapshot = run.verified.manifest.source, run.verified.snapshot
+    return f"snapshot {snapshot.name} of {source} into {run.api.target.source}"
 
 
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
@@ -3341,7 +3203,7 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
     elif not click.confirm(f"{what} Continue?", err=True):
         raise TargetRefused("Not confirmed.", "Nothing was written.")
     for planned in plan:
-        question = f"Type the name of the {planned.kind} to drop ({planned.target_name})"
+        question = f"Type the name of the {planned.record.kind} to drop ({planned.target_name})"
         if planned.is_dropped and click.prompt(question, err=True) != planned.target_name:
             raise TargetRefused("The name does not match.", "Nothing was written.")
 
@@ -3372,7 +3234,7 @@ def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[
 def find_differences(api: DataApi, planned: PlannedCollection, existing: Existing) -> list[str]:
     """What differs between the target's definition, types and indexes included, and the snapshot's."""
     if not planned.exists:
-        return [f"there is no such {planned.kind}"]
+        return [f"there is no such {planned.record.kind}"]
     differences = definition_differences(planned.options, server_options(existing.infos[planned.target_name]))
     if isinstance(planned, PlannedTable):
         others = [name for name, fields in planned.types.items() if existing.types.get(name) != fields]
@@ -3416,10 +3278,9 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
         keys.add(key_of(Document.parse(b'{"_id":%b}' % wanted.encode()).id))
     found = False
     manifest = read_manifest(snapshot)
-    records = [record for record in manifest.records if record.is_ok]
-    _check_files(snapshot, records, is_old=CHECKSUMS_NAME not in snapshot.sizes)
+    _check_files(snapshot, manifest.good, is_old=CHECKSUMS_NAME not in snapshot.sizes)
     check_encryption(snapshot, manifest)
-    for record in records:
+    for record in manifest.good:
         if choices.collections and record.name not in choices.collections:
             continue
         try:
@@ -3439,16 +3300,14 @@ def show_document(snapshot: Snapshot, wanted: str, choices: Choices) -> int:
 
 def _texts_of(snapshot: Snapshot, record: AnyRecord, keys: set[bytes]) -> Iterator[bytes]:
     """The documents of such an id, or the rows of such a primary key: an array, or the value of its only column."""
-    if isinstance(record, CollectionRecord):
-        for _, _, document in snapshot.documents(record):
-            if key_of(document.id) in keys:
-                yield document.text()
-        return
     shape = record.shape()
-    for line, _ in snapshot.rows(record, shape):
-        key = shape.key(line)
-        if key in keys or (len(shape.keys) == 1 and key[1:-1] in keys):
-            yield line
+    for line, _, document in snapshot.lines(record):
+        if shape is None and key_of(document.id) in keys:
+            yield document.text()
+        elif shape:
+            key = shape.key(line)
+            if key in keys or (len(shape.keys) == 1 and key[1:-1] in keys):
+                yield line
 
 
 def needs_clear(options: dict[str, Any]) -> bool:
@@ -3459,7 +3318,7 @@ def needs_clear(options: dict[str, Any]) -> bool:
 def refuse_locked(place: object, manifest: Manifest) -> None:
     """Refuse an encrypted snapshot, since there is no identity for it."""
     if manifest.encryption:
-        raise SnapshotRefused(f"{place}: no identity is given. {_told_recipients(manifest)}", IDENTITY_HINT)
+        raise SnapshotRefused(f"{place}: no identity is given. The snapshot is {manifest.encryption}.", IDENTITY_HINT)
 
 
 BOX_HINT = "Set them, or leave --from-box out for a snapshot of this machine."
@@ -3522,12 +3381,6 @@ def read_any(path: Path) -> tuple[Manifest, int]:
     return read_manifest(snapshot), sum(snapshot.sizes.values())
 
 
-def _print_either(as_json: bool, status: str, code: RestoreExit, fields: dict[str, Any], text: str) -> RestoreExit:
-    """Print the result as a JSON object or for a person. Returns the exit code."""
-    print_result(json.dumps({"status": status, "exit_code": int(code), **fields}) if as_json else text)
-    return code
-
-
 def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreExit:
     source, target = run.verified.manifest.source, run.api.target
     fields = {
@@ -3537,11 +3390,11 @@ def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreEx
         "plan": rows,
     }
     text = "\n".join([f"{route_text(run)}:", *rows, "Nothing was written."])
-    return _print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
+    return print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
-    totals = Totals.of(verified.manifest.collections, verified.manifest.tables or [])
+    totals = verified.manifest.sums()
     vectors = sum(stats.vector_count for stats in verified.stats.values())
     size = sum(verified.snapshot.sizes.values())
     fields = {
@@ -3556,7 +3409,7 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
     verdict = "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
     figures = f"{totals}, {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
     text = f"{verified.snapshot.label}: {verdict}; {figures}"
-    return _print_either(as_json, "verified", RestoreExit.OK, fields, text)
+    return print_either(as_json, "verified", RestoreExit.OK, fields, text)
 
 
 def _print_outcomes(
@@ -3586,7 +3439,7 @@ def _print_outcomes(
     counted = f"{count:,} documents and rows" if tables else plural(count, "document")
     done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
-    return _print_either(as_json, code.name.lower(), code, fields, text)
+    return print_either(as_json, code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3600,7 +3453,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.planned.record.name,
         "target": outcome.planned.target_name,
         **({"kind": "table"} if outcome.planned.is_table else {}),
-        "documents": outcome.planned.record.document_count,
+        "documents": outcome.planned.record.held,
         "inserted": outcome.inserted,
         "replaced": outcome.replaced,
         "already_there": outcome.already_there,
@@ -3620,13 +3473,13 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> Res
         recall = drill.recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
-        count = plural(row["documents"], planned.noun)
+        count = plural(row["documents"], planned.record.noun)
         texts.append(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
     parts = [f"{name} {seconds:.1f} s" for name, seconds in steps.items()]
     texts.append(f"{', '.join(parts)}; {sum(steps.values()):.1f} s in all")
     fields = {"collections": rows, "recall_at_10": drill.recalls, "steps_seconds": steps}
     code = drill.exit_code
-    return _print_either(as_json, code.name.lower(), code, fields, "\n".join(texts))
+    return print_either(as_json, code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends 
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from astra_backup import (
     CHECKSUMS_NAME,
     CONTEXT,
     DATABASE,
-    DOWNLOAD_BYTES,
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
     BackupError,
@@ -53,14 +51,15 @@ from astra_backup import (
     OutputDir,
     Report,
     Scope,
+    Source,
     Stored,
     box_option,
     check_directory,
     delete_local,
     describe_error,
+    file_sha256,
     is_complete_name,
     is_past,
-    is_quiet,
     list_here,
     list_in_box,
     log,
@@ -69,8 +68,8 @@ from astra_backup import (
     output_options,
     parse_snapshot_name,
     patience_options,
-    place_text,
     plural,
+    print_either,
     print_list,
     print_result,
     read_box_config,
@@ -294,12 +293,7 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
     if {path.name for path in directory.iterdir()} != {*sums, CHECKSUMS_NAME}:
         raise FormatError("a file is missing or extra")
     for name, digest in sums.items():
-        sha256 = hashlib.sha256()
-        with (directory / name).open("rb") as file:
-            while chunk := file.read(DOWNLOAD_BYTES):
-                sha256.update(chunk)
-                advance(len(chunk))
-        if sha256.hexdigest() != digest:
+        if file_sha256(directory / name, advance) != digest:
             raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
 
 
@@ -431,7 +425,7 @@ def run_prune(options: dict[str, Any]) -> int:
         check_directory(output_dir)
     deleted: dict[str, list[str]] = {}
     failed: list[str] = []
-    with Report(quiet=is_quiet(options)) as report, contextlib.ExitStack() as stack:
+    with Report(quiet=options["verbosity"] == "quiet") as report, contextlib.ExitStack() as stack:
         if is_on and not is_dry:
             stack.enter_context(OutputDir(output_dir)).sweep()
         plan = plan_prune(options, box, report)
@@ -487,7 +481,7 @@ def _print_prune(
         return
     has_many = len({(row.get("api_endpoint"), row.get("keyspace")) for row in rows if row.get("keyspace")}) > 1
     for row in rows:
-        source = f" ({place_text(row['keyspace'], row['api_endpoint'])})" if has_many and row.get("keyspace") else ""
+        source = f" ({Source(row['api_endpoint'], row['keyspace'])})" if has_many and row.get("keyspace") else ""
         verb = "stays" if row["stays"] else "goes"
         print_result(f"{row['place']:<7} {verb:<6} {row['name']:<28} {row['reason']}{source}")
     if any(row["place"] == "in Box" and not row["stays"] for row in rows):
@@ -572,7 +566,7 @@ def unresolved_shrinks(ours: list[Stored]) -> Iterator[str]:
 
 def _status_line(row: dict[str, Any]) -> str:
     mark = "✓" if row["ok"] else "✗"
-    place = place_text(row["keyspace"], row["api_endpoint"]) if row["keyspace"] or row["api_endpoint"] else ""
+    place = Source(row["api_endpoint"], row["keyspace"]) if row["keyspace"] or row["api_endpoint"] else ""
     source = f" of {place}" if place else ""
     if row["name"] is None:
         return f"{mark} {row['place']:<7} no complete snapshot{source}"
@@ -593,7 +587,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
     source = click.get_current_context().get_parameter_source("to_box")
     if source is ParameterSource.COMMANDLINE and not options["to_box"]:  # BACKUP_BOX=false is of the backups
         raise BackupError("--no-box contradicts `upload`, which brings a snapshot to Box.", "Leave out --no-box.")
-    with Report(quiet=is_quiet(options)) as report:
+    with Report(quiet=options["verbosity"] == "quiet") as report:
         config = read_box_config(options, "Set them.")
         result = existing_snapshot(directory, name, Wanted.of(options), report)
         try:
@@ -604,12 +598,9 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
     verdict = "NOT in Box" if code else "in Box"
     if shrunk_from := result.manifest.shrunk_from:
         verdict += f", but SHRUNK since {shrunk_from}"
-    if options["as_json"]:
-        status = {"status": "upload failed" if code else "ok", "exit_code": int(code), "snapshot": str(directory)}
-        print_result(json.dumps({**status, "upload": result.upload, "warnings": result.warnings}))
-    else:
-        print_result(f"{directory}: {verdict}")
-    return code
+    fields = {"snapshot": str(directory), "upload": result.upload, "warnings": result.warnings}
+    status = "upload failed" if code else "ok"
+    return print_either(options["as_json"], status, code, fields, f"{directory}: {verdict}")
 
 
 def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report) -> BackupResult:
@@ -625,7 +616,7 @@ def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report
         raise SnapshotRefused(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
     if not wanted.has(Scope.of(manifest)):
         raise BackupError(
-            f"{directory} is of {place_text(manifest.source.keyspace, manifest.source.api_endpoint)}.",
+            f"{directory} is of {manifest.source}.",
             "Correct or leave out --api-endpoint and --keyspace (ASTRA_DB_API_ENDPOINT, ASTRA_DB_KEYSPACE).",
         )
     if not is_complete_name(name) or not manifest.is_complete:

@@ -45,7 +45,7 @@ def each(function: Callable[[Any], _T]) -> Callable[[Sequence[Any]], list[_T]]:
 
 def read_page(body: bytes) -> list[bytes]:
     """A reply's documents."""
-    page = astra_backup.read_page(astra_backup.decode_reply(body), astra_backup.Readable("docs"))
+    page = astra_backup.decode_reply(body).page(astra_backup.Readable("docs"))
     return list(map(bytes, page.documents))
 
 

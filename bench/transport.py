@@ -45,7 +45,7 @@ def by_astrapy(url: str, name: str) -> int:
     while True:
         options: dict[str, object] = {"options": {"pageState": state}} if state else {}
         collection.command({"find": {"filter": {}, "projection": {"*": True}} | options})
-        page = astra_backup.read_page(astra_backup.decode_reply(bodies.pop().encode()), astra_backup.Readable(name))
+        page = astra_backup.decode_reply(bodies.pop().encode()).page(astra_backup.Readable(name))
         count, state = count + len(page.documents), page.next_state
         if state is None:
             return count

@@ -551,7 +551,7 @@ import pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))
 fault = sys.argv.pop(1)
 import astra_backup
-compress, read = astra_backup.DataFileWriter._compress, astra_backup._read_sha256
+compress, read = astra_backup.DataFileWriter._compress, astra_backup.file_sha256
 
 def forget_a_line(self, text):
     return compress(self, text[: text.rindex(b"\\n", 0, -1) + 1])
@@ -568,7 +568,7 @@ def damage_the_file(path, advance):
     return read(path, advance)
 
 if fault == "disk":
-    astra_backup._read_sha256 = damage_the_file
+    astra_backup.file_sha256 = damage_the_file
 else:
     astra_backup.DataFileWriter._compress = forget_a_line if fault == "lost" else flip_a_bit
 astra_backup.run_command(astra_backup.main)

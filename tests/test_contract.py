@@ -83,7 +83,7 @@ def normal_vector(line: bytes) -> Any:
 
 def read_line(line: bytes) -> bytes:
     """The document of a line, as every reader of a data file gets it: decoded and checked."""
-    found = [line for line, _ in iter_documents(io.BytesIO(line), compressed=False)]
+    found = [line for line, *_ in iter_documents(io.BytesIO(line), compressed=False)]
     if len(found) != 1:
         raise FormatError("not one line")
     return decode_document(found[0])
