@@ -2234,12 +2234,8 @@ class DataApi:
         with self._http.stream("POST", url, content=content, timeout=timeout) as response:
             self.was_reached = True  # with an error too: a database that hibernates answers 503
             encoding = response.headers.get("content-encoding", "")
-            if encoding.strip().lower() not in (
-                "",
-                "identity",
-                "gzip",
-                "deflate",
-            ):  # twice, a few kB unpack to more than any memory
+            # What was compressed more than once: a few kB of that unpack to more than any memory in one piece.
+            if encoding.strip().lower() not in ("", "identity", "gzip", "deflate"):
                 raise _unexpected_reply(f"its Content-Encoding is {encoding!r}, which was not asked for")
             for chunk in response.iter_bytes():
                 body += chunk
@@ -4251,10 +4247,9 @@ class Stored:
         is_complete = self.manifest.is_complete and not self.name.endswith(INCOMPLETE_SUFFIX)
         return "incomplete" if not is_complete else "damaged" if self.error else "complete"
 
-    def counts(self, now: datetime, scope: Scope | None = None) -> bool:
-        """Whether it is a complete snapshot that is not from the future, and has all of a scope; a local zip is none."""
-        is_good = self.status == "complete" and is_past(self.name, now)
-        return is_good and (scope is None or Scope.of(self.manifest or Manifest("")).covers(scope))
+    def counts(self, now: datetime) -> bool:
+        """Whether it is a complete snapshot that is not from the future; a zip on the disk is none."""
+        return self.status == "complete" and is_past(self.name, now)
 
     def row(self) -> dict[str, Any]:
         """What a list says of it."""
@@ -4390,7 +4385,7 @@ def find_last(
         for one in list_here(output_dir, must_exist=False):
             if one.error and is_past(one.name, now) and is_complete_name(one.name):
                 report.warn(f"{one.at} cannot be read, nothing is compared with it: {describe_error(one.error)}")
-            if one.manifest and one.counts(now, scope):
+            if one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
                 return one.name, one.manifest
         return _last_in_box(box_config, scope) if box_config else None
     except Exception as error:  # noqa: BLE001  (a bug in here must not cost a backup)
@@ -4409,7 +4404,7 @@ def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None
             if is_over.is_set():
                 break
             one = look_in_box(box, file) if is_past(file.stem, now) else None
-            if one and one.manifest and one.counts(now, scope):
+            if one and one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
                 return one.name, one.manifest
         return None
 
