@@ -59,7 +59,7 @@ import time
 import traceback
 import urllib.parse
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -2053,7 +2053,7 @@ class DataApi:
     def list_keyspaces(self) -> list[str]:
         """The database's keyspaces but the system's own. Raises RequestError where they are not to be told."""
         read, patience = _read_status(lambda status: status.keyspaces), Patience(SIDE_QUESTION_BUDGET_S)
-        found = self.call("findKeyspaces", b"{}", in_keyspace=False, patience=patience, read=read)
+        found = self.call("findKeyspaces", b"{}", patience=patience, read=read)
         return [name for name in sorted(found) if not SYSTEM_KEYSPACES.fullmatch(name)]
 
     def list_collections(self) -> list[CollectionInfo]:
@@ -2161,7 +2161,6 @@ class DataApi:
         collection: str | None = None,
         *,
         read: Callable[[Reply], _T],
-        in_keyspace: bool = True,
         patience: Patience | None = None,
         timeout_s: float | None = None,
         on_retry: Callable[[], None] | None = None,
@@ -2174,7 +2173,7 @@ class DataApi:
         """
 
         def send() -> _T:
-            reply = self.exchange(command, body, collection, in_keyspace=in_keyspace, timeout_s=timeout_s)
+            reply = self.exchange(command, body, collection, timeout_s=timeout_s)
             # An insertMany may succeed for some documents and fail for others; a page with errors is no page.
             if reply.errors and not (reply.status and command == "insertMany"):
                 raise self.request_error(reply.errors[0], command, collection)
@@ -2199,20 +2198,14 @@ class DataApi:
         return found
 
     def exchange(
-        self,
-        command: str,
-        body: bytes,
-        collection: str | None = None,
-        *,
-        in_keyspace: bool = True,
-        timeout_s: float | None = None,
+        self, command: str, body: bytes, collection: str | None = None, *, timeout_s: float | None = None
     ) -> Reply:
         """Send a command once and return the reply with its errors. Raises RequestError when there is none."""
         import httpx
 
         if command not in self.allowed:
             raise BackupError(f"This program must not send the command {command!r}; allowed: {sorted(self.allowed)}.")
-        path = [self.target.keyspace] * in_keyspace + ([collection] if collection else [])
+        path = [self.target.keyspace] * (command != "findKeyspaces") + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
             text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", timeout_s)
@@ -2716,6 +2709,7 @@ def token_of(page_state: str) -> int:
 
 
 _64_BITS = (1 << 64) - 1
+_LOW, _HIGH = 0x87C37B91114253D5, 0x4CF5AD432745937F
 
 
 def murmur3_token(key: bytes) -> int:
@@ -2726,11 +2720,11 @@ def murmur3_token(key: bytes) -> int:
     first = second = 0
     body, tail = key[: len(key) & ~15], key[len(key) & ~15 :]
     for low, high in struct.iter_unpack("<QQ", body):
-        first = (_rotate(first ^ _mix_low(low), 27) + second) * 5 + 0x52DCE729 & _64_BITS
-        second = (_rotate(second ^ _mix_high(high), 31) + first) * 5 + 0x38495AB5 & _64_BITS
+        first = (_rotate(first ^ _mix(low, _LOW, 31, _HIGH), 27) + second) * 5 + 0x52DCE729 & _64_BITS
+        second = (_rotate(second ^ _mix(high, _HIGH, 33, _LOW), 31) + first) * 5 + 0x38495AB5 & _64_BITS
     signed = [byte - ((byte & 0x80) << 1) << 8 * (place & 7) for place, byte in enumerate(tail)]
-    first ^= _mix_low(functools.reduce(operator.xor, signed[:8], 0)) ^ len(key)
-    second ^= _mix_high(functools.reduce(operator.xor, signed[8:], 0)) ^ len(key)
+    first ^= _mix(functools.reduce(operator.xor, signed[:8], 0), _LOW, 31, _HIGH) ^ len(key)
+    second ^= _mix(functools.reduce(operator.xor, signed[8:], 0), _HIGH, 33, _LOW) ^ len(key)
     first = first + second & _64_BITS
     second = second + first & _64_BITS
     token = _finish_mix(first) + _finish_mix(second) & _64_BITS
@@ -2741,12 +2735,8 @@ def _rotate(value: int, bits: int) -> int:
     return (value << bits | value >> 64 - bits) & _64_BITS
 
 
-def _mix_low(value: int) -> int:
-    return _rotate(value * 0x87C37B91114253D5 & _64_BITS, 31) * 0x4CF5AD432745937F & _64_BITS
-
-
-def _mix_high(value: int) -> int:
-    return _rotate(value * 0x4CF5AD432745937F & _64_BITS, 33) * 0x87C37B91114253D5 & _64_BITS
+def _mix(value: int, factor: int, bits: int, other: int) -> int:
+    return _rotate(value * factor & _64_BITS, bits) * other & _64_BITS
 
 
 def _finish_mix(value: int) -> int:
@@ -3498,6 +3488,7 @@ class ZipStream:
 
     def __init__(self, directory: Path) -> None:
         self.name = directory.name
+        self.file_name = f"{directory.name}.zip"
         self._pieces: list[tuple[int, int, bytes | Path]] = []  # (offset, size, bytes or the file that has them)
         self.size_bytes = 0
         central = b""
@@ -3655,21 +3646,21 @@ class Box:
 
         May be called again for the same snapshot. Leaves nothing half-done behind when it raises BoxError.
         """
-        name = f"{content.name}.zip"
+        name = content.file_name
         self._check_room(content)
         report.start(name, content.size_bytes, "uploading", unit="bytes")
-        send: Callable[[ZipStream, str, BoxFile | None], BoxFile] = self._upload_whole
+        send: Callable[[ZipStream, BoxFile | None], BoxFile] = self._upload_whole
         if content.size_bytes >= BOX_MIN_SESSION_BYTES:
             send = partial(self._upload_in_parts, report)
         replaced = None
         try:
-            stored = send(content, name, None)
+            stored = send(content, None)
         except BoxError as error:
             replaced = error.conflict
             if not replaced:
                 raise
             _check_same_name(replaced, name)
-            stored = replaced if replaced.sha1 == content.sha1 else send(content, name, replaced)
+            stored = replaced if replaced.sha1 == content.sha1 else send(content, replaced)
         report.finish(name)
         is_new = stored is not replaced
         try:
@@ -3692,11 +3683,11 @@ class Box:
             return
         raise BoxError(f"Box cannot take the snapshot ({code}): {detail}.", BOX_HINTS[code], code=code)
 
-    def _upload_whole(self, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
+    def _upload_whole(self, content: ZipStream, replaced: BoxFile | None) -> BoxFile:
         """One request: a new file, or a new version of one. Raises BoxError, with the `conflict` if there is one."""
         from box_sdk_gen.managers import uploads
 
-        body = content.read(0, content.size_bytes)
+        name, body = content.file_name, content.read(0, content.size_bytes)
         file: dict[str, Any] = {
             "file_file_name": name,
             "file_content_type": "application/zip",
@@ -3727,12 +3718,12 @@ class Box:
                         return stored
             raise
 
-    def _upload_in_parts(self, report: Report, content: ZipStream, name: str, replaced: BoxFile | None) -> BoxFile:
+    def _upload_in_parts(self, report: Report, content: ZipStream, replaced: BoxFile | None) -> BoxFile:
         """A session, several parts in flight; starts over when the session vanishes, and aborts it when it fails."""
         for attempt in itertools.count(1):
-            session = self._open_session(content, name, replaced)
+            session = self._open_session(content, replaced)
             try:
-                return self._commit(session, self._send_parts(session, content, report), content, name, replaced)
+                return self._commit(session, self._send_parts(session, content, report), content, replaced)
             except BaseException as error:
                 self._abort(session)  # a session that "failed" is gone for us, but not for Box
                 is_gone = isinstance(error, BoxError) and error.status in (404, 410)
@@ -3741,7 +3732,7 @@ class Box:
                 log.warning("%s Starting the upload over.", describe_error(error))
         raise AssertionError("unreachable")
 
-    def _open_session(self, content: ZipStream, name: str, replaced: BoxFile | None) -> Any:
+    def _open_session(self, content: ZipStream, replaced: BoxFile | None) -> Any:
         """The SDK's upload session."""
         sessions, size = self._client.chunked_uploads, content.size_bytes
 
@@ -3749,7 +3740,7 @@ class Box:
             if replaced:
                 opened = sessions.create_file_upload_session_for_existing_file(replaced.id, size)
             else:
-                opened = sessions.create_file_upload_session(self.config.folder_id, size, name)
+                opened = sessions.create_file_upload_session(self.config.folder_id, size, content.file_name)
             return _having(opened, "part_size", "session_endpoints")
 
         try:
@@ -3764,7 +3755,7 @@ class Box:
 
         def send(offset: int) -> Any:
             part: Any = self._send_part(session, content, offset)
-            report.advance(f"{content.name}.zip", part.size)
+            report.advance(content.file_name, part.size)
             return part
 
         at_once = max(1, min(BOX_PARALLEL_PARTS, BOX_PARTS_BYTES // session.part_size))
@@ -3815,9 +3806,7 @@ class Box:
             if len(page.entries) < BOX_PAGE_ITEMS:
                 return found
 
-    def _commit(
-        self, session: Any, parts: list[Any], content: ZipStream, name: str, replaced: BoxFile | None
-    ) -> BoxFile:
+    def _commit(self, session: Any, parts: list[Any], content: ZipStream, replaced: BoxFile | None) -> BoxFile:
         """Make a file of the parts. Box may say "not yet" for minutes, or be done and say that the session is gone."""
         digest = "sha=" + base64.b64encode(bytes.fromhex(content.sha1)).decode()
         etag, url = replaced.etag if replaced else None, session.session_endpoints.commit
@@ -3833,7 +3822,7 @@ class Box:
         try:
             return self._call("commit the upload", send)
         except BoxError as error:
-            found = self.find(name) if error.status != 400 else None
+            found = self.find(content.file_name) if error.status != 400 else None
             if found is None or found.sha1 != content.sha1:
                 raise
             self._abort(session)  # another process may have been first
@@ -4440,17 +4429,17 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
     names = sorted(path.name for path in output_dir.iterdir() if parse_snapshot_name(path.name))
     names = names[: names.index(newest) + 1]
     oldest = next((number for number, name in enumerate(names) if name.endswith(INCOMPLETE_SUFFIX)), len(names))
-    newer: dict[tuple[type, str], list[tuple[Path, AnyRecord]]] = {}
+    newer: dict[tuple[str, str], list[tuple[Path, AnyRecord]]] = defaultdict(list)
     for name in reversed(names[oldest:]):
         directory = output_dir / name
         manifest = _own_manifest(directory, scope)
         good = manifest.good if manifest else []
         may_go = manifest and name != newest and name.endswith(INCOMPLETE_SUFFIX) and _is_at_rest(directory, good)
-        if may_go and all(_is_held(record, newer, max_shrink_percent, newest) for record in good):
+        if may_go and all(_is_held(each, newer[each.kind, each.name], max_shrink_percent, newest) for each in good):
             yield name
             continue
         for record in good:
-            newer.setdefault((type(record), record.name), []).append((directory, record))
+            newer[record.kind, record.name].append((directory, record))
 
 
 def _own_manifest(directory: Path, scope: Scope) -> Manifest | None:
@@ -4470,14 +4459,9 @@ def _is_at_rest(directory: Path, good: list[AnyRecord]) -> bool:
     return False
 
 
-def _is_held(
-    record: AnyRecord,
-    newer: dict[tuple[type, str], list[tuple[Path, AnyRecord]]],
-    max_shrink_percent: float,
-    newest: str,
-) -> bool:
+def _is_held(record: AnyRecord, holders: list[tuple[Path, AnyRecord]], max_shrink_percent: float, newest: str) -> bool:
     """Whether a newer snapshot holds a collection too, no less of it, in a file that is as it was written."""
-    for directory, other in newer.get((type(record), record.name), []):
+    for directory, other in holders:
         if _losses(record, other, max_shrink_percent):
             continue
         with contextlib.suppress(OSError):
@@ -5779,7 +5763,7 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
             f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged: make a new backup."
         ) from error
     try:
-        log.info("Uploading %s.zip, %s, to Box.", directory.name, size_text(content.size_bytes))
+        log.info("Uploading %s, %s, to Box.", content.file_name, size_text(content.size_bytes))
         file, is_new = Box(config, stop_event).upload(content, report)
     except Exception as error:  # noqa: BLE001  (whatever it is, the local snapshot stands: exit 3)
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
