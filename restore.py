@@ -364,8 +364,9 @@ def open_snapshot(path: Path) -> Snapshot:
 def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
-        check_directory(output_dir)
-        return output_dir / choose_latest(local_candidates(output_dir), sources, str(output_dir), report)
+        found = list_here(output_dir, read_any)
+        whole = (one for one in found if not one.name.removesuffix(".zip").endswith(INCOMPLETE_SUFFIX))
+        return output_dir / choose_latest(whole, sources, str(output_dir), report)
     names = (wanted, f"{wanted}.zip", f"{wanted}{INCOMPLETE_SUFFIX}")
     for path in (Path(wanted), *(output_dir / name for name in names)):
         if path.exists():
@@ -374,12 +375,6 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     raise BackupError(
         f"There is no snapshot {wanted!r}, here or in {output_dir}.", "restore.py --list shows what is there."
     )
-
-
-def local_candidates(output_dir: Path) -> Iterator[Stored]:
-    """What could be the latest in a directory, newest first."""
-    found = list_here(output_dir, read_any, must_exist=False)
-    return (one for one in found if not one.name.removesuffix(".zip").endswith(INCOMPLETE_SUFFIX))
 
 
 def _problem_of(one: Stored) -> str:

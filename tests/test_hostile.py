@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import functools
 import gzip
 import hashlib
@@ -25,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -352,6 +354,24 @@ def test_each_lie_of_a_zip_is_refused_or_harmless(cli: Cli) -> None:
         except restore.SnapshotRefused:
             refused.add(lie)
     assert refused >= {"encrypted", "method", "crc", "size", "size 0", "a device", "a pipe", "a link", "offset"}
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_encrypted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data file in clear that cannot be opened is refused with the system's reason, and no key is asked for."""
+    snapshot = build(cli.directory, {"docs": DOCUMENTS})
+    opened = restore.open_snapshot(snapshot)
+
+    def open_others(name: str) -> IO[bytes]:
+        if name == "c0.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return (snapshot / name).open("rb")
+
+    monkeypatch.setattr(opened, "open", open_others)
+    with pytest.raises(restore.SnapshotRefused, match="Permission denied") as refused:
+        report = astra_backup.Report(quiet=True)
+        restore.verify_snapshot(opened, force_incomplete=False, workers=1, report=report)
+    assert "decrypt" not in refused.value.message
+    assert "identity" not in refused.value.hint
 
 
 def test_zip64_sizes_that_lie_are_refused(cli: Cli) -> None:
