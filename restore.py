@@ -2625,10 +2625,12 @@ class RestoreRun:
     api: DataApi
     choices: Choices
     report: Report
+    as_json: bool
+    rejects_file: Path | None
+    output_dir: Path
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
     changes: Changes = field(default_factory=Changes)
-    rejects_file: Path | None = None
-    output_dir: Path = Path()
+    started: float = field(default_factory=time.monotonic)
 
     @functools.cached_property
     def rejects(self) -> Rejects:
@@ -2981,10 +2983,10 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            places = options["rejects"] and options["rejects"].absolute(), options["output_dir"]
-            run = RestoreRun(verified, api, choices, report, rejects_file=places[0], output_dir=places[1])
+            rejects_file = options["rejects"] and options["rejects"].absolute()
+            run = RestoreRun(verified, api, choices, report, options["as_json"], rejects_file, options["output_dir"])
             if options["drill"]:
-                return _print_drill(run_drill(run, steps), steps, as_json=options["as_json"])
+                return _print_drill(run, run_drill(run, steps), steps)
             return (run_compare if options["compare_only"] else run_restore)(run, options)
 
 
@@ -3045,16 +3047,14 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
 
 def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     """Plan, show, ask, carry out, compare, print. Returns the exit code."""
-    started = time.monotonic()
-    dry_run, as_json = options["dry_run"], options["as_json"]
-    if not dry_run:
+    if not options["dry_run"]:
         run = dataclasses.replace(run, journal=open_journal(run, options))
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("%s does not exist or is empty: there is nothing to resume. Had the restore ended?", journal.path)
         if ended := find_ended(run):
             complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
-            return _print_outcomes(run, ended, RestoreExit.OK, time.monotonic() - started, as_json=as_json)
+            return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
             "The previous restore did not finish; starting over."
             " If it is refused, --on-existing skip completes what is there."
@@ -3063,8 +3063,8 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     if run.choices.vectorize_text_field:
         _check_text_field(run.verified, plan, run.choices.vectorize_text_field)
     rows = [planned.describe() for planned in plan]
-    if dry_run:
-        return _print_plan(run, rows, as_json=as_json)
+    if options["dry_run"]:
+        return _print_plan(run, rows)
     log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
@@ -3077,7 +3077,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
             log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
         else:
             log.warning("Continue with the same command and --on-existing skip.")
-    return _print_outcomes(run, outcomes, code, time.monotonic() - started, as_json=as_json)
+    return _print_outcomes(run, outcomes, code)
 
 
 def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str, Any]) -> list[Outcome]:
@@ -3205,12 +3205,9 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
 
 def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
-    started = time.monotonic()
     with differences_file(options["differences"]) as file:
         outcomes = compare_target(run, file)
-    duration_s = time.monotonic() - started
-    as_json = options["as_json"]
-    return _print_outcomes(run, outcomes, exit_code(outcomes), duration_s, as_json=as_json, did_write=False)
+    return _print_outcomes(run, outcomes, exit_code(outcomes), did_write=False)
 
 
 def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[Outcome]:
@@ -3376,7 +3373,7 @@ def read_any(path: Path) -> tuple[Manifest, int]:
     return read_manifest(snapshot), sum(snapshot.sizes.values())
 
 
-def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreExit:
+def _print_plan(run: RestoreRun, rows: list[str]) -> RestoreExit:
     source, target = run.verified.manifest.source, run.api.target
     fields = {
         "snapshot": run.verified.snapshot.label,
@@ -3385,7 +3382,7 @@ def _print_plan(run: RestoreRun, rows: list[str], *, as_json: bool) -> RestoreEx
         "plan": rows,
     }
     text = "\n".join([f"{route_text(run)}:", *rows, "Nothing was written."])
-    return print_either(as_json, "dry-run", RestoreExit.OK, fields, text)
+    return print_either(run.as_json, "dry-run", RestoreExit.OK, fields, text)
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
@@ -3408,14 +3405,9 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
 
 
 def _print_outcomes(
-    run: RestoreRun,
-    outcomes: list[Outcome],
-    code: RestoreExit,
-    duration_s: float,
-    *,
-    as_json: bool,
-    did_write: bool = True,
+    run: RestoreRun, outcomes: list[Outcome], code: RestoreExit, *, did_write: bool = True
 ) -> RestoreExit:
+    duration_s = time.monotonic() - run.started
     rows = [_outcome_row(outcome) for outcome in outcomes]
     fields = {
         "snapshot": run.verified.snapshot.label,
@@ -3434,7 +3426,7 @@ def _print_outcomes(
     counted = f"{count:,} documents and rows" if tables else plural(count, "document")
     done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
-    return print_either(as_json, code.name.lower(), code, fields, text)
+    return print_either(run.as_json, code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3461,7 +3453,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> RestoreExit:
+def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in drill.outcomes]
     texts = []
     for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
@@ -3474,7 +3466,7 @@ def _print_drill(drill: Drill, steps: dict[str, float], *, as_json: bool) -> Res
     texts.append(f"{', '.join(parts)}; {sum(steps.values()):.1f} s in all")
     fields = {"collections": rows, "recall_at_10": drill.recalls, "steps_seconds": steps}
     code = drill.exit_code
-    return print_either(as_json, code.name.lower(), code, fields, "\n".join(texts))
+    return print_either(run.as_json, code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:
