@@ -1638,22 +1638,23 @@ class PipedThread:
         wait([self._ended])
 
 
-class HashedFile(io.FileIO):
+class HashedFile:
     """A file, emptied, that hashes what is written to it. `error`: why a write failed."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = open(descriptor, "wb", buffering=0)  # noqa: SIM115  (closed by `close`)
         self._path = path
         self.sha256 = hashlib.sha256()
         self.size_bytes = 0
         self.error: OSError | None = None
 
-    def write(self, chunk: Any) -> int:
-        """Append all of the bytes. Raises OSError."""
+    def write(self, chunk: bytes) -> int:
+        """Append bytes. Raises OSError."""
         try:
             view = memoryview(chunk)
-            while view:  # the file may take less than all
-                view = view[super().write(view) :]
+            while view:  # an unbuffered file may take less than all
+                view = view[self._file.write(view) :]
         except OSError as error:
             self.error = error
             raise
@@ -1663,10 +1664,14 @@ class HashedFile(io.FileIO):
 
     def finish(self) -> None:
         """Flush to the disk. Raises OSError."""
-        os.fsync(self.fileno())
+        os.fsync(self._file.fileno())
         if hasattr(os, "posix_fadvise"):  # so that the last look goes to the disk, where the file system lets go of it
             with contextlib.suppress(OSError):
-                os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file as it is. May be called twice."""
+        self._file.close()
 
     def prove(self, advance: Callable[[int], None] | None = None) -> None:
         """Read the file once more. Raises FormatError if it does not hold what was written, OSError."""
