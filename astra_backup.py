@@ -5097,9 +5097,10 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
         if error.code == "UNKNOWN_KEYSPACE":
             with contextlib.suppress(BackupError):
                 names = ", ".join(api.list_keyspaces())
-                wanted, create = api.target.keyspace, ", or create it first" * (api.allowed != READ_COMMANDS)
-                error.hint = f"No keyspace {wanted!r}: check --keyspace (ASTRA_DB_KEYSPACE){create}."
-                error.hint += f" Existing keyspaces: {names}."
+                error.hint = (
+                    f"No keyspace {api.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); a restore creates none."
+                    f" Existing keyspaces: {names}."
+                )
         raise
 
 
