@@ -5098,7 +5098,7 @@ def list_collections(api: DataApi) -> list[CollectionInfo]:
             with contextlib.suppress(BackupError):
                 names = ", ".join(api.list_keyspaces())
                 error.hint = (
-                    f"No keyspace {api.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); a restore creates none."
+                    f"No keyspace {api.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); none is created."
                     f" Existing keyspaces: {names}."
                 )
         raise
