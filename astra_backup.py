@@ -1104,12 +1104,6 @@ class DataStats:
             self.lexical_count += document.has_lexical
             self.both_count += document.needs_choice
 
-    def add(self, other: DataStats) -> None:
-        """Add what other lines of the same file hold."""
-        for name in (*RECORDED_COUNTS, "both_count"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.content_digest = (self.content_digest + other.content_digest) % _DIGEST_MODULUS
-
     def facts(self, record: AnyRecord) -> dict[str, Any]:
         """What the manifest's record of such a file says, by its fields."""
         counts = {name: getattr(self, name) for name in RECORDED_COUNTS if name in record.__struct_fields__}
@@ -4759,9 +4753,9 @@ def disk_hint(error: OSError) -> str:
 class DataFileWriter:
     """Writes documents to a data file and proves the file: the sink of a scan. Thread-safe.
 
-    Whoever calls `write` encodes; then, one at a time, they compress, append, hash, and decompress again at once what
-    was appended. A writer that was abandoned drops what comes. `encode` makes the line of what the server sent, with
-    None for a row, which is no document.
+    Those who call `write` encode one at a time, compress, append, hash, and decompress again at once what was appended.
+    A writer that was abandoned drops what comes. `encode` makes the line of what the server sent, with None for a row,
+    which is no document.
     """
 
     def __init__(
@@ -4786,18 +4780,16 @@ class DataFileWriter:
     def write(self, documents: Sequence[bytes | msgspec.Raw]) -> None:
         """Append documents, given as the server's text. Raises what could not be encoded or written."""
         for group in in_groups(documents, len, GROUP_LINES, GROUP_BYTES):
-            if self._is_abandoned:
-                return
-            stats, lines = DataStats(), []
-            for line, document in map(self._encode, map(bytes, group)):
-                stats.count(line, document)
-                lines.append(line)
-            text = b"\n".join([*lines, b""])
-            with self._lock:
-                if not self._is_abandoned:
-                    self._made_crc32 = isal_zlib.crc32(text, self._made_crc32)
-                    self._append(self._compress(text))
-                    self._stats.add(stats)
+            with self._lock:  # for the encoding, too: threads that fight for the interpreter are slower than one
+                if self._is_abandoned:
+                    return
+                lines = []
+                for line, document in map(self._encode, map(bytes, group)):
+                    self._stats.count(line, document)
+                    lines.append(line)
+                text = b"\n".join([*lines, b""])
+                self._made_crc32 = isal_zlib.crc32(text, self._made_crc32)
+                self._append(self._compress(text))
 
     def close(
         self, begin: Callable[[int], None] | None = None, advance: Callable[[int], None] | None = None
