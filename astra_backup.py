@@ -2426,7 +2426,8 @@ def _status_error(status: int, retry_after: str | None, body: bytearray) -> Requ
     errors = _errors_in(body)
     detail = f" ({errors[0].code}: {errors[0].first_line})" if errors else ""
     hints = {
-        401: "The token is missing, wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN.",
+        401: "The token is wrong, expired or lacks rights: check ASTRA_DB_APPLICATION_TOKEN, or the file that"
+        " ASTRA_DB_APPLICATION_TOKEN_FILE names.",
         403: "The token may not do this: check its role and the database's access list.",
         404: "The server has no such path: check --api-endpoint, --environment and --keyspace.",
         407: f"The proxy wants a user and a password, or others. HTTP_PROXY (ALL_PROXY): {PROXY_HINT}",
@@ -2838,7 +2839,7 @@ class CollectionScan:
             states = self._guess(kept, count) if count else []
             entered = [reader for reader in self._requests.map(self._enter, states) if reader]  # the barrier
             if states and not entered:
-                self._tell_serial("the server accepts no starting point but the beginning")
+                self._tell_serial("none of the trial starting points could be used")
             self._requests.repeat(self._advance, [ordinary, *entered])
             self._check_joined()
             self.is_whole = True
@@ -3414,7 +3415,7 @@ BOX_TOKEN_AGE = 0.75  # of its life; from then on a token is renewed before a re
 DOWNLOAD_BYTES = 1024 * 1024
 
 BOX_HINTS = {
-    "invalid_client": "BOX_CLIENT_ID or BOX_CLIENT_SECRET is wrong: copy both from the app's configuration page again.",
+    "invalid_client": "BOX_CLIENT_ID or BOX_CLIENT_SECRET (BOX_CLIENT_SECRET_FILE) is wrong: copy both again from Box.",
     "unauthorized_client": "A Box admin has to authorise the app: Admin Console, Integrations, Platform Apps Manager.",
     "invalid_grant": "Check BOX_ENTERPRISE_ID (or BOX_USER_ID), and that an admin authorised the app since it changed.",
     "insufficient_scope": "Give the app the scope to read and write all files, and have an admin authorise it again.",
@@ -3594,9 +3595,7 @@ class Box:
 
     def whoami(self) -> Any:
         """The service account: `login`, `max_upload_size`, `space_amount`, `space_used`."""
-        return self._call(
-            "ask who we are", lambda: _having(self._client.users.get_user_me(), "login", "max_upload_size")
-        )
+        return self._call("log in", lambda: _having(self._client.users.get_user_me(), "login", "max_upload_size"))
 
     def folder(self) -> Any:
         """The folder: its `name` and `permissions`."""
@@ -4328,7 +4327,7 @@ def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bo
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str = "There are no snapshots.") -> int:
+def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str) -> int:
     """Print a list of snapshots, newest first: source, time (the name), documents, size, status. Returns 0."""
     rows = [one.row() for one in sorted(found, key=lambda one: (one.name[:15], one.place), reverse=True)]
     if as_json:
@@ -5303,10 +5302,13 @@ def read_secret(name: str) -> str:
     if not value and file_name:
         try:
             value = read_settings(Path(file_name)).strip()
+            if not value:
+                raise FormatError("it is empty")
         except (OSError, FormatError) as error:
+            hint = "It has to be a small file of UTF-8 text that this user can read."
             raise BackupError(
                 f"Cannot read {file_name}, which {name}_FILE names: {describe_error(error)}.",
-                "It has to be a small file of UTF-8 text that this user can read.",
+                "`~` is not expanded here: write the full path." if file_name.startswith("~") else hint,
             ) from error
     redactor.add(value)
     return value
@@ -5339,7 +5341,7 @@ def read_settings(path: Path) -> str:
     return text
 
 
-def _check_url(name: str, url: str, source: str = "Copy it from the database's page in Astra.") -> None:
+def _check_url(name: str, url: str, source: str) -> None:
     """Raise BackupError for what is no http(s) URL, or holds a credential, which would end up in the manifest."""
     try:
         parts = urllib.parse.urlsplit(url)
@@ -5358,7 +5360,7 @@ def make_target(options: dict[str, Any]) -> Target:
     token = read_secret("ASTRA_DB_APPLICATION_TOKEN")
     if not api_endpoint:
         raise BackupError("No database is named.", "Set ASTRA_DB_API_ENDPOINT, or give --api-endpoint URL.")
-    _check_url("--api-endpoint", api_endpoint)
+    _check_url("--api-endpoint", api_endpoint, "It begins with http:// or https://; the Astra portal shows it.")
     if not token:
         raise BackupError(
             "No token.",
@@ -5531,13 +5533,14 @@ output_dir_option = option(
 )
 box_option = option(WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True)
 _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
-_RETRY = "How long to keep retrying, per collection."
+_RETRY = "How long to keep retrying a collection, or Box: seconds, or 5m."
+_REQUEST = "Time for one request: milliseconds, or 60s."
 _TIMEOUT: dict[str, Any] = {"type": Duration("ms", may_be_zero=False), "default": "60s"}
 _FORM = "Log on stderr: text, or json, an object a line."
 _FORMS = click.Choice(["text", "json"])
 patience_options = [
     option(BEHAVIOUR, "--retry-budget SECONDS", _RETRY, "BACKUP_RETRY_BUDGET", type=Duration("s"), default="5m"),
-    option(BEHAVIOUR, "--request-timeout-ms MS", "Time for one request.", "BACKUP_REQUEST_TIMEOUT_MS", **_TIMEOUT),
+    option(BEHAVIOUR, "--request-timeout-ms MS", _REQUEST, "BACKUP_REQUEST_TIMEOUT_MS", **_TIMEOUT),
 ]
 output_options = [
     option(OUTPUT, "-q, --quiet", "Print warnings and errors only.", dest="verbosity", flag_value="quiet"),
@@ -5652,8 +5655,8 @@ def _describe_stop(made: Path | None, *, to_box: bool) -> str:
     """What a stopped run leaves: the snapshot if it was finished before, else nothing that counts."""
     if made is None:
         return (
-            "Nothing of this run counts as a backup. Run it again; where the file system has locks, that also removes"
-            " what this run left."
+            "No snapshot was made. Run the same command again: where the file system has locks, it also removes what"
+            " this run left."
         )
     if made.name.endswith(INCOMPLETE_SUFFIX):
         return f"{made} was finished before, with failed collections. Run it again."
@@ -5863,7 +5866,7 @@ def _check_contents(api: DataApi, found: Contents, plan: BackupPlan) -> Iterator
     for info in selected.collections:
         count = api.estimated_count(info.name)
         # A server says 0 as long as it has not flushed anything, however many documents there are.
-        yield Check(f"collection {info.name}", True, f"about {plural(count, 'document')}" if count else "count unknown")
+        yield Check(f"collection {info.name}", True, f"about {plural(count, 'document')}" if count else "no estimate")
     for table in selected.tables:
         yield from _checked(f"table {table.name}", _check_table(api, table))
 
@@ -5888,7 +5891,7 @@ def _check_keyspaces(api: DataApi) -> Iterator[Check]:
 def _check_encryption(values: Sequence[str]) -> Iterator[Check]:
     encryption = read_encryption(values)
     recipients = f"to {', '.join(map(short_key, encryption.names))}" if encryption else ""
-    yield Check("encryption", True, recipients or "off: data files are written in clear")
+    yield Check("encryption", True, recipients or "off: data files are not encrypted")
 
 
 def _check_box(options: dict[str, Any], last: tuple[str, int] | None) -> Iterator[Check]:

@@ -161,14 +161,20 @@ class RestoreExit(ExitCode):
         " or `--verify-only`: no damage; `--compare`, `--drill`: equal; `--list`, `--dry-run`, `--show`: printed",
     )
     FAILED = 1, "configuration, usage or connection: nothing was written"
-    INCOMPLETE = 2, "a collection failed to restore (or to be read back); the rest is there; running again carries on"
+    INCOMPLETE = (
+        2,
+        "a collection failed to restore (or to be read back); the rest is there;"
+        " the same command with `--resume` carries on",
+    )
     SNAPSHOT_REFUSED = (
         3,
-        "the snapshot is refused (damaged, incomplete, unknown version, unsafe): nothing was written",
+        "the snapshot is refused (damaged, incomplete, unknown version, unsafe, no or wrong identity):"
+        " nothing was written",
     )
     TARGET_REFUSED = (
         4,
-        "the target is refused (not empty, other definition, a choice missing): nothing was written",
+        "the target is refused (not empty, other definition, a choice missing), or not confirmed:"
+        " nothing was written, or what was created is dropped again",
     )
     DIFFERENT = 5, "restored (or `--compare`), but the comparison found a difference"
     HUNG_UP = 129, "stopped by SIGHUP (the terminal is gone)"
@@ -373,7 +379,8 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
             return path
     check_directory(output_dir)
     raise BackupError(
-        f"There is no snapshot {wanted!r}, here or in {output_dir}.", "restore.py --list shows what is there."
+        f"There is no snapshot {wanted!r}, in the working directory or in {output_dir}.",
+        "restore.py --list shows what is there, --from-box --list what is in Box.",
     )
 
 
@@ -421,16 +428,15 @@ class Candidates:
         """Why nothing is the latest."""
         if self.refused and not self.partial and not self.others:
             return SnapshotRefused(next(iter(self.refused.values())))
-        facts = [f"of {', '.join(self.others)}"] if self.others else []
-        facts += [f"of some collections only: {', '.join(self.partial)}"] if self.partial else []
-        facts += [f"refused: {' '.join(self.refused.values())}"] if self.refused else []
+        facts = [f"There are snapshots of: {', '.join(self.others)}."] if self.others else []
+        facts += [f"Of some collections only: {', '.join(self.partial)}."] if self.partial else []
+        facts += [f"Refused: {' '.join(self.refused.values())}"] if self.refused else []
         wanted = f" of {' and '.join(sources)}" if sources else ""
         text = f"There is no complete snapshot{wanted} in {place}"
         if not facts:
             return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
-        return BackupError(
-            f"{text}. What is there is {'; '.join(facts)}.", "Name the one that is meant; --list shows them all."
-        )
+        hint = "Give one of these keyspaces or endpoints to --source." if self.others else "Name a snapshot."
+        return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
 
 
 def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place: str, report: Report) -> str:
@@ -526,7 +532,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     check_encryption(snapshot, manifest)
     looks_inside = not manifest.encryption or bool(snapshot.identities)
     if not looks_inside:
-        warnings.append("encrypted, and not looked inside: give --identity to prove what its files hold")
+        warnings.append("encrypted, and its contents were not checked: give --identity to prove them")
     if not is_old:
         _check_sums(snapshot, good)
     report.stage({record.name: record.held for record in good})
@@ -623,7 +629,7 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
             ) from error
 
 
-IDENTITY_HINT = "Give an identity of one of them with --identity FILE (BACKUP_IDENTITY_FILE)."
+IDENTITY_HINT = "Give the private key of one of them: --identity FILE (BACKUP_IDENTITY_FILE)."
 
 
 def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
@@ -736,7 +742,7 @@ def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
             found.append(KeyFile(path, read_small_file(path)))
         except (OSError, ValueError) as error:
             raise BackupError(
-                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights."
+                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights; `~` is not expanded here."
             ) from error
         if not is_protected(found[-1]):
             _parse_identities(found[-1])
@@ -973,12 +979,15 @@ class PlannedCollection:
         """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
         return send_schema(api, "createCollection", {"name": name, "options": self.options})
 
+    @property
+    def label(self) -> str:
+        """Its name in the snapshot, and the one in the target if that is another."""
+        name = self.record.name
+        return name if name == self.target_name else f"{name} as {self.target_name}"
+
     def describe(self) -> str:
         """What is going to happen, in words."""
         count = plural(self.record.held, self.record.noun)
-        name = self.record.name
-        if self.target_name != name:
-            name = f"{name} as {self.target_name}"
         if self.is_resumed:
             action = f"go on inserting {count}"
         elif self.is_dropped:
@@ -986,12 +995,12 @@ class PlannedCollection:
         elif not self.exists:
             action = f"create, insert {count}"
         elif not self.had_documents:
-            action = f"insert {count}"
+            action = f"exists, empty: insert {count}"
         elif self.on_existing is OnExisting.OVERWRITE:
             action = f"overwrite with {count}, keep others"
         else:
             action = f"keep what is there, insert what is missing of {count}"
-        return "; ".join([f"{name}: {action}", *self.notes])
+        return "; ".join([f"{self.label}: {action}", *self.notes])
 
 
 @dataclass
@@ -1043,13 +1052,15 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     plan, existing = plan_records(run)
     if left := [name for name in existing.infos if _SCRATCH_NAME.fullmatch(name)]:
         log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
-    refusals = []
+    refusals: dict[str, list[str]] = {}
     for planned in plan:
         planned.is_resumed = planned.target_name in run.journal.begun
         planned.had_documents = run.journal.begun.get(planned.target_name, False)
-        refusals += [f"{planned.target_name}: {reason}" for reason in _check_target(planned, existing, run.api)]
+        for reason in _check_target(planned, existing, run.api):
+            refusals.setdefault(reason, []).append(planned.target_name)
     if refusals:
-        raise TargetRefused("The target cannot take this snapshot:\n  " + "\n  ".join(refusals), "Nothing was written.")
+        rows = "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in refusals.items())
+        raise TargetRefused(f"The target cannot take this snapshot:{rows}", "Nothing was written.")
     return plan
 
 
@@ -1827,7 +1838,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
         if not is_new:  # what its creation has left out nothing can have
             _check_created(run.api, planned)
             return
-    log.info("%s: %s.", name, "creating" if is_new else "making sure that it has all of its indexes")
+    log.info("%s: %s.", planned.label, "creating" if is_new else "checking its indexes")
     was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
     is_confirmed = planned.send_creation(run.api, name) and not was_asked
@@ -2768,7 +2779,7 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
             raise ScratchStays(names, is_sure=False) from error
         except SystemExit as error:  # the signal came just now
             stopped = error
-    (log.warning if stop_event.is_set() else log.info)("No scratch collection of the drill is left.")
+    (log.warning if stop_event.is_set() else log.info)("All scratch collections were dropped.")
     if stopped:
         raise stopped
 
@@ -2901,7 +2912,7 @@ _BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
 
 @command()
 @click.argument("snapshot", default="latest")
-@option(_SNAPSHOT, "--from-box", "It is in the Box folder.", is_flag=True)
+@option(_SNAPSHOT, "--from-box", "Take it from Box.", is_flag=True)
 @option(_SNAPSHOT, "--source KEYSPACE|URL", _SOURCE, dest="sources", multiple=True)
 @option(_SNAPSHOT, "--force-incomplete", "Use an INCOMPLETE snapshot's good collections.", is_flag=True)
 @option(_SNAPSHOT, "--identity FILE", _IDENTITY, "BACKUP_IDENTITY_FILE", multiple=True, type=_FILE)
@@ -2936,11 +2947,11 @@ def main(snapshot: str, **options: Any) -> int:
 
     \b
     Examples:
-      python restore.py --list                          what there is
-      python restore.py --verify-only                   is the latest whole?
-      python restore.py --dry-run --keyspace scratch    what would happen
-      python restore.py 20260616_085246                 restore that one
-      python restore.py --from-box --drill              prove that a restore works
+      python restore.py --list                            what there is
+      python restore.py --verify-only                     check the latest
+      python restore.py --dry-run --keyspace scratch      what would happen
+      python restore.py 20260616_085246                   restore that one
+      python restore.py --from-box --drill --keyspace scratch   test a restore
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     choices = read_choices(options)
     if options["sources"] and not options["show_list"] and snapshot != "latest":
@@ -2997,6 +3008,7 @@ MODES = {
     "dry_run": "--dry-run",
     "compare_only": "--compare",
     "drill": "--drill",
+    "resume": "--resume",
 }
 
 
@@ -3011,12 +3023,12 @@ def read_choices(options: dict[str, Any]) -> Choices:
         and vectorize is Vectorize.RECOMPUTE,
         "--compare and --drill leave what exists alone: no --on-existing": (options["compare_only"] or options["drill"])
         and options["on_existing"] != "fail",
-        "--differences goes with --compare, or with a restore": options["differences"] and set(modes) - {"--compare"},
-        "--rejects goes with a restore, or with --drill": options["rejects"] and set(modes) - {"--drill"},
+        "--differences goes with --compare, or with a restore": options["differences"]
+        and set(modes) - {"--compare", "--resume"},
+        "--rejects goes with a restore, or with --drill": options["rejects"] and set(modes) - {"--drill", "--resume"},
         "--keep-download goes with --from-box": options["keep_download"] and not options["from_box"],
         "--drill chooses its own names: no --rename": options["drill"] and options["renames"],
-        "--resume goes on writing: no --drill, --compare, --dry-run or --verify-only": options["resume"] and modes,
-        f"only one of: {', '.join(modes)}": len(modes) > 1,
+        f"{' and '.join(modes)} cannot be combined": len(modes) > 1,
         "--vectorize-text-field must be an ordinary field name": (options["vectorize_text_field"] or "x").startswith(
             "$"
         )
@@ -3037,7 +3049,7 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
         if not old or not equals or not re.fullmatch(r"[A-Za-z0-9_]{1,48}", new):
             raise BackupError(
                 f"--rename {rename!r} is not OLD=NEW.",
-                "A collection's name has 1 to 48 letters, digits and underscores.",
+                f"Write it as --rename {old or 'OLD'}=NEW_NAME. A name has 1 to 48 letters, digits and underscores.",
             )
         if old in found:
             raise BackupError(f"--rename names {old} twice.", "Give one new name.")
@@ -3193,14 +3205,19 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         raise TargetRefused(
             f"{what} Not a terminal: cannot ask for confirmation.", "Give --yes if that is meant. Nothing was written."
         )
-    if not is_origin:
-        click.echo(what, err=True)
-    elif not click.confirm(f"{what} Continue?", err=True):
-        raise TargetRefused("Not confirmed.", "Nothing was written.")
-    for planned in plan:
-        question = f"Type the name of the {planned.record.kind} to drop ({planned.target_name})"
-        if planned.is_dropped and click.prompt(question, err=True) != planned.target_name:
-            raise TargetRefused("The name does not match.", "Nothing was written.")
+    try:
+        if not is_origin:
+            click.echo(what, err=True)
+        elif not click.confirm(f"{what} Continue?", err=True):
+            raise TargetRefused("Not confirmed.", "Nothing was written.")
+        for planned in plan:
+            question = f"Type the name of the {planned.record.kind} to drop ({planned.target_name})"
+            if planned.is_dropped and click.prompt(question, err=True) != planned.target_name:
+                raise TargetRefused("The name does not match.", "Nothing was written.")
+    except (SystemExit, click.Abort):
+        click.echo(err=True)  # ends the line of the question
+        log.warning("Nothing was written.")
+        raise
 
 
 def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
@@ -3363,7 +3380,8 @@ def list_snapshots(options: dict[str, Any]) -> int:
         found = list(list_here(options["output_dir"], read_any))
     sources = options["sources"]
     wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
-    otherwise = f"No snapshot is of {' and '.join(sources)}." if found else "There are no snapshots."
+    place = "Box" if options["from_box"] else options["output_dir"]
+    otherwise = f"No snapshot is of {' and '.join(sources)}." if found else f"There are no snapshots in {place}."
     return print_list(wanted, as_json=options["as_json"], otherwise=otherwise)
 
 
@@ -3398,7 +3416,8 @@ def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> 
         "looked_inside": verified.looked_inside,
         "warnings": verified.warnings,
     }
-    verdict = "whole" if verified.looked_inside else "encrypted, every file is what its digest says, not looked inside"
+    unproved = "encrypted; all digests match; the contents were not checked (no --identity)"
+    verdict = "whole" if verified.looked_inside else unproved
     figures = f"{totals}, {vectors:,} vectors, {size_text(size)}, {duration_s:.1f} s"
     text = f"{verified.snapshot.label}: {verdict}; {figures}"
     return print_either(as_json, "verified", RestoreExit.OK, fields, text)

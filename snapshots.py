@@ -252,8 +252,8 @@ def _kept_by_rules(names: list[str], rules: KeepRules) -> dict[str, list[str]]:
             if period in taken or len(taken) >= (count or 0):
                 continue
             taken.append(period)
-            place = f"{len(taken)} of {count}"
-            reasons.setdefault(name, []).append(f"{rule} {place}" if rule == "last" else f"{rule} {period}, {place}")
+            of = "" if rule == "last" else f"{period}, "
+            reasons.setdefault(name, []).append(f"keep-{rule}: {of}{len(taken)} of {count}")
     return reasons
 
 
@@ -392,6 +392,7 @@ class PrunePlan:
             for decision in decisions:
                 scope = scopes[place, decision.name]
                 source = {"api_endpoint": scope.api_endpoint, "keyspace": scope.keyspace} if scope else {}
+                source |= {"is_selection": not scope.is_whole()} if scope else {}
                 rows.append({"place": place, **dataclasses.asdict(decision), **source})
         return rows
 
@@ -482,12 +483,13 @@ def _print_prune(
     has_many = len({(row.get("api_endpoint"), row.get("keyspace")) for row in rows if row.get("keyspace")}) > 1
     for row in rows:
         source = f" ({Source(row['api_endpoint'], row['keyspace'])})" if has_many and row.get("keyspace") else ""
+        source += " (some collections only)" if row.get("is_selection") else ""
         verb = "stays" if row["stays"] else "goes"
         print_result(f"{row['place']:<7} {verb:<6} {row['name']:<28} {row['reason']}{source}")
     if any(row["place"] == "in Box" and not row["stays"] for row in rows):
         log.info("%s.", TRASH.capitalize())
     if not rows:
-        log.warning("There are no snapshots.")
+        log.warning("There are no snapshots in %s.", places_text(options))
     print_result("Nothing was deleted.")
 
 
@@ -496,9 +498,14 @@ def _print_prune(
 # ======================================================================================================================
 
 
-def read_places(options: dict[str, Any], *, must_exist: bool = True) -> list[Stored]:
+def places_text(options: dict[str, Any]) -> str:
+    """The places that are looked at."""
+    return f"{options['output_dir']}{' or in Box' if options['to_box'] else ''}"
+
+
+def read_places(options: dict[str, Any]) -> list[Stored]:
     """The snapshots here, and in Box if it is used, of the scopes that were asked for; none is left out unread."""
-    found = list(list_here(options["output_dir"], must_exist=must_exist and not options["to_box"]))
+    found = list(list_here(options["output_dir"], must_exist=not options["to_box"]))
     if options["to_box"]:
         found += list_in_box(Box(read_box_config(options), stop_event))
     wanted = Wanted.of(options)
@@ -512,11 +519,8 @@ def run_status(options: dict[str, Any]) -> int:
     snapshots of the whole keyspace, those of some collections do not count.
     """
     now = utc_now()
-    found = [
-        (Scope.of(one.manifest), one)
-        for one in read_places(options, must_exist=False)
-        if one.manifest and one.counts(now)
-    ]
+    stored = read_places(options)
+    found = [(Scope.of(one.manifest), one) for one in stored if one.manifest and one.counts(now)]
     whole = {scope.source for scope, _ in found if scope.is_whole()}
     scopes = dict.fromkeys(scope for scope, _ in found if scope.is_whole() or scope.source not in whole)
     rows: list[dict[str, Any]] = []
@@ -538,7 +542,7 @@ def _status_rows(scope: Scope, ours: list[Stored], options: dict[str, Any]) -> I
         newest = max((one for one in ours if one.place == place), key=lambda one: one.name, default=None)
         row = _status_row(newest, options["max_age"])
         counts = place == "in Box" or not options["to_box"]
-        source = {"api_endpoint": scope.api_endpoint, "keyspace": scope.keyspace}
+        source = {"api_endpoint": scope.api_endpoint, "keyspace": scope.keyspace, "is_selection": not scope.is_whole()}
         yield {"place": place, "counts": counts, **source, **row, "shrinks": shrinks if counts else []}
 
 
@@ -567,7 +571,7 @@ def unresolved_shrinks(ours: list[Stored]) -> Iterator[str]:
 def _status_line(row: dict[str, Any]) -> str:
     mark = "✓" if row["ok"] else "✗"
     place = Source(row["api_endpoint"], row["keyspace"]) if row["keyspace"] or row["api_endpoint"] else ""
-    source = f" of {place}" if place else ""
+    source = (f" of {place}" if place else "") + (", some collections only" if row["is_selection"] else "")
     if row["name"] is None:
         return f"{mark} {row['place']:<7} no complete snapshot{source}"
     minutes = row["age_seconds"] // 60
@@ -698,7 +702,9 @@ def main() -> None:
 @scope_options
 def list_command(**options: Any) -> int:
     """List all snapshots here, and in Box, newest first."""
-    return print_list(read_places(options), as_json=options["as_json"])
+    such = "" if Wanted.of(options) == Wanted() else "such "
+    otherwise = f"There are no {such}snapshots in {places_text(options)}."
+    return print_list(read_places(options), as_json=options["as_json"], otherwise=otherwise)
 
 
 @main.command("status", cls=Command, context_settings=CONTEXT)

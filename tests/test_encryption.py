@@ -308,14 +308,14 @@ def test_a_private_key_in_the_place_of_a_public_one(source: DataApiEmulator, cli
 
 
 def test_check_says_to_whom(source: DataApiEmulator, cli: Cli) -> None:
-    """--check names the recipients, or says that data files are written in clear."""
+    """--check names the recipients, or says that data files are not encrypted."""
     put_some(source)
     rows = cli.backup(source, "--check", "--json", "--encrypt-to", RECIPIENTS_FILE).json["checks"]
     (detail,) = [row["detail"] for row in rows if row["name"] == "encryption"]
     assert RECIPIENT in detail
     assert RECIPIENTS[1] in detail
     assert "ssh-rsa" in detail
-    assert "in clear" in cli.backup(source, "--check").out
+    assert "off: data files are not encrypted" in cli.backup(source, "--check").out
 
 
 # ------------------------------------------------------------------------------------------------ with and without
@@ -360,8 +360,8 @@ def test_verify_only_with_and_without(source: DataApiEmulator, cli: Cli) -> None
     assert (looked.code, looked.json["looked_inside"], looked.json["warnings"]) == (0, True, [])
     result = cli.run("restore.py", "--verify-only", "--json")
     assert (result.code, result.json["looked_inside"], result.json["documents"]) == (0, False, 3)
-    assert "not looked inside" in result.json["warnings"][0]
-    assert "not looked inside" in cli.run("restore.py", "--verify-only").out
+    assert "its contents were not checked" in result.json["warnings"][0]
+    assert "the contents were not checked (no --identity)" in cli.run("restore.py", "--verify-only").out
     assert cli.run("restore.py", "--verify-only", "--identity", STRANGER).code == 3
     path = snapshot / "docs.jsonl.gz.age"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

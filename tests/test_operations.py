@@ -356,7 +356,7 @@ def test_a_stopped_backup_says_what_there_is(source: DataApiEmulator, box: BoxEm
     source.faults = [{"command": "find", "action": "silence", "skip": 1, "times": None}]
     running = cli.start("astra_backup.py", "--api-endpoint", source.url)
     said = stop_when(running, lambda: sum(request.command == "find" for request in source.requests) > 1)
-    assert "Nothing of this run counts as a backup. Run it again" in said
+    assert "No snapshot was made. Run the same command again" in said
     assert cli.snapshots() == []
     source.faults = []
     box.faults = [{"api": "upload", "action": "silence", "times": None}]

@@ -52,7 +52,7 @@ END = -1
 SERIALLY = "reading one page after the other"
 OVER = "Starting the collection over"
 NOT_JOINED = "the chains of pages do not join"
-NO_ENTRANCE = "the server accepts no starting point but the beginning"
+NO_ENTRANCE = "none of the trial starting points could be used"
 REASONS = {
     "opaque": [f"docs: {SERIALLY}: its page states do not allow starting elsewhere"],
     "refusing": [f"docs: {SERIALLY}: {NO_ENTRANCE}"],
