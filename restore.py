@@ -742,7 +742,7 @@ def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
             found.append(KeyFile(path, read_small_file(path)))
         except (OSError, ValueError) as error:
             raise BackupError(
-                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights; `~` is not expanded here."
+                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights: `~` is not expanded."
             ) from error
         if not is_protected(found[-1]):
             _parse_identities(found[-1])

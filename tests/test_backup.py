@@ -243,6 +243,7 @@ def test_a_wrong_token_is_1_at_once(source: DataApiEmulator, cli: Cli) -> None:
     result = cli.backup(source, ASTRA_DB_APPLICATION_TOKEN="AstraCS:wrong", BACKUP_RETRY_BUDGET="60")
     assert result.code == 1
     assert "401" in result.err
+    assert "ASTRA_DB_APPLICATION_TOKEN, or the file that ASTRA_DB_APPLICATION_TOKEN_FILE names" in result.err
     assert time.monotonic() - started < 20
     assert len(source.requests) == 1
 
@@ -258,6 +259,23 @@ def test_the_token_can_come_from_a_file_and_from_dotenv(source: DataApiEmulator,
     assert cli.run("astra_backup.py", "--no-box").code == 1
     assert cli.run("astra_backup.py", "--no-box", ASTRA_DB_KEYSPACE=KEYSPACE).code == 0
     (cli.directory / ".env").unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "says"),
+    [(None, "~/token", "`~` is not expanded here: write the full path."), (" \n", "token", "it is empty")],
+)
+def test_a_token_file_that_is_none_says_why(
+    source: DataApiEmulator, cli: Cli, content: str | None, path: str, says: str
+) -> None:
+    """A path that only a shell would expand, and a file without a token: 1, with the way out."""
+    if content:
+        (cli.directory / path).write_text(content)
+    result = cli.backup(source, ASTRA_DB_APPLICATION_TOKEN="", ASTRA_DB_APPLICATION_TOKEN_FILE=path)
+    assert (result.code, source.requests) == (1, [])
+    assert "which ASTRA_DB_APPLICATION_TOKEN_FILE names" in result.err
+    assert says in result.err
+    (cli.directory / path).unlink(missing_ok=True)
 
 
 def test_a_real_file_of_a_token_wins_over_a_token_in_dotenv(source: DataApiEmulator, cli: Cli) -> None:

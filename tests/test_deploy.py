@@ -592,6 +592,20 @@ def test_a_drill_says_when_there_is_no_room_for_collections(cli: Cli, source: Da
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+def test_bash_completes_commands(tmp_path: Path) -> None:
+    """The guide's line for `astra-snapshots` completes its commands and their options."""
+    install_command("astra-snapshots", tmp_path)
+    match = re.search(r"`(eval \"\$\(_ASTRA_SNAPSHOTS_COMPLETE=bash_source astra-snapshots\)\")`", FIRST_STEPS)
+    assert match
+    ask = "_astra_snapshots_completion astra-snapshots; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
+    script = f"{match[1]}\nCOMP_WORDS=(astra-snapshots st); COMP_CWORD=1; {ask}\n"
+    script += f"COMP_WORDS=(astra-snapshots status --max); COMP_CWORD=2; {ask}\n"
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.stdout.split() == ["status", "--max-age"], done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
 def test_bash_completes_options_and_choices(tmp_path: Path) -> None:
     """With the installed command and the guide's line for ~/.bashrc, bash completes an option and its choices."""
     install_command("astra-restore", tmp_path)

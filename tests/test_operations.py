@@ -698,3 +698,25 @@ def test_a_question_can_be_read_before_it_is_answered(source: DataApiEmulator, c
     assert code == 4, last.text()
     assert any(frame.text().rstrip().endswith("Continue? [y/N]:") for frame in frames)
     assert "Not confirmed" in last.text()
+
+
+@pytest.mark.parametrize("typed", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
+@pytest.mark.parametrize("on_existing", ["skip", "drop"])
+def test_a_question_that_is_interrupted_says_that_nothing_was_written(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, on_existing: str, typed: str
+) -> None:
+    """Ctrl-C and Ctrl-D at either question: 130, what is said begins on a line of its own, and it is true."""
+    fill_many(source, 1, 30)
+    assert cli.backup(source).code == 0
+    asked, question = (source, "[y/N]:") if on_existing == "skip" else (target, "(collection_00):")
+    if asked is target:
+        fill_many(target, 1, 5)
+    command = cli.command("restore.py", "--api-endpoint", asked.url, "--on-existing", on_existing)
+    code, _, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={question: typed})
+    assert code == 130, last.text()
+    assert [line for line in last.text().splitlines() if line.endswith("Nothing was written.")], last.text()
+    said = next(line for line in last.text().splitlines() if "Nothing was written." in line)
+    assert question not in said, how
+    assert not [
+        each for each in asked.requests if each.command in ("insertMany", "deleteCollection")[asked is target :]
+    ]

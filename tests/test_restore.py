@@ -581,6 +581,25 @@ def test_a_target_that_is_not_empty_is_left_alone(source: DataApiEmulator, targe
     assert writes(target) == []
 
 
+def test_one_reason_for_several_collections_is_said_once(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """The names stand in front of the reason that they share; a collection that is there and empty is planned so."""
+    for name in ("a", "b", "c", "empty"):
+        fill(source, name, 3)
+    snapshot_of(source, cli)
+    fill(target, "a", 1)
+    fill(target, "b", 1)
+    target.create(KEYSPACE, "empty")
+    result = cli.restore(target)
+    assert result.code == RestoreExit.TARGET_REFUSED
+    assert "\n  a, b: already holds documents" in result.err
+    assert result.err.count("--on-existing") == 1
+    plan = cli.restore(target, "--dry-run", "--on-existing", "skip").out
+    assert "\nempty: exists, empty: insert 3 documents\n" in plan
+    assert "\nc: create, insert 3 documents\n" in plan
+
+
 def test_another_definition_is_refused_field_by_field(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli
 ) -> None:

@@ -68,6 +68,27 @@ def test_what_makes_no_sense_is_refused_before_anything_is_touched(
     assert_untouched(target, before, cli.restore(target, *arguments, *extra), 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--compare", "--drill"], "--compare and --drill cannot be combined."),
+        (["--compare", "--resume"], "--compare and --resume cannot be combined."),
+        (["--rename", "docs"], "--rename 'docs' is not OLD=NEW.\n  Write it as --rename docs=NEW_NAME."),
+    ],
+)
+def test_what_makes_no_sense_is_named(target: DataApiEmulator, cli: Cli, arguments: list[str], says: str) -> None:
+    """The message has the very options, and what to write instead."""
+    result = cli.restore(target, *arguments)
+    assert (result.code, target.requests) == (1, [])
+    assert says in result.err
+
+
+@pytest.mark.parametrize("option", ["--differences", "--rejects"])
+def test_a_resumed_restore_takes_its_files(kept: Path, target: DataApiEmulator, cli: Cli, option: str) -> None:
+    """--resume is a restore: what goes with a restore goes with it."""
+    assert cli.restore(target, "--resume", option, "out.jsonl").code == 0
+
+
 def test_two_collections_can_change_names(
     kept: Path, origin: DataApiEmulator, target: DataApiEmulator, cli: Cli
 ) -> None:

@@ -344,6 +344,34 @@ def test_status_says_what_is_newest_and_whether_it_is_too_old(
     assert "is not a duration" in look_at(cli, now, "status", "--max-age", "26").err
 
 
+def test_status_and_prune_say_what_is_of_some_collections_only(source: DataApiEmulator, cli: Cli) -> None:
+    """As the list does; and a directory that is not there is named where the local copy counts."""
+    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX": "false"}
+    fill(source, "docs", 3)
+    first, second = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC)
+    assert run_at(cli, first, "--collection", "docs").code == 0
+    status = look_at(cli, second, "status")
+    assert (status.code, status.out.endswith(", some collections only\n")) == (0, True)
+    assert run_at(cli, second).code == 0
+    assert "some collections only" not in look_at(cli, second, "status").out
+    dry = look_at(cli, second, "prune", "--dry-run", "--keep-last", "1").out.splitlines()
+    assert ["20260602" in row for row in dry if "some collections only" in row] == [False]
+    assert [row.count("keep-last: 1 of 1") for row in dry] == [1, 1, 0]
+    for command in ("status", "list"):
+        missing = look_at(cli, second, command, "--output-dir", "typo")
+        assert (missing.code, missing.out) == (1, "")
+        assert "There is no directory typo.\n  Check --output-dir" in missing.err
+
+
+def test_a_list_of_nothing_says_where_it_looked(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """The directory, and Box where it is used; of a scope only what is not there of it."""
+    cli.with_box(box)
+    assert "There are no snapshots in backups or in Box." in cli.stored("list").err
+    assert "There are no snapshots in backups or in Box." in cli.stored("prune", "--dry-run").err
+    assert cli.backup(source).code == 0
+    assert "There are no such snapshots in backups." in cli.stored("list", "--no-box", "--keyspace", "other").err
+
+
 def test_status_does_not_count_what_is_damaged_or_incomplete(source: DataApiEmulator, cli: Cli) -> None:
     """An INCOMPLETE snapshot, and a directory without a manifest, are not the newest complete one."""
     fill(source, "docs", 3)
