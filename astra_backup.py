@@ -5654,10 +5654,7 @@ def _telling_a_stop(options: dict[str, Any]) -> Iterator[None]:
 def _describe_stop(made: Path | None, *, to_box: bool) -> str:
     """What a stopped run leaves: the snapshot if it was finished before, else nothing that counts."""
     if made is None:
-        return (
-            "No snapshot was made. Run the same command again: where the file system has locks, it also removes what"
-            " this run left."
-        )
+        return "No snapshot was made. Run the same command again; where files can be locked, it also cleans up."
     if made.name.endswith(INCOMPLETE_SUFFIX):
         return f"{made} was finished before, with failed collections. Run it again."
     upload = f" To make sure that it is in Box: {_upload_command(made)}" if to_box else ""

@@ -3380,8 +3380,8 @@ def list_snapshots(options: dict[str, Any]) -> int:
         found = list(list_here(options["output_dir"], read_any))
     sources = options["sources"]
     wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
-    place = "Box" if options["from_box"] else options["output_dir"]
-    otherwise = f"No snapshot is of {' and '.join(sources)}." if found else f"There are no snapshots in {place}."
+    nothing = f"There are no snapshots in {'Box' if options['from_box'] else options['output_dir']}."
+    otherwise = f"No snapshot is of {' and '.join(sources)}." if found else nothing
     return print_list(wanted, as_json=options["as_json"], otherwise=otherwise)
 
 

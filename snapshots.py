@@ -489,18 +489,13 @@ def _print_prune(
     if any(row["place"] == "in Box" and not row["stays"] for row in rows):
         log.info("%s.", TRASH.capitalize())
     if not rows:
-        log.warning("There are no snapshots in %s.", places_text(options))
+        log.warning("There are no snapshots in %s%s.", options["output_dir"], " or in Box" * options["to_box"])
     print_result("Nothing was deleted.")
 
 
 # ======================================================================================================================
 # list, status, upload
 # ======================================================================================================================
-
-
-def places_text(options: dict[str, Any]) -> str:
-    """The places that are looked at."""
-    return f"{options['output_dir']}{' or in Box' if options['to_box'] else ''}"
 
 
 def read_places(options: dict[str, Any]) -> list[Stored]:
@@ -702,8 +697,8 @@ def main() -> None:
 @scope_options
 def list_command(**options: Any) -> int:
     """List all snapshots here, and in Box, newest first."""
-    such = "" if Wanted.of(options) == Wanted() else "such "
-    otherwise = f"There are no {such}snapshots in {places_text(options)}."
+    such, in_box = "such " * (Wanted.of(options) != Wanted()), " or in Box" * options["to_box"]
+    otherwise = f"There are no {such}snapshots in {options['output_dir']}{in_box}."
     return print_list(read_places(options), as_json=options["as_json"], otherwise=otherwise)
 
 

@@ -714,9 +714,7 @@ def test_a_question_that_is_interrupted_says_that_nothing_was_written(
     command = cli.command("restore.py", "--api-endpoint", asked.url, "--on-existing", on_existing)
     code, _, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={question: typed})
     assert code == 130, last.text()
-    assert [line for line in last.text().splitlines() if line.endswith("Nothing was written.")], last.text()
-    said = next(line for line in last.text().splitlines() if "Nothing was written." in line)
-    assert question not in said, how
-    assert not [
-        each for each in asked.requests if each.command in ("insertMany", "deleteCollection")[asked is target :]
-    ]
+    (said,) = [line for line in last.text().splitlines() if "Nothing was written." in line]
+    assert said.endswith("Nothing was written.")
+    assert question not in said
+    assert not {"createCollection", "deleteCollection", "insertMany"} & {each.command for each in asked.requests}
