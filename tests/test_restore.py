@@ -597,7 +597,7 @@ def test_one_reason_for_several_collections_is_said_once(
     assert result.err.count("--on-existing") == 1
     plan = cli.restore(target, "--dry-run", "--on-existing", "skip").out
     assert "\nempty: exists, empty: insert 3 documents\n" in plan
-    assert "\nc: create, insert 3 documents\n" in plan
+    assert "\nc: create, insert 3 documents" in plan
 
 
 def test_another_definition_is_refused_field_by_field(
