@@ -5533,8 +5533,8 @@ output_dir_option = option(
 )
 box_option = option(WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True)
 _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
-_RETRY = "How long to keep retrying a collection, or Box: seconds, or 5m."
-_REQUEST = "Time for one request: milliseconds, or 60s."
+_RETRY = "How long to keep retrying a collection or Box; a bare number: seconds."
+_REQUEST = "Time for one request; a bare number: milliseconds."
 _TIMEOUT: dict[str, Any] = {"type": Duration("ms", may_be_zero=False), "default": "60s"}
 _FORM = "Log on stderr: text, or json, an object a line."
 _FORMS = click.Choice(["text", "json"])
