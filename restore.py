@@ -2947,11 +2947,11 @@ def main(snapshot: str, **options: Any) -> int:
 
     \b
     Examples:
-      python restore.py --list                            what there is
-      python restore.py --verify-only                     check the latest
-      python restore.py --dry-run --keyspace scratch      what would happen
-      python restore.py 20260616_085246                   restore that one
-      python restore.py --from-box --drill --keyspace scratch   test a restore
+      python restore.py --list                                  what there is
+      python restore.py --verify-only                           is it whole?
+      python restore.py --dry-run --keyspace scratch            what would happen
+      python restore.py 20260616_085246                         restore that one
+      python restore.py --from-box --drill --keyspace scratch   prove a restore
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     choices = read_choices(options)
     if options["sources"] and not options["show_list"] and snapshot != "latest":

@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import click
 import pytest
 
 import astra_backup
+import restore
 from tests.clockwork import look_at, names, run_at
 from tests.conftest import BOX_SECRET, KEYSPACE, ROOT, TOKEN, Cli, Result, load_catalog
 from tests.emulators.box import BoxEmulator
@@ -700,21 +704,40 @@ def test_a_question_can_be_read_before_it_is_answered(source: DataApiEmulator, c
     assert "Not confirmed" in last.text()
 
 
-@pytest.mark.parametrize("typed", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
 @pytest.mark.parametrize("on_existing", ["skip", "drop"])
 def test_a_question_that_is_interrupted_says_that_nothing_was_written(
-    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, on_existing: str, typed: str
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, on_existing: str
 ) -> None:
-    """Ctrl-C and Ctrl-D at either question: 130, what is said begins on a line of its own, and it is true."""
+    """Ctrl-D at either question: 130, what is said begins on a line of its own, and it is true."""
     fill_many(source, 1, 30)
     assert cli.backup(source).code == 0
     asked, question = (source, "[y/N]:") if on_existing == "skip" else (target, "(collection_00):")
     if asked is target:
         fill_many(target, 1, 5)
     command = cli.command("restore.py", "--api-endpoint", asked.url, "--on-existing", on_existing)
-    code, _, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={question: typed})
+    code, _, last = watch(command, columns=80, cwd=cli.directory, env=cli.environ, answers={question: "\x04"})
     assert code == 130, last.text()
     (said,) = [line for line in last.text().splitlines() if "Nothing was written." in line]
     assert said.endswith("Nothing was written.")
     assert question not in said
     assert not {"createCollection", "deleteCollection", "insertMany"} & {each.command for each in asked.requests}
+
+
+def test_a_signal_at_a_question_ends_its_line_and_says_that_nothing_was_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the handler of a signal raises goes on, after a new line and a sentence."""
+    place = SimpleNamespace(api_endpoint="http://x", keyspace="k", source="here")
+    verified = SimpleNamespace(manifest=SimpleNamespace(source=place), snapshot=SimpleNamespace(name="n"))
+    run: Any = SimpleNamespace(verified=verified, api=SimpleNamespace(target=place))
+
+    def stopped(question: str, **_: bool) -> bool:
+        click.echo(question, nl=False, err=True)
+        raise SystemExit(130)
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(click, "confirm", stopped)
+    monkeypatch.setattr(restore.log, "warning", lambda text: click.echo(text, err=True))
+    with pytest.raises(SystemExit, match="130"):
+        restore.ask_first(run, [], yes=False)
+    assert capsys.readouterr().err.endswith("Continue?\nNothing was written.\n")
