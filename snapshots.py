@@ -391,9 +391,11 @@ class PrunePlan:
         for place, decisions in self.decisions.items():
             for decision in decisions:
                 scope = scopes[place, decision.name]
-                source = {"api_endpoint": scope.api_endpoint, "keyspace": scope.keyspace} if scope else {}
-                source |= {"is_selection": not scope.is_whole()} if scope else {}
-                rows.append({"place": place, **dataclasses.asdict(decision), **source})
+                row = {"place": place, **dataclasses.asdict(decision)}
+                if scope:
+                    row |= {"api_endpoint": scope.api_endpoint, "keyspace": scope.keyspace}
+                    row |= {"is_selection": not scope.is_whole()}
+                rows.append(row)
         return rows
 
 
