@@ -5295,14 +5295,14 @@ def _write_file(path: Path, content: bytes) -> None:
 ENVIRONMENTS = ("prod", "dev", "test", "hcd", "dse", "cassandra", "other")
 
 
-def read_secret(name: str) -> str:
+def read_secret(name: str, *, may_be_empty: bool = False) -> str:
     """A secret from the variable `name`, or from the file that `name`_FILE names; "" when there is neither."""
     value = os.environ.get(name, "").strip()
     file_name = os.environ.get(f"{name}_FILE", "").strip()
     if not value and file_name:
         try:
             value = read_settings(Path(file_name)).strip()
-            if not value:
+            if not value and not may_be_empty:
                 raise FormatError("it is empty")
         except (OSError, FormatError) as error:
             hint = "It has to be a small file of UTF-8 text that this user can read."
@@ -5610,7 +5610,7 @@ def main(**options: Any) -> int:
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     if options["check"]:
         return run_check(options)
-    record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL"), options["metrics_file"])
+    record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL", may_be_empty=True), options["metrics_file"])
     at_exit.append(record.finish)
     with _telling_a_stop(options), Report(quiet=options["verbosity"] == "quiet") as report:
         record.pinger.start()

@@ -264,6 +264,8 @@ def test_pings_tell_start_and_end(source: DataApiEmulator, cli: Cli, monitor: Mo
     monitor.pings.clear()
     for arguments in (["--check"], ["--help"], ["--version"]):
         cli.backup(source, *arguments, "--ping-url", monitor.url)
+    file.write_text("\n")
+    assert cli.backup(source, BACKUP_PING_URL_FILE=str(file)).code == 0
     assert monitor.paths() == []
 
 
