@@ -5610,7 +5610,8 @@ def main(**options: Any) -> int:
     """  # noqa: D301  (\b is click's mark for a paragraph that is not wrapped)
     if options["check"]:
         return run_check(options)
-    record = RunRecord(options["ping_url"] or read_secret("BACKUP_PING_URL", may_be_empty=True), options["metrics_file"])
+    ping_url = options["ping_url"] or read_secret("BACKUP_PING_URL", may_be_empty=True)
+    record = RunRecord(ping_url, options["metrics_file"])
     at_exit.append(record.finish)
     with _telling_a_stop(options), Report(quiet=options["verbosity"] == "quiet") as report:
         record.pinger.start()
