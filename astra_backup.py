@@ -5677,6 +5677,11 @@ class RunRecord:
         """Seconds since the run began."""
         return time.monotonic() - self._started
 
+    @property
+    def result_s(self) -> float:
+        """Seconds from the beginning to the end of the last step: whoever is told of the result is told the same."""
+        return sum(self.steps_s.values())
+
     def step(self, name: str, result: BackupResult) -> None:
         """A step of the run ended, and this is what there is now."""
         self.result = result
@@ -5689,7 +5694,7 @@ class RunRecord:
                 write_metrics(self.metrics_file, self._samples(code))
             except Exception as error:  # noqa: BLE001  (the ping comes after it)
                 log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, describe_error(error))
-        text = [last_lines.text(), _result_line(self.result, self.duration_s)] if self.result else [last_lines.text()]
+        text = [last_lines.text(), _result_line(self.result, self.result_s)] if self.result else [last_lines.text()]
         self.pinger.finish(code, "\n".join(text))
 
     def _samples(self, code: int) -> Samples:
@@ -5963,10 +5968,10 @@ def _print_result(record: RunRecord, result: BackupResult, *, as_json: bool) -> 
         "upload": result.upload,
         "deleted": result.deleted,
         "warnings": result.warnings,
-        "duration_seconds": round(record.duration_s, 3),
+        "duration_seconds": round(record.result_s, 3),
         "steps_seconds": record.steps_s,
     }
-    text = _result_line(result, record.duration_s)
+    text = _result_line(result, record.result_s)
     print_either(as_json, status.get(result.exit_code, result.manifest.status), result.exit_code, fields, text)
 
 
