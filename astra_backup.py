@@ -1343,11 +1343,6 @@ class DataReader:
         return stats
 
 
-def check_data(stream: IO[bytes], *, compressed: bool) -> DataStats:
-    """Prove that every line of an unencrypted collection's data file can be decoded. Raises FormatError."""
-    return DataReader(stream, compressed=compressed).check()
-
-
 def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int, max_bytes: int) -> Iterator[list[_T]]:
     """Cut a sequence into lists of at most so many items and bytes; an item that is larger stands alone."""
     group: list[_T] = []
@@ -5685,7 +5680,7 @@ class RunRecord:
     def step(self, name: str, result: BackupResult) -> None:
         """A step of the run ended, and this is what there is now."""
         self.result = result
-        self.steps_s[name] = round(self.duration_s - sum(self.steps_s.values()), 3)
+        self.steps_s[name] = round(self.duration_s - self.result_s, 3)
 
     def finish(self, code: int) -> None:
         """The run ended, well or not."""

@@ -98,7 +98,7 @@ def check(text: bytes) -> None:
     stage("SHA-256 of the file", lambda content: hashlib.sha256(content).digest(), [compressed])
     stage("decode", each(astra_backup.decode_members), parsed)
     for name, content, is_gzip in (("compressed", compressed, True), ("not compressed", text, False)):
-        read = lambda data: astra_backup.check_data(io.BytesIO(data), compressed=is_gzip)  # noqa: B023, E731
+        read = lambda data: astra_backup.DataReader(io.BytesIO(data), compressed=is_gzip).check()  # noqa: B023, E731
         stage(f"all: verify, {name}", read, [content])
 
 

@@ -31,11 +31,11 @@ import astra_backup
 import restore
 from astra_backup import (
     DataFileWriter,
+    DataReader,
     DataStats,
     FormatError,
     LossyError,
     Manifest,
-    check_data,
     compact_json,
     decode_document,
     decode_manifest,
@@ -672,7 +672,7 @@ def write(path: Path, documents: list[bytes], *, compressed: bool, step: int = 7
 
 def check(content: bytes, *, compressed: bool = True) -> DataStats:
     """What a data file of these bytes holds."""
-    return check_data(io.BytesIO(content), compressed=compressed)
+    return DataReader(io.BytesIO(content), compressed=compressed).check()
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -845,7 +845,7 @@ def test_a_gzip_bomb_is_read_with_little_memory() -> None:
     packed.seek(0)
 
     with Peak() as peak:
-        stats = check_data(packed, compressed=True)
+        stats = DataReader(packed, compressed=True).check()
     assert stats.document_count == 2000
     assert peak.bytes < 12_000_000
 
@@ -1295,9 +1295,7 @@ def test_what_verifying_lets_through_can_be_decoded(array: str) -> None:
             return True
         return False
 
-    assert is_refused(lambda: check_data(io.BytesIO(line), compressed=False)) == is_refused(
-        lambda: decode_document(line)
-    )
+    assert is_refused(lambda: check(line, compressed=False)) == is_refused(lambda: decode_document(line))
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 31, 32, 38, 39, 40])
@@ -1307,7 +1305,7 @@ def test_a_long_number_is_seen_wherever_it_stands(length: int) -> None:
         array = b"[%b%b,0.25]" % (b"0.1234567," * (place // 10) + b"1," * (place % 10), b"9" * length)
         line = b'{"_id":1,"$vector":%b,"$backupVector":"binary"}' % array
         with pytest.raises(FormatError, match="beyond float32") if length > 38 else contextlib.nullcontext():
-            check_data(io.BytesIO(line), compressed=False)
+            check(line, compressed=False)
 
 
 def test_a_tiny_number_beside_a_minus_zero_costs_no_time() -> None:

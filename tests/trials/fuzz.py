@@ -123,7 +123,7 @@ def read_data(data: bytes) -> None:
     """A data file: as gzip, and as plain lines."""
     for is_compressed in (True, False):
         with contextlib.suppress(astra_backup.FormatError):
-            astra_backup.check_data(io.BytesIO(data), compressed=is_compressed)
+            astra_backup.DataReader(io.BytesIO(data), compressed=is_compressed).check()
 
 
 def read_zip(data: bytes) -> None:
@@ -176,7 +176,7 @@ def snapshot_files(lines: list[bytes]) -> dict[str, bytes]:
     """The files of a small good snapshot."""
     content = b"\n".join([*lines, b""])
     data = gzip.compress(content, 1, mtime=0)
-    stats = astra_backup.check_data(io.BytesIO(data), compressed=True)
+    stats = astra_backup.DataReader(io.BytesIO(data), compressed=True).check()
     names = ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count")
     record = astra_backup.CollectionRecord(name="docs", data_file="docs.jsonl.gz", compressed=True)
     for name in (*names, "data_sha256", "data_size_bytes"):
