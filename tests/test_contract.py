@@ -232,6 +232,20 @@ def test_the_largest_documents_take_linear_time(value: str, count: int) -> None:
     assert time.process_time() - started < 8
 
 
+def test_a_vector_that_is_an_array_is_not_searched_for_long_numbers() -> None:
+    """An array of floats costs no more than a few times what a string of the same length costs."""
+    numbers = ",".join(repr(random.Random(number).random()) for number in range(100_000))
+    texts = [b'{"_id":1,"$vector":[%b]}' % numbers.encode(), b'{"_id":1,"v":"%b"}' % numbers.encode()]
+
+    def cost_s(text: bytes) -> float:
+        started = time.process_time()
+        encode_document(text)
+        return time.process_time() - started
+
+    array_s, string_s = (min(cost_s(text) for _ in range(10)) for text in texts)
+    assert array_s < 8 * string_s
+
+
 # ======================================================================================================================
 # Random documents, as text
 # ======================================================================================================================

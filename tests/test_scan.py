@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import itertools
 import json
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,26 @@ from hypothesis import strategies as st
 
 from astra_backup import (
     MAX_KEPT_PAGES,
+    READ_COMMANDS,
     Chains,
+    DataApi,
     DataFileWriter,
     KeptPage,
     Memory,
+    Page,
     Patience,
     Place,
+    Readable,
     Report,
+    Requests,
+    ScanProgress,
+    Target,
     are_joined,
     decode_document,
     find_calibration,
     guess_count,
     murmur3_token,
+    scan_collection,
     spread_evenly,
     token_of,
 )
@@ -758,6 +768,32 @@ def test_a_stop_ends_waiting_for_memory() -> None:
             pass
         with memory.reserved(0, threading.Event()):
             pass
+
+
+class WatchedApi(DataApi):
+    """Counts, before each request for a page, the pages that somebody still holds."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, READ_COMMANDS)
+        self.held: list[int] = []
+
+    def find_page(self, *arguments: Any, **named: Any) -> Page:
+        gc.collect()
+        self.held.append(sum(isinstance(each, Page) for each in gc.get_objects()))
+        return super().find_page(*arguments, **named)
+
+
+def test_a_page_is_gone_when_the_next_is_asked_for(server: DataApiEmulator, tmp_path: Path) -> None:
+    """A chain holds one page and not two: a page of the largest documents is 80 MB."""
+    api = WatchedApi(Target(server.url, KEYSPACE, "hcd", TOKEN))
+    requests = Requests(api, 1)
+
+    open_sink = partial(DataFileWriter, tmp_path / "docs.jsonl", compressed=False)
+    writer = scan_collection(requests, Readable("docs"), open_sink, ScanProgress())
+    requests.close()
+
+    assert writer.close().document_count == COUNT
+    assert api.held == [0] * PAGES
 
 
 # ------------------------------------------------------------------------------------------- beginning anew
