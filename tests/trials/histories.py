@@ -2,8 +2,8 @@
 
 Each history is one of tests/simulator.py: the product's own scan, against a server that may mislead it, while documents
 come, go and are replaced. Prints how many joined, were read serially and did not join; exits with 1 if one that ended
-well lost a document that stayed throughout, or holds one twice. `--first N --count 1` plays one again. `--variants` plays them
-with one rule of the scan left out at a time, and prints how many violations each makes.
+well lost a document that stayed throughout, or holds one twice. `--first N --count 1` plays one again. `--variants`
+plays them with one rule of the scan left out at a time, and prints how many violations each makes.
 """
 
 from __future__ import annotations
