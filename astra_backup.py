@@ -231,7 +231,7 @@ class Exit(ExitCode):
     INCOMPLETE = 2, "one or more collections failed; the snapshot is `INCOMPLETE` and was not uploaded"
     UPLOAD_FAILED = 3, "the local snapshot is good and is kept, the Box upload failed"
     LOCKED = 4, "another run holds the output directory"
-    SHRUNK = 5, "complete and uploaded, but a collection shrank beyond what was allowed"
+    SHRUNK = 5, "complete, and in Box unless `--no-box`, but a collection shrank beyond what was allowed"
     HUNG_UP = 129, "stopped by SIGHUP (the terminal is gone)"
     INTERRUPTED = 130, "stopped by SIGINT (Ctrl-C)"
     TERMINATED = 143, "stopped by SIGTERM"

@@ -86,7 +86,7 @@ from astra_backup import (
 )
 
 DEFAULT_KEEP_INCOMPLETE_DAYS = 7
-TRASH = "what goes in Box goes to its trash, and counts against the quota until that is emptied"
+TRASH = "what is deleted in Box goes to its trash, and counts against the quota until that is emptied"
 
 
 class SnapshotsExit(ExitCode):
@@ -723,8 +723,8 @@ def prune_command(**options: Any) -> int:
     """Delete the snapshots that no rule keeps.
 
     Each database, keyspace and selection of collections is looked at on its own. Its newest good snapshot stays, and
-    so does what is damaged, or from before a shrink that nobody has resolved. What goes in Box goes to its trash, and
-    counts against the quota until that is emptied.
+    so does what is damaged, or from before a shrink that nobody has resolved. What is deleted in Box goes to its trash,
+    and counts against the quota until that is emptied.
     """
     return run_prune(options)
 

@@ -38,7 +38,7 @@ start() {
 start astra-backup '17 3 * * *'
 start astra-prune '17 10 * * *'
 
-# Rings when an execution failed. Add a notification channel: gcloud beta monitoring channels list
+# Fires when an execution failed. Add a notification channel: gcloud beta monitoring channels list
 gcloud monitoring policies create --policy-from-file deploy/cloud-run/alert-policy.json
 
 # A run right now, to see it work.
