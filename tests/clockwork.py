@@ -9,6 +9,7 @@ The child is the script's own `main` in a process of its own; the answer is its 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -27,7 +28,18 @@ from tests.support import PING_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"astra_backup.py": astra_backup, "snapshots.py": snapshots}
-HEAVY = ("astrapy", "box_sdk_gen", "dotenv", "httpx", "isal.igzip_threaded", "numpy", "orjson")
+HEAVY = (
+    "_strptime",
+    "astrapy",
+    "box_sdk_gen",
+    "dotenv",
+    "h2.connection",
+    "httpcore",
+    "httpx",
+    "isal.igzip_threaded",
+    "numpy",
+    "orjson",
+)
 LOOKS = 30  # how often the clock is looked at before it moves: on a slow machine a snapshot has the same name
 
 
@@ -54,6 +66,7 @@ def serve() -> None:
     """Fork for each job; answer with its exit code."""
     for name in HEAVY:
         importlib.import_module(name)
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -182,10 +182,12 @@ class Cli:
 
 
 WARM = """
-import json, os, sys
+import gc, json, os, sys
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore, snapshots
-import astrapy, box_sdk_gen, httpx, numpy, prometheus_client, pyrage, requests, rich.console, rich.progress
+import _strptime, astrapy, box_sdk_gen, h2.connection, httpcore, httpx, isal.igzip_threaded, numpy, prometheus_client
+import pyrage, requests, rich.console, rich.progress
+gc.freeze()
 for line in sys.stdin:
     directory, environ, sys.argv, outputs = json.loads(line)
     child = os.fork()

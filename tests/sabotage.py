@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import random
@@ -277,6 +278,8 @@ def fork_for_each_job() -> None:
     import astrapy  # noqa: F401
     import box_sdk_gen  # noqa: F401
     import dotenv  # noqa: F401
+    import h2.connection  # noqa: F401
+    import httpcore  # noqa: F401
     import httpx  # noqa: F401
     import isal.igzip_threaded  # noqa: F401
     import numpy  # noqa: F401
@@ -290,6 +293,7 @@ def fork_for_each_job() -> None:
     import snapshots
 
     modules = {"astra_backup.py": astra_backup, "restore.py": restore, "snapshots.py": snapshots}
+    gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)
         if (child := os.fork()) == 0:

@@ -185,9 +185,9 @@ def kept_by_shrinks(history: list[Made], good: set[str]) -> set[str]:
 
 
 @given(history=histories(), given_rules=rules, days=st.integers(0, 30))
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_must_survive_survives(history: list[Made], given_rules: KeepRules, days: int) -> None:
-    """In 3,000 random histories of two places the newest good snapshot of each, what shrinks keep, foreign, damaged
+    """In 1,000 random histories of two places the newest good snapshot of each, what shrinks keep, foreign, damaged
     and other databases' names stay; no more and no less goes than the rules say; the order of the listing changes
     nothing, and no reason is given twice.
     """
