@@ -1620,6 +1620,10 @@ class PipedThread:
         """Wait until the thread has ended. Raises what it raised."""
         self._ended.result()
 
+    def failure(self) -> BaseException | None:
+        """What the thread raised; it is waited for."""
+        return self._ended.exception()
+
     def close(self) -> None:
         """Close our end, and wait until the thread has ended. May be called twice."""
         with contextlib.suppress(OSError):
@@ -1765,11 +1769,8 @@ class DecryptingReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
         size: int = self._pipe.end.readinto(buffer)
-        if not size:
-            try:
-                self._pipe.join()
-            except BaseException as error:
-                raise FormatError(f"it does not decrypt: {error}") from error
+        if not size and (error := self._pipe.failure()):  # a signal that ends the wait is none
+            raise FormatError(f"it does not decrypt: {error}") from error
         return size
 
     def close(self) -> None:
@@ -3063,15 +3064,18 @@ class RowPlace(Place):
 
 
 def _row_place(shape: TableShape, row: msgspec.Raw) -> Place:
-    """The place of a row, by the bytes that Cassandra has for the key."""
+    """The place of a row, by the bytes that Cassandra has for the key. Raises FormatError for what is no row of it."""
     (column,) = shape.partition_by
     kind = str(shape.columns[column]["type"])
-    value = msgspec.json.decode(_members_decoder.decode(row)[column])
-    if kind == "text":
-        return RowPlace(kind, str(value).encode(errors="replace"))
-    if kind == "uuid":
-        return RowPlace(kind, uuid.UUID(value).bytes)
-    return RowPlace(kind, struct.pack(">i" if kind == "int" else ">q", value))
+    try:
+        value = msgspec.json.decode(_members_decoder.decode(row)[column])
+        if kind == "text":
+            return RowPlace(kind, str(value).encode(errors="replace"))
+        if kind == "uuid":
+            return RowPlace(kind, uuid.UUID(str(value)).bytes)
+        return RowPlace(kind, struct.pack(">i" if kind == "int" else ">q", value))
+    except (KeyError, ValueError, struct.error) as error:
+        raise FormatError(f"a row without its key: {column} is missing or no {kind}") from error
 
 
 def _can_be_guessed(shape: TableShape) -> bool:
@@ -4082,7 +4086,7 @@ def _unanswered(what: str, error: Exception) -> BoxError:
     import requests
     from box_sdk_gen import BoxSDKError
 
-    what, hint = f"Box: could not {what}", "Check the network and any proxy; the hosts are in the README."
+    what, hint = f"Box: could not {what}", "Check the network and any proxy; docs/BOX.md names the hosts."
     if isinstance(error, BackupError):  # a variable is in the way
         return BoxError(f"{what}: {error.message}", error.hint)
     permanent, remedy = permanent_failure(error)
@@ -4871,9 +4875,10 @@ class CollectionBackup:
             held = plural(stats.document_count, record.noun)
             vectors = f", {plural(stats.vector_count, 'vector')}" if isinstance(record, CollectionRecord) else ""
             log.info("%s: %s%s, proved.", record.name, held, vectors, extra=self._about)
-        except Exception as error:  # noqa: BLE001  (one failed collection must not stop the others)
-            if not self._requests.api.stop.is_set():  # a run that is stopped is no failure of its collections
-                self._fail(self._explain(error))
+        except Exception as error:
+            if self._requests.api.stop.is_set():  # no failure of the collection; and nothing that could be complete
+                raise
+            self._fail(self._explain(error))
         record.finished_at_utc = utc_text(utc_now())
         self._report.finish(record.name)
 
@@ -4944,7 +4949,7 @@ class CollectionBackup:
     def _explain(self, error: Exception) -> Exception:
         """The error; for what does not read as its documents or rows: whether it is still of this kind."""
         with contextlib.suppress(BackupError):
-            if isinstance(error, (FormatError, KeyError)) and self.record.name not in self._definitions():
+            if isinstance(error, FormatError) and self.record.name not in self._definitions():
                 message = f"{self.record.name} is no longer a {self.record.kind}."
                 return BackupError(message, "Run again for what is there now.")
         return error
@@ -5526,7 +5531,22 @@ DIRECTORY, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_t
 output_dir_option = option(
     WHERE, "--output-dir DIR", "Directory of the snapshots.", "BACKUP_OUTPUT_DIR", type=DIRECTORY, default="backups"
 )
-box_option = option(WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True)
+
+
+class TrueOrFalse(click.types.BoolParamType):
+    """A variable that switches an option on or off."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Read what click takes for a boolean; its own message lists fourteen words."""
+        try:
+            return bool(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither true nor false.", param, ctx)
+
+
+box_option = option(
+    WHERE, "--box/--no-box", "Whether to use Box.", "BACKUP_BOX", dest="to_box", default=True, type=TrueOrFalse()
+)
 _KINDS = f"Kind of database: {', '.join(ENVIRONMENTS)}."
 _RETRY = "How long to keep retrying a collection or Box; a bare number: seconds."
 _REQUEST = "Time for one request; a bare number: milliseconds."
@@ -6004,10 +6024,15 @@ def _record_row(record: AnyRecord) -> dict[str, Any]:
     return row
 
 
+has_printed = threading.Event()
+"""Set when stdout has a result: an error that comes later is no second one."""
+
+
 def print_result(text: str, *, is_styled: bool = False) -> None:
     """Print to stdout, which carries the result and nothing else; `is_styled`: its control characters are ours."""
     if Report.current:
         Report.current.end_bars()
+    has_printed.set()
     text = redactor.redact(text)
     if not is_styled:
         text = escape_controls(text)
@@ -6175,8 +6200,12 @@ def _run_guarded(command: click.Command) -> int:
     code = _run_to_its_end(command)
     if not (code and stop_event.signal_number):  # when all was done before it, 0 is true
         return code
-    log.error("Stopped by signal %d.", stop_event.signal_number)
-    return 128 + stop_event.signal_number  # also where Python ignores what the handler raised, as in a finalizer
+    return _show_error(f"Stopped by signal {stop_event.signal_number}.", "", _true_code(code))
+
+
+def _true_code(code: int) -> int:
+    """A signal's after one, also where Python ignores what its handler raised, as in a finalizer."""
+    return 128 + stop_event.signal_number if stop_event.signal_number else int(code)
 
 
 def _run_to_its_end(command: click.Command) -> int:
@@ -6191,7 +6220,7 @@ def _run_to_its_end(command: click.Command) -> int:
     except click.ClickException as error:
         return _show_error(error.format_message(), "Run it with --help for the options.", Exit.FAILED)
     except (click.Abort, KeyboardInterrupt):
-        return Exit.INTERRUPTED
+        return _show_error("The question was not answered.", "", Exit.INTERRUPTED)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else Exit.FAILED
     except OSError as error:
@@ -6207,9 +6236,9 @@ def _show_error(message: str, hint: str, code: int) -> int:
     if log.isEnabledFor(logging.DEBUG) and sys.exc_info()[0]:
         log.debug("%s", traceback.format_exc())
     log.error("%s%s", message, f"\n  {hint}" if hint else "")
-    if early.get("as_json"):
+    if early.get("as_json") and not has_printed.is_set():
         message, hint = (safe_text(redactor.redact_error(text)) for text in (message, hint))  # before JSON escapes it
-        print_result(json.dumps({"status": "error", "exit_code": int(code), "error": message, "hint": hint}))
+        print_result(json.dumps({"status": "error", "exit_code": _true_code(code), "error": message, "hint": hint}))
     return int(code)
 
 

@@ -305,14 +305,15 @@ class ZipEntryReader(io.RawIOBase):
 class ZipSnapshot(Snapshot):
     """A snapshot in a zip, its entries under one folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, label: str = "") -> None:
+        label = label or str(path)
         try:
             self._zip = zipfile.ZipFile(ZipFileReader(path))
         except ZIP_ERRORS as error:
-            raise SnapshotRefused(f"{path} is not a zip that can be read: {error}.") from error
-        folder, sizes = self._checked_entries(path)
+            raise SnapshotRefused(f"{label} is not a zip that can be read: {error}.") from error
+        folder, sizes = self._checked_entries(label)
         super().__init__(path, folder or path.stem, sizes)
-        self._folder = folder
+        self.label, self._folder = label, folder
 
     def open(self, name: str) -> IO[bytes]:
         """Open one of the entries."""
@@ -322,7 +323,7 @@ class ZipSnapshot(Snapshot):
             raise SnapshotRefused(f"{self.label}: {name} cannot be opened: {error}.") from error
         return cast(IO[bytes], ZipEntryReader(entry))
 
-    def _checked_entries(self, path: Path) -> tuple[str, dict[str, int]]:
+    def _checked_entries(self, label: str) -> tuple[str, dict[str, int]]:
         folders: set[str] = set()
         sizes: dict[str, int] = {}
         for entry in self._zip.infolist():
@@ -333,12 +334,12 @@ class ZipSnapshot(Snapshot):
             kind = stat.S_IFMT(entry.external_attr >> 16)
             is_plain = kind in (0, stat.S_IFREG) and not entry.flag_bits & 0x1 and entry.compress_type in ZIP_METHODS
             if not is_plain or "/" in folder or not _is_safe_name(name) or (folder and not _is_safe_name(folder)):
-                raise SnapshotRefused(f"{path}: unsafe entry {entry.filename!r}.")
+                raise SnapshotRefused(f"{label}: unsafe entry {entry.filename!r}.")
             if name in sizes:
-                raise SnapshotRefused(f"{path}: the entry {entry.filename!r} is there twice.")
+                raise SnapshotRefused(f"{label}: the entry {entry.filename!r} is there twice.")
             sizes[name] = entry.file_size
         if len(folders) > 1:
-            raise SnapshotRefused(f"{path}: entries in more than one folder: {', '.join(sorted(folders))}.")
+            raise SnapshotRefused(f"{label}: entries in more than one folder: {', '.join(sorted(folders))}.")
         return folders.pop() if folders else "", sizes
 
 
@@ -1018,10 +1019,10 @@ class Existing:
         if not has_tables:
             return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
         tables = {info.name: info for info in api.describe_tables()}
-        indexes = {
-            str(index.get("name")): name for name in tables for index in read_indexes(name, api.describe_indexes(name))
-        }
-        return cls({**infos, **tables}, type_fields(api.describe_types().values()), indexes)
+        with reading_reply():
+            found = [(name, index) for name in tables for index in read_indexes(name, api.describe_indexes(name))]
+            indexes = {str(index.get("name")): name for name, index in found}
+            return cls({**infos, **tables}, type_fields(api.describe_types().values()), indexes)
 
     def has(self, planned: PlannedCollection) -> bool:
         """Whether there is something of that name and kind."""
@@ -2067,7 +2068,7 @@ class Journal:
                 self.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         if json.dumps(key).startswith(text):  # it was killed when it began: nothing was done
             self._goes_on = False
             return
@@ -2558,6 +2559,8 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
             _compare_part(part, found.part(number), comparison)
         for _ in range(wanted.count - keys):  # rows that one key stands for in the target: a decimal has lost its scale
             comparison.add("missing", b'"of a key that the target takes for that of another row"')
+        if differences:
+            differences.flush()
     run.report.finish(name)
     return comparison
 
@@ -2686,7 +2689,8 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         outcome.comparison = compare_collection(run, outcome.planned, differences)
         log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra={"collection": name})
     except (BackupError, FormatError, OSError) as error:
-        where = " (TMPDIR says where its temporary files go)" if isinstance(error, OSError) else ""
+        files = "the file of --differences, or " * bool(differences)
+        where = f" ({files}a temporary one: TMPDIR says where they go)" if isinstance(error, OSError) else ""
         outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
         log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
@@ -2961,9 +2965,8 @@ def main(snapshot: str, **options: Any) -> int:
 
 def open_with_keys(path: Path, key_files: Iterable[KeyFile], options: dict[str, Any]) -> Snapshot:
     """Open a snapshot with the identities that it needs. Its manifest is let go of: the largest one takes 300 MB."""
-    opened = open_snapshot(path)
-    if options["from_box"] and not options["keep_download"]:  # the file is hidden, and goes again
-        opened.label = f"{path.name.removeprefix('.')} in Box"
+    is_hidden = options["from_box"] and not options["keep_download"]  # and goes again
+    opened = ZipSnapshot(path, f"{path.name[1:]} in Box") if is_hidden else open_snapshot(path)
     manifest = read_manifest(opened)
     if needs_clear(options):
         refuse_locked(opened.label, manifest)
@@ -3261,8 +3264,11 @@ def differences_file(path: Path | None) -> Iterator[IO[str] | None]:
         file = path.open("w", encoding="utf-8", errors="replace")
     except OSError as error:
         raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --differences.") from error
-    with file:
+    try:
         yield file
+    finally:
+        with contextlib.suppress(OSError):  # a comparison flushes it: what it could not write is told
+            file.close()
 
 
 def print_document(text: bytes) -> None:

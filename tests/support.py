@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tomllib
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from tests.conftest import (
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import (
     DataApiEmulator,
+    Reply,
+    Request,
 )
 from tests.sabotage import SabotagedCli
 
@@ -246,6 +249,18 @@ def fill(emulator: DataApiEmulator, name: str, documents: int | Documents, defin
         emulator.create(KEYSPACE, name, DENY if definition is None else definition)  # type: ignore[arg-type]
     for document in documents:
         emulator.put(KEYSPACE, name, document)
+
+
+def before(emulator: DataApiEmulator, command: str, act: Callable[[], object]) -> None:
+    """Do something before the first request of a command is answered."""
+    reply_to, acts = emulator.reply_to, iter([act])
+
+    def reply(request: Request) -> Reply:
+        if f'"{command}"'.encode() in request.body[:60]:
+            next(acts, lambda: None)()
+        return reply_to(request)
+
+    emulator.reply_to = reply  # type: ignore[method-assign]
 
 
 def held(emulator: DataApiEmulator) -> dict[str, tuple[object, Documents]]:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import KEYSPACE, TOKEN, Cli
-from tests.emulators.data_api import DataApiEmulator, Reply, Request
+from tests.emulators.data_api import DataApiEmulator
 from tests.emulators.tables import EVERY_TYPE
-from tests.support import WRITES, Api, fill, manifest_of, snapshot_of, wait_for
+from tests.support import WRITES, Api, before, fill, manifest_of, snapshot_of, wait_for
 
 Json = Any
 ADDRESS = {"street": "text", "zip": "int", "took": "duration"}
@@ -712,18 +712,6 @@ def test_a_forged_row_is_refused(source: DataApiEmulator, target: DataApiEmulato
 
 
 # ---------------------------------------------------------------------------------- what changes while a backup runs
-
-
-def before(emulator: DataApiEmulator, command: str, act: Callable[[], object]) -> None:
-    """Do something before the first request of a command is answered."""
-    reply_to, acts = emulator.reply_to, iter([act])
-
-    def reply(request: Request) -> Reply:
-        if f'"{command}"'.encode() in request.body[:60]:
-            next(acts, lambda: None)()
-        return reply_to(request)
-
-    emulator.reply_to = reply  # type: ignore[method-assign]
 
 
 def alter_type(emulator: DataApiEmulator, name: str, fields: dict[str, str], table: str) -> None:
