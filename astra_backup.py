@@ -5658,11 +5658,14 @@ def make_plan(options: dict[str, Any]) -> BackupPlan:
 @contextlib.contextmanager
 def _telling_a_stop(options: dict[str, Any]) -> Iterator[None]:
     """A run that a signal ends says what there is now, and what to do."""
-    output_dir, first_name = options["output_dir"], snapshot_name(utc_now())
+    output_dir = options["output_dir"]
+    known: set[Path] = set()
+    with contextlib.suppress(OSError):  # the run itself says it better
+        known = {path for path, _ in local_snapshots(output_dir)}
     try:
         yield
     except SystemExit:
-        made = [path for path, (name, _) in local_snapshots(output_dir) if path.is_dir() and name >= first_name]
+        made = [path for path, _ in local_snapshots(output_dir) if path.is_dir() and path not in known]
         log.warning("Interrupted. %s", _describe_stop(made[-1] if made else None, to_box=options["to_box"]))
         raise
 

@@ -1613,7 +1613,8 @@ def complete_table(run: RestoreRun, planned: PlannedTable, outcome: Outcome) -> 
 def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
     """Which of the planned indexes the target lacks, or has with another definition."""
     name = planned.target_name
-    there = {index.get("name"): index for index in read_indexes(name, api.describe_indexes(name))}
+    with reading_reply():
+        there = {index.get("name"): index for index in read_indexes(name, api.describe_indexes(name))}
     differences = []
     for index in planned.indexes:
         what = f"the index {index['name']}"
@@ -3354,16 +3355,40 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
                 refuse_locked(f"{file.name} in Box", one.manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
-    for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
-        if old.name != f"{path.name}.part" and parse_snapshot_name(old.name[1:-9]):
-            old.unlink(missing_ok=True)
-    log.info("Downloading %s, %s, from Box.", file.name, size_text(file.size_bytes))
-    box.download(file, path, report)
+    with sole_download(output_dir):
+        for old in output_dir.glob(".*.zip.part"):  # of a download that broke off, and that nobody goes on with
+            if old.name != f"{path.name}.part" and parse_snapshot_name(old.name[1:-9]):
+                old.unlink(missing_ok=True)
+        log.info("Downloading %s, %s, from Box.", file.name, size_text(file.size_bytes))
+        box.download(file, path, report)
+        try:
+            yield path
+        finally:
+            if not options["keep_download"]:
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_download(output_dir: Path) -> Iterator[None]:
+    """Hold a directory for the only restore that downloads to it: two would write to one file, or remove each other's.
+
+    Raises BackupError while another does. The lock is the directory's own, and ends with the process.
+    """
+    descriptor = os.open(output_dir, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield path
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BackupError(
+            f"Another restore uses a snapshot from Box in {output_dir}.",
+            "Wait for it, or give this one another --output-dir.",
+        ) from error
+    except OSError:  # no locks on that file system
+        log.debug("%s cannot be locked.", output_dir)
+    try:
+        yield
     finally:
-        if not options["keep_download"]:
-            path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report) -> BoxFile:

@@ -358,17 +358,21 @@ def stop_when(running: subprocess.Popen[str], happened: Callable[[], bool]) -> s
 def test_a_stopped_backup_says_what_there_is(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
     """Stopped while it reads, nothing counts; stopped while it uploads, the snapshot does, and what to do is said."""
     fill(source, "docs", 120)
+    assert cli.backup(source).code == 0
+    (older,) = cli.snapshots()
+    older = older.rename(older.with_name("20991231_235959"))  # made while the clock was wrong
     cli.with_box(box)
     source.faults = [{"command": "find", "action": "silence", "skip": 1, "times": None}]
+    source.requests.clear()
     running = cli.start("astra_backup.py", "--api-endpoint", source.url)
     said = stop_when(running, lambda: sum(request.command == "find" for request in source.requests) > 1)
     assert "No snapshot was made. Run the same command again" in said
-    assert cli.snapshots() == []
+    assert cli.snapshots() == [older]
     source.faults = []
     box.faults = [{"api": "upload", "action": "silence", "times": None}]
     running = cli.start("astra_backup.py", "--api-endpoint", source.url)
     said = stop_when(running, lambda: any(request.fault for request in box.requests))
-    (snapshot,) = cli.snapshots()
+    (snapshot,) = set(cli.snapshots()) - {older}
     assert f"{snapshot.name} was finished before, and is complete." in said
     assert f"snapshots.py upload {snapshot.name}" in said
     assert [path for path in cli.backups.iterdir() if path.name.endswith(".inprogress")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 import astra_backup
 from astra_backup import BackupError, BackupPlan, DecryptingReader, Report, RequestError, TableInfo, Target, run_backup
-from restore import Existing
+from restore import Existing, index_differences
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
@@ -163,3 +164,23 @@ def test_indexes_that_nobody_understands_are_no_bug() -> None:
     )
     with pytest.raises(RequestError, match="not one of the Data API"):
         Existing.read(api, has_tables=True)
+    planned: Any = SimpleNamespace(target_name="t", indexes=[])
+    with pytest.raises(RequestError, match="not one of the Data API"):
+        index_differences(api, planned)
+
+
+def test_two_downloads_into_one_directory_do_not_meet(box: BoxEmulator, source: DataApiEmulator, cli: Cli) -> None:
+    """They would write to the same file, or remove each other's: the second one says so, and brings nothing."""
+    fill(source, "docs", 3)
+    assert cli.with_box(box).run("astra_backup.py", "--api-endpoint", source.url).code == 0
+    command = ("restore.py", "--from-box", "--verify-only")
+    there = os.open(cli.backups, os.O_RDONLY)
+    try:
+        fcntl.flock(there, fcntl.LOCK_EX)
+        result = cli.run(*command)
+    finally:
+        os.close(there)
+    assert result.code == 1
+    assert "Another restore uses a snapshot from Box in" in result.err
+    assert [path for path in cli.backups.iterdir() if path.suffix == ".part"] == []
+    assert cli.run(*command).code == 0
