@@ -1992,6 +1992,17 @@ def drop(api: DataApi, name: str, *, is_table: bool) -> None:
     retry_requests(drop_it, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
 
 
+def lock_or_refuse(descriptor: int, path: Path, refusal: BackupError) -> None:
+    """Lock what is open, if its file system has locks; while another process holds it, close it and raise `refusal`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise refusal from error
+    except OSError:
+        log.debug("%s cannot be locked.", path)
+
+
 class Journal:
     """Which batches the target has acknowledged, in a file, so that a restore that was killed can go on. Thread-safe.
 
@@ -2018,16 +2029,11 @@ class Journal:
         """
         if self.path:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(descriptor)
-                raise TargetRefused(
-                    f"Another restore of this snapshot is running, with the journal {self.path}.",
-                    "Wait for it; or, for another target, give this one another --journal. Nothing was written.",
-                ) from error
-            except OSError:  # no locks on that file system
-                log.debug("%s cannot be locked.", self.path)
+            refusal = TargetRefused(
+                f"Another restore of this snapshot is running, with the journal {self.path}.",
+                "Wait for it; or, for another target, give this one another --journal. Nothing was written.",
+            )
+            lock_or_refuse(descriptor, self.path, refusal)
             if not self._goes_on:
                 os.ftruncate(descriptor, 0)
             self._file = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115  (closed by remove, or by the end)
@@ -3375,16 +3381,11 @@ def sole_download(output_dir: Path) -> Iterator[None]:
     Raises BackupError while another does. The lock is the directory's own, and ends with the process.
     """
     descriptor = os.open(output_dir, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise BackupError(
-            f"Another restore uses a snapshot from Box in {output_dir}.",
-            "Wait for it, or give this one another --output-dir.",
-        ) from error
-    except OSError:  # no locks on that file system
-        log.debug("%s cannot be locked.", output_dir)
+    refusal = BackupError(
+        f"Another restore uses a snapshot from Box in {output_dir}.",
+        "Wait for it, or give this one another --output-dir.",
+    )
+    lock_or_refuse(descriptor, output_dir, refusal)
     try:
         yield
     finally:

@@ -9,8 +9,6 @@ The child is the script's own `main` in a process of its own; the answer is its 
 
 from __future__ import annotations
 
-import gc
-import importlib
 import itertools
 import json
 import os
@@ -24,22 +22,11 @@ from typing import Any, NoReturn
 import astra_backup
 import snapshots
 from tests.conftest import Cli, Result, assert_no_secret
+from tests.preload import preload
 from tests.support import PING_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"astra_backup.py": astra_backup, "snapshots.py": snapshots}
-HEAVY = (
-    "_strptime",
-    "astrapy",
-    "box_sdk_gen",
-    "dotenv",
-    "h2.connection",
-    "httpcore",
-    "httpx",
-    "isal.igzip_threaded",
-    "numpy",
-    "orjson",
-)
 LOOKS = 30  # how often the clock is looked at before it moves: on a slow machine a snapshot has the same name
 
 
@@ -64,9 +51,7 @@ def run_job(job: dict[str, Any]) -> NoReturn:
 
 def serve() -> None:
     """Fork for each job; answer with its exit code."""
-    for name in HEAVY:
-        importlib.import_module(name)
-    gc.freeze()
+    preload()
     for line in sys.stdin:
         child = os.fork()
         if not child:

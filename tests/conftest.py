@@ -182,12 +182,11 @@ class Cli:
 
 
 WARM = """
-import gc, json, os, sys
+import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore, snapshots
-import _strptime, astrapy, box_sdk_gen, h2.connection, httpcore, httpx, isal.igzip_threaded, numpy, prometheus_client
-import pyrage, requests, rich.console, rich.progress
-gc.freeze()
+from tests.preload import preload
+preload()
 for line in sys.stdin:
     directory, environ, sys.argv, outputs = json.loads(line)
     child = os.fork()

@@ -87,11 +87,8 @@ def print_variables() -> None:
             options.setdefault(option.name, option)
     for each in options.values():
         if isinstance(each, click.Option) and isinstance(each.envvar, str):
-            default = (
-                ""
-                if each.default in (None, ()) or not each.show_default
-                else f"`{str(each.default).lower() if each.is_flag else each.default}`"
-            )
+            shown = str(each.default).lower() if each.is_flag else each.default
+            default = "" if each.default in (None, ()) or not each.show_default else f"`{shown}`"
             rows.append((f"`{each.envvar}`", f"`{each.opts[0]}`", each.help or "", default))
     rows += [(f"`{variable}`", "", meaning, "") for variable, meaning in NO_OPTION.items()]
     _print_table(("variable", "option", "meaning", "default"), sorted(rows, key=lambda row: GROUPS.index(row[0][1:5])))

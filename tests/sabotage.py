@@ -11,7 +11,6 @@ import builtins
 import contextlib
 import errno
 import fcntl
-import gc
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.conftest import ROOT, Cli, Result, assert_no_secret
+from tests.preload import preload
 
 # ------------------------------------------------------------------------------------------------ in the fork
 
@@ -272,28 +272,12 @@ def apply(sabotage: dict[str, Any]) -> None:
 def fork_for_each_job() -> None:
     """Read a job a line; print the process's number when it begins and its code when it has ended."""
     sys.path.insert(0, str(ROOT))
-    import _strptime  # noqa: F401  (what is imported late may not be readable for another user)
-    import multiprocessing.connection  # noqa: F401
-
-    import astrapy  # noqa: F401
-    import box_sdk_gen  # noqa: F401
-    import dotenv  # noqa: F401
-    import h2.connection  # noqa: F401
-    import httpcore  # noqa: F401
-    import httpx  # noqa: F401
-    import isal.igzip_threaded  # noqa: F401
-    import numpy  # noqa: F401
-    import prometheus_client.parser  # noqa: F401
-    import pyrage  # noqa: F401
-    import rich.console
-    import rich.progress  # noqa: F401
-
     import astra_backup
     import restore
     import snapshots
 
     modules = {"astra_backup.py": astra_backup, "restore.py": restore, "snapshots.py": snapshots}
-    gc.freeze()
+    preload()
     for line in sys.stdin:
         job = json.loads(line)
         if (child := os.fork()) == 0:

@@ -591,32 +591,33 @@ def test_a_drill_says_when_there_is_no_room_for_collections(cli: Cli, source: Da
     assert "TOO_MANY_COLLECTIONS" in done.err
 
 
+def completed(directory: Path, command: str, *lines: str) -> list[str]:
+    """What bash offers for the last word of each line, with the guide's line for ~/.bashrc."""
+    install_command(command, directory)
+    variable, function = command.upper().replace("-", "_"), command.replace("-", "_")
+    setting = f'eval "$(_{variable}_COMPLETE=bash_source {command})"'
+    assert f"`{setting}`" in FIRST_STEPS
+    script = f"{setting}\n"
+    for line in lines:
+        script += f"COMP_WORDS=({command} {line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+        script += f"_{function}_completion {command}; printf '%s ' \"${{COMPREPLY[@]}}\"; COMPREPLY=()\n"
+    environ = {"PATH": f"{directory}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=directory)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
 def test_bash_completes_commands(tmp_path: Path) -> None:
     """The guide's line for `astra-snapshots` completes its commands and their options."""
-    install_command("astra-snapshots", tmp_path)
-    match = re.search(r"`(eval \"\$\(_ASTRA_SNAPSHOTS_COMPLETE=bash_source astra-snapshots\)\")`", FIRST_STEPS)
-    assert match
-    ask = "_astra_snapshots_completion astra-snapshots; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
-    script = f"{match[1]}\nCOMP_WORDS=(astra-snapshots st); COMP_CWORD=1; {ask}\n"
-    script += f"COMP_WORDS=(astra-snapshots status --max); COMP_CWORD=2; {ask}\n"
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=tmp_path)
-    assert done.stdout.split() == ["status", "--max-age"], done.stderr
+    assert completed(tmp_path, "astra-snapshots", "st", "status --max") == ["status", "--max-age"]
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
 def test_bash_completes_options_and_choices(tmp_path: Path) -> None:
-    """With the installed command and the guide's line for ~/.bashrc, bash completes an option and its choices."""
-    install_command("astra-restore", tmp_path)
-    match = re.search(r"`(eval \"\$\(_ASTRA_RESTORE_COMPLETE=bash_source astra-restore\)\")`", FIRST_STEPS)
-    assert match
-    ask = "_astra_restore_completion astra-restore; printf '%s ' \"${COMPREPLY[@]}\"; COMPREPLY=()"
-    script = f"{match[1]}\nCOMP_WORDS=(astra-restore --on-); COMP_CWORD=1; {ask}\n"
-    script += f"COMP_WORDS=(astra-restore --on-existing ''); COMP_CWORD=2; {ask}\n"
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, cwd=tmp_path)
-    assert done.stdout.split() == ["--on-existing", "fail", "skip", "overwrite", "drop"], done.stderr
+    """The guide's line for `astra-restore` completes an option and its choices."""
+    offered = ["--on-existing", "fail", "skip", "overwrite", "drop"]
+    assert completed(tmp_path, "astra-restore", "--on-", "--on-existing ''") == offered
 
 
 # ======================================================================================================================
