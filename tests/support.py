@@ -263,6 +263,25 @@ def before(emulator: DataApiEmulator, command: str, act: Callable[[], object]) -
     emulator.reply_to = reply  # type: ignore[method-assign]
 
 
+def make_kind(emulator: DataApiEmulator, kind: str) -> None:
+    """`docs`, a collection or a table, with three documents or rows."""
+    if kind == "collection":
+        fill(emulator, "docs", 3)
+    else:
+        emulator.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
+        emulator.tables.fill(KEYSPACE, "docs", 3)
+
+
+def swap_kind(emulator: DataApiEmulator, was: str) -> None:
+    """`docs` becomes a table if it was a collection, and the reverse."""
+    if was == "table":
+        emulator.tables.drop(KEYSPACE, "docs")
+    else:
+        with emulator.database.lock:
+            emulator.database.keyspaces[KEYSPACE].pop("docs")
+    make_kind(emulator, "collection" if was == "table" else "table")
+
+
 def held(emulator: DataApiEmulator) -> dict[str, tuple[object, Documents]]:
     """All that a server holds: each collection's definition and documents."""
     return {

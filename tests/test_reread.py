@@ -19,7 +19,7 @@ from restore import Existing, index_differences
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
-from tests.support import EXTRA, before, fill, on_a_terminal, snapshot_of
+from tests.support import EXTRA, before, fill, make_kind, on_a_terminal, snapshot_of, swap_kind
 
 
 def test_a_stop_that_python_swallows_makes_no_snapshot(source: DataApiEmulator, tmp_path: Path) -> None:
@@ -52,26 +52,10 @@ def test_what_changes_its_kind_before_it_is_compared_is_told(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, was: str
 ) -> None:
     """A table that is a collection when it is compared, or the reverse: a sentence, and no bug."""
-
-    def make(server: DataApiEmulator, kind: str) -> None:
-        if kind == "collection":
-            fill(server, "docs", 3)
-        else:
-            server.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
-            server.tables.fill(KEYSPACE, "docs", 3)
-
-    def swap() -> None:
-        if was == "table":
-            target.tables.drop(KEYSPACE, "docs")
-        else:
-            with target.database.lock:
-                target.database.keyspaces[KEYSPACE].pop("docs")
-        make(target, "collection" if was == "table" else "table")
-
-    make(source, was)
-    make(target, was)
+    make_kind(source, was)
+    make_kind(target, was)
     snapshot = snapshot_of(source, cli)
-    before(target, "find", swap)
+    before(target, "find", lambda: swap_kind(target, was))
     result = cli.restore(target, snapshot, "--compare")
     assert result.code == 2, result.err
     assert "bug" not in result.err

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.emulators.tables import EVERY_TYPE
-from tests.support import WRITES, Api, before, fill, manifest_of, snapshot_of, wait_for
+from tests.support import WRITES, Api, before, fill, make_kind, manifest_of, snapshot_of, swap_kind, wait_for
 
 Json = Any
 ADDRESS = {"street": "text", "zip": "int", "took": "duration"}
@@ -775,24 +775,8 @@ def test_a_name_is_never_in_a_snapshot_twice(source: DataApiEmulator, cli: Cli, 
 @pytest.mark.parametrize("was", ["collection", "table"])
 def test_what_changes_its_kind_during_the_scan_is_told(source: DataApiEmulator, cli: Cli, was: str) -> None:
     """A collection that becomes a table fails as one that is none any more, and so does a table."""
-
-    def make(kind: str) -> None:
-        if kind == "collection":
-            fill(source, "docs", 3)
-        else:
-            source.tables.create(KEYSPACE, "docs", {"id": "text"}, ["id"])
-            source.tables.fill(KEYSPACE, "docs", 3)
-
-    def swap() -> None:
-        if was == "table":
-            source.tables.drop(KEYSPACE, "docs")
-        else:
-            with source.database.lock:
-                source.database.keyspaces[KEYSPACE].pop("docs")
-        make("collection" if was == "table" else "table")
-
-    make(was)
-    before(source, "find", swap)
+    make_kind(source, was)
+    before(source, "find", lambda: swap_kind(source, was))
     result = cli.backup(source)
     assert result.code == 2
     assert f"docs failed: docs is no longer a {was}. Run again" in " ".join(result.err.split())
