@@ -4318,10 +4318,13 @@ def look_in_box(box: Box, file: BoxFile, *, is_tolerant: bool = False) -> Stored
 def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bool = False) -> Iterator[Stored]:
     """The snapshots in Box, newest first, or these files; several are looked at at once, each by `look_in_box`."""
     pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
+    look = partial(look_in_box, box, is_tolerant=is_tolerant)
+    waiting = iter(box.snapshots() if files is None else files)
     try:
-        yield from pool.map(
-            partial(look_in_box, box, is_tolerant=is_tolerant), box.snapshots() if files is None else files
-        )
+        running = deque(pool.submit(look, file) for file in itertools.islice(waiting, MANIFESTS_AT_ONCE))
+        while running:
+            yield running.popleft().result()
+            running.extend(pool.submit(look, file) for file in itertools.islice(waiting, 1))
     finally:  # who asked may have seen enough
         pool.shutdown(wait=False, cancel_futures=True)
 
