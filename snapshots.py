@@ -566,18 +566,23 @@ def unresolved_shrinks(ours: list[Stored]) -> Iterator[str]:
 
 
 def _status_line(row: dict[str, Any]) -> str:
+    """One line for a place, and one more for each shrink, wherever the snapshot that shrank is."""
     mark = "✓" if row["ok"] else "✗"
     place = Source(row["api_endpoint"], row["keyspace"]) if row["keyspace"] or row["api_endpoint"] else ""
     source = (f" of {place}" if place else "") + (", some collections only" if row["is_selection"] else "")
+    line = f"{mark} {row['place']:<7} {_status_facts(row)}{source}"
+    return "\n".join([line, *(f"! shrunk  {shrink}" for shrink in row["shrinks"])])
+
+
+def _status_facts(row: dict[str, Any]) -> str:
+    """The newest snapshot of a row: name, age, size."""
     if row["name"] is None:
-        return f"{mark} {row['place']:<7} no complete snapshot{source}"
+        return "no complete snapshot"
     minutes = row["age_seconds"] // 60
     age = f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 2880 else f"{minutes // 60} h {minutes % 60} min"
     limit = "" if row["ok"] else " (more than --max-age)"
-    text = f"{age} old{limit}, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
-    text += f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
-    line = f"{mark} {row['place']:<7} {row['name']}: {text}{source}"
-    return "\n".join([line, *(f"! shrunk  {shrink}" for shrink in row["shrinks"])])
+    text = f"{row['name']}: {age} old{limit}, {plural(row['documents'], 'document')}, {size_text(row['size_bytes'])}"
+    return text + (f", {plural(row['rows'], 'row')} of tables" if "rows" in row else "")
 
 
 def run_upload(name: str, options: dict[str, Any]) -> int:

@@ -430,8 +430,12 @@ def test_status_names_each_scope_and_repeats_a_shrink_until_it_is_settled(
     assert "! shrunk" not in look_at(cli, now, "status").out
 
 
-def test_a_shrink_is_settled_when_nothing_from_before_is_left(source: DataApiEmulator, cli: Cli) -> None:
-    """Deleting what is from before the shrink ends the reminder, too, and the shrunk one obeys the rules again."""
+def test_a_shrink_is_settled_when_nothing_from_before_is_left(
+    source: DataApiEmulator, box: BoxEmulator, cli: Cli
+) -> None:
+    """Deleting what is from before the shrink ends the reminder, too, and the shrunk one obeys the rules again; where
+    Box counts and has nothing, the reminder stands all the same.
+    """
     cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX": "false"}
     fill(source, "docs", 10)
     night(cli, 1, 0)
@@ -440,6 +444,9 @@ def test_a_shrink_is_settled_when_nothing_from_before_is_left(source: DataApiEmu
     night(cli, 3, 0)
     now = datetime(2026, 6, 3, 1, tzinfo=UTC)
     assert "! shrunk  20260602_000000" in look_at(cli, now, "status").out
+    in_box = look_at(cli.with_box(box), now, "status", "--box")
+    assert (in_box.code, in_box.out.count("! shrunk  20260602_000000")) == (1, 1)
+    del cli.environ["BOX_FOLDER_ID"]
     assert look_at(cli, now, "prune", "--keep-last", "1").code == 0
     assert days(names(cli)) == ["01", "02", "03"]
     shutil.rmtree(cli.backups / "20260601_000000")
