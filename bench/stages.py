@@ -106,7 +106,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--floats", type=int, default=1536)
-    parser.add_argument("--kind", choices=("binary", "array"), default="binary")
+    parser.add_argument("--kind", choices=("binary", "array", "assets"), default="binary")
     arguments = parser.parse_args()
     made = Collection("docs", arguments.kind, arguments.floats, PAGES * PAGE_DOCUMENTS)
     pages = [b'{"data":{"documents":[%b],"nextPageState":null}}' % b",".join(page) for page in pages_of(made)]
