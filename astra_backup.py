@@ -3878,7 +3878,7 @@ class Box:
     def download(self, file: BoxFile, path: Path, report: Report) -> None:
         """Fetch a file to `path`; goes on where an earlier call broke off, and checks size and SHA-1.
 
-        What is there so far stays in `path` with `.part` behind its name. Raises BoxError.
+        What is there so far stays in `path` with `.part` behind its name, unless the disk is full. Raises BoxError.
         """
         part = path.with_name(path.name + ".part")
         report.start(file.name, file.size_bytes, "downloading", unit="bytes")
@@ -3899,7 +3899,9 @@ class Box:
             before = part.stat().st_size if part.exists() else 0
             try:
                 return self._call("download", lambda: self._download_rest(file, part, report))
-            except BoxError:
+            except BoxError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE_ERRNOS:
+                    part.unlink(missing_ok=True)  # the next backup needs the room
                 if not part.exists() or part.stat().st_size <= before:
                     raise
 
@@ -4097,6 +4099,8 @@ def _unanswered(what: str, error: Exception) -> BoxError:
         is_silent = isinstance(error, OSError) or cause is not error
         reason = f"no reply ({type(cause).__name__})" if is_silent else _first_line(getattr(error, "message", error))
         return BoxError(f"{what}: {reason}.", hint, retryable=True)
+    if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
+        return BoxError(f"{what}: {describe_error(error)}.", "Free some space, or give another --output-dir.")
     if isinstance(error, OSError):  # what the SDK and its libraries let through: a CA file that is gone
         hint = "Check the network and the CA files that variables name."
         return BoxError(f"{what}: {describe_error(error)}.", hint)
@@ -5488,6 +5492,13 @@ class Command(click.Command):
 command = partial(click.command, cls=Command, context_settings=CONTEXT)
 
 
+VARIABLES = {  # those that no option has; `option` adds its own
+    *("ASTRA_DB_APPLICATION_TOKEN", "ASTRA_DB_APPLICATION_TOKEN_FILE", "BACKUP_PING_URL_FILE", "BOX_BASE_URL"),
+    *("BOX_CLIENT_ID", "BOX_CLIENT_SECRET", "BOX_CLIENT_SECRET_FILE", "BOX_ENTERPRISE_ID", "BOX_FOLDER_ID"),
+    *("BOX_UPLOAD_URL", "BOX_USER_ID"),
+}
+
+
 def option(group: str, names: str, text: str, variable: str = "", **settings: Any) -> Callable[[_F], _F]:
     """An option, named as in the help: `--keyspace NAME`, `-q, --quiet`. `variable`: what can set it too."""
     words = names.replace(",", " ").split()
@@ -5495,6 +5506,7 @@ def option(group: str, names: str, text: str, variable: str = "", **settings: An
     declared = [*flags, *([settings.pop("dest")] if "dest" in settings else [])]
     settings |= {"metavar": metavars[0]} if metavars else {}
     settings |= {"show_default": "default" in settings, "envvar": variable or None, "show_envvar": True, "help": text}
+    VARIABLES.add(variable)
     return click.option(*declared, cls=Option, group=group, **settings)
 
 
@@ -6141,10 +6153,21 @@ def read_environment() -> None:
     read_dotenv()
     hide_secrets()
     redactor.as_json = _is_json_wanted()
-    for name, value in os.environ.items():
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("ASTRA_DB_", "BOX_", "BACKUP_"))}
+    for name, value in ours.items():
         is_path = name.endswith(("_DIR", "_FILE"))  # may be any bytes
-        if name.startswith(("ASTRA_DB_", "BOX_", "BACKUP_")) and not is_path and _NOT_UTF8.search(value):
+        if not is_path and _NOT_UTF8.search(value):
             raise BackupError(f"The value of {name} is not UTF-8 text.", "Set it again, in a UTF-8 locale.")
+    _warn_of_misspelt(set(ours))
+
+
+def _warn_of_misspelt(names: set[str]) -> None:
+    """A misspelt variable is one that is not set: another keyspace would be backed up, without a word."""
+    import difflib
+
+    for name in sorted(names - VARIABLES):
+        for meant in difflib.get_close_matches(name, VARIABLES - names, n=1, cutoff=0.9):
+            log.warning("%s is set, which means nothing here. Is %s meant?", name, meant)
 
 
 def read_dotenv() -> None:

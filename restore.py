@@ -3351,10 +3351,13 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     """The path of a snapshot; for --from-box it is downloaded, and removed when it is not needed any more."""
     output_dir: Path = options["output_dir"]
     if not options["from_box"]:
-        yield find_snapshot(wanted, output_dir, options["sources"], report)
+        found = find_snapshot(wanted, output_dir, options["sources"], report)
+        check_resumed(wanted, found.name, options)
+        yield found
         return
     box = Box(read_box_config(options, BOX_HINT), stop_event)
     file = find_in_box(box, wanted, options["sources"], report)
+    check_resumed(wanted, file.name, options)
     if needs_clear(options):
         for one in list_in_box(box, [file]):
             if one.manifest:  # what is damaged is told when it is here
@@ -3372,6 +3375,19 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
         finally:
             if not options["keep_download"]:
                 path.unlink(missing_ok=True)
+
+
+def check_resumed(wanted: str, found: str, options: dict[str, Any]) -> None:
+    """Refuse to resume `latest` where another snapshot is the latest by now: its documents would be mixed in."""
+    if wanted != "latest" or not options["resume"] or options["journal"]:
+        return
+    begun = [path.name.split("-")[1] for path in sorted(options["output_dir"].glob(".restore-*-*.journal"))]
+    if begun and found.removesuffix(".zip") not in begun:
+        raise BackupError(
+            f"The latest snapshot is {found.removesuffix('.zip')} now, and what has not ended is a restore of"
+            f" {' and '.join(begun)}.",
+            f"Name the snapshot: restore.py {begun[-1]} --resume, and the options as before. Nothing was written.",
+        )
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import KEYSPACE, ROOT, TOKEN, Cli, Result
+from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
 from tests.sabotage import SabotagedCli
 from tests.support import NOBODY, STEPS, needs_root, same_documents, wait_for, watched
@@ -121,6 +122,22 @@ def test_a_step_that_fails_once(source: DataApiEmulator, cli: SabotagedCli, numb
     assert result.code == (2 if ".jsonl.gz" in STEPS[number - 1] else 1)
     assert_honest(cli, result)
     check_next_run(cli, source)
+
+
+def test_a_disk_that_is_full_during_a_download(source: DataApiEmulator, box: BoxEmulator, cli: SabotagedCli) -> None:
+    """The disk is to blame, not the network, and what came of the file does not keep the room from the next backup."""
+    cli.with_box(box)
+    backup = cli.run("astra_backup.py", "--api-endpoint", source.url)
+    assert backup.code == 0, backup.err
+    shutil.rmtree(cli.backups)
+    cli.backups.mkdir()
+    cli.sabotage = watched(cli, at=2, how="fail on")
+    result = cli.run("restore.py", "--from-box", "--keep-download", "--verify-only")
+    assert_clear(result)
+    assert result.code == 1
+    assert "No space left on device" in result.err
+    assert "Free some space" in result.err
+    assert list(cli.backups.iterdir()) == []
 
 
 @needs_root

@@ -17,6 +17,7 @@ import pytest
 
 from restore import RestoreExit
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
+from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator, Reply, Request
 from tests.support import (
     CHANGED,
@@ -136,6 +137,31 @@ def test_resuming_nothing_is_a_first_run(
     result = cli.restore(target, "--resume")
     assert result.code == 0, result.err
     same_documents(origin, target)
+
+
+@pytest.mark.parametrize("place", [[], ["--from-box"]], ids=["here", "box"])
+def test_latest_is_not_another_snapshot_when_resumed(
+    kept: Path, origin: DataApiEmulator, target: DataApiEmulator, box: BoxEmulator, cli: Cli, place: list[str]
+) -> None:
+    """A backup between a restore that gave up and its --resume: `latest` is refused with the name to give, and that
+    name resumes. Where nothing is unfinished, `latest` is the latest.
+    """
+    assert cli.with_box(box).run("snapshots.py", "upload", kept.name).code == 0
+    target.faults = [{"command": "insertMany", "skip": 6, "action": "status", "status": 503, "times": None}]
+    assert cli.restore(target, *place, BACKUP_RETRY_BUDGET="1").code == RestoreExit.INCOMPLETE
+    target.faults = []
+    backup = cli.run("astra_backup.py", "--api-endpoint", origin.url)
+    assert backup.code == 0, backup.err
+    before = held(target)
+    target.requests.clear()
+    refused = cli.restore(target, *place, "--resume")
+    assert_untouched(target, before, refused, 1)
+    assert f"what has not ended is a restore of {kept.name}." in refused.err
+    assert f"restore.py {kept.name} --resume" in refused.err
+    resumed = cli.restore(target, kept.name, *place, "--resume")
+    assert resumed.code == 0, resumed.err
+    same_documents(origin, target)
+    assert cli.restore(target, *place, "--resume").code == 0
 
 
 # ------------------------------------------------------------------------------------------------ with other choices
