@@ -33,6 +33,7 @@ import bisect
 import contextlib
 import copy
 import dataclasses
+import difflib
 import errno
 import fcntl
 import functools
@@ -298,12 +299,12 @@ class PageStateError(BackupError):
     """The place in the scan is lost: the collection has to be read from its start."""
 
 
-def describe_error(error: BaseException) -> str:
-    """One line for an error: what failed, why and what to do."""
+def describe_error(error: BaseException, *, with_path: bool = True) -> str:
+    """One line for an error: what failed, why and what to do. `with_path=False` where the file was named already."""
     if isinstance(error, BackupError):
         return f"{error.message} {error.hint}".strip()
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename and with_path else ''}"
     return str(error) if isinstance(error, FormatError) else f"{type(error).__name__}: {error}"
 
 
@@ -4488,7 +4489,7 @@ class Pinger:
         try:
             parts = urllib.parse.urlsplit(url)
         except ValueError:
-            log.warning("No pings are sent: --ping-url cannot be read as a URL. The result stands.")
+            log.warning("No pings are sent: --ping-url cannot be read as a URL. Nothing else changes.")
             self._parts = None
             return
         for secret in (parts.path, parts.query, *parts.path.split("/")):
@@ -4516,7 +4517,7 @@ class Pinger:
             _post_patiently(url, text.encode(errors="replace")[-PING_BODY_BYTES:])
         except Exception as error:  # noqa: BLE001  (nothing that has to do with a monitor changes the result)
             reason = error.message.rstrip(".") if isinstance(error, BackupError) else type(error).__name__
-            log.warning("The ping to %s failed: %s. The result stands.", place, reason)
+            log.warning("The ping to %s failed: %s. Nothing else changes.", place, reason)
 
 
 def _post_patiently(url: str, body: bytes) -> None:
@@ -5312,9 +5313,9 @@ def read_secret(name: str, *, may_be_empty: bool = False) -> str:
             if not value and not may_be_empty:
                 raise FormatError("it is empty")
         except (OSError, FormatError) as error:
-            hint = "It has to be a small file of UTF-8 text that this user can read."
+            hint = "Check the path: it has to be a small file of UTF-8 text that this user can read."
             raise BackupError(
-                f"Cannot read {file_name}, which {name}_FILE names: {describe_error(error)}.",
+                f"Cannot read {file_name}, which {name}_FILE names: {describe_error(error, with_path=False)}.",
                 "`~` is not expanded here: write the full path." if file_name.startswith("~") else hint,
             ) from error
     redactor.add(value)
@@ -5688,7 +5689,7 @@ def _telling_a_stop(options: dict[str, Any]) -> Iterator[None]:
 def _describe_stop(made: Path | None, *, to_box: bool) -> str:
     """What a stopped run leaves: the snapshot if it was finished before, else nothing that counts."""
     if made is None:
-        return "No snapshot was made. Run the same command again; where files can be locked, it also cleans up."
+        return "No snapshot was made. Run the same command again; where files can be locked, it removes what is left."
     if made.name.endswith(INCOMPLETE_SUFFIX):
         return f"{made} was finished before, with failed collections. Run it again."
     upload = f" To make sure that it is in Box: {_upload_command(made)}" if to_box else ""
@@ -6163,8 +6164,6 @@ def read_environment() -> None:
 
 def _warn_of_misspelt(names: set[str]) -> None:
     """A misspelt variable is one that is not set: another keyspace would be backed up, without a word."""
-    import difflib
-
     for name in sorted(names - VARIABLES):
         for meant in difflib.get_close_matches(name, VARIABLES - names, n=1, cutoff=0.9):
             log.warning("%s is set, which means nothing here. Is %s meant?", name, meant)
@@ -6187,7 +6186,7 @@ def read_dotenv() -> None:
                 os.environ[name] = value
     except (OSError, ValueError) as error:
         raise BackupError(
-            f"Cannot read {path}: {describe_error(error)}.",
+            f"Cannot read {path}: {describe_error(error, with_path=False)}.",
             "It has to be a small file of UTF-8 text, NAME=value on each line, that this user can read.",
         ) from error
 
@@ -6229,7 +6228,7 @@ def _run_guarded(command: click.Command) -> int:
     code = _run_to_its_end(command)
     if not (code and stop_event.signal_number):  # when all was done before it, 0 is true
         return code
-    return _show_error(f"Stopped by signal {stop_event.signal_number}.", "", _true_code(code))
+    return _show_error(f"Stopped by {signal.Signals(stop_event.signal_number).name}.", "", _true_code(code))
 
 
 def _true_code(code: int) -> int:

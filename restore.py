@@ -743,7 +743,8 @@ def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
             found.append(KeyFile(path, read_small_file(path)))
         except (OSError, ValueError) as error:
             raise BackupError(
-                f"--identity {path}: {describe_error(error)}.", "Check the path and its rights: `~` is not expanded."
+                f"--identity {path}: {describe_error(error, with_path=False)}.",
+                "Check the path and its rights: `~` is not expanded.",
             ) from error
         if not is_protected(found[-1]):
             _parse_identities(found[-1])
@@ -1052,7 +1053,7 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     """
     plan, existing = plan_records(run)
     if left := [name for name in existing.infos if _SCRATCH_NAME.fullmatch(name)]:
-        log.warning("Left by a drill that was killed, or of one that runs now: %s. Drop them by hand.", ", ".join(left))
+        log.warning("Scratch collections of a drill: %s. If none is running now, drop them by hand.", ", ".join(left))
     refusals: dict[str, list[str]] = {}
     for planned in plan:
         planned.is_resumed = planned.target_name in run.journal.begun
@@ -3073,13 +3074,13 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
         run = dataclasses.replace(run, journal=open_journal(run, options))
     journal = run.journal
     if options["resume"] and not journal.begun:
-        log.warning("%s does not exist or is empty: there is nothing to resume. Had the restore ended?", journal.path)
+        log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
         if ended := find_ended(run):
             complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
             return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
-            "The previous restore did not finish; starting over."
-            " If it is refused, --on-existing skip completes what is there."
+            "The target does not hold the whole snapshot; starting from the beginning."
+            " If that is refused, --on-existing skip completes what is there."
         )
     plan = make_plan(run)
     if run.choices.vectorize_text_field:
@@ -3522,7 +3523,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
 
 def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> RestoreExit:
     rows = [_outcome_row(outcome) for outcome in drill.outcomes]
-    texts = []
+    texts = [f"Drill of {route_text(run)}:"]
     for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
         recall = drill.recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"

@@ -306,7 +306,8 @@ def survey_local(output_dir: Path, wanted: Wanted, report: Report, *, is_proof: 
 def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool) -> Found:
     parsed = parse_snapshot_name(path.name)
     if parsed is None:
-        return Found(path.name)
+        is_zip = path.suffix == ".zip" and parse_snapshot_name(path.stem)
+        return Found(path.name, obstacle="a downloaded zip: delete it by hand" if is_zip else "")
     if path.is_symlink() or not path.is_dir():
         return Found(path.name, obstacle="not a directory", is_unread=not parsed[1])
     is_busy = any(path.parent.glob(f".restore-{path.name}-*.journal"))
@@ -489,7 +490,7 @@ def _print_prune(
         verb = "stays" if row["stays"] else "goes"
         print_result(f"{row['place']:<7} {verb:<6} {row['name']:<28} {row['reason']}{source}")
     if any(row["place"] == "in Box" and not row["stays"] for row in rows):
-        log.info("%s.", TRASH.capitalize())
+        log.info("%s%s.", TRASH[0].upper(), TRASH[1:])
     if not rows:
         log.warning("There are no snapshots in %s%s.", options["output_dir"], " or in Box" * options["to_box"])
     print_result("Nothing was deleted.")

@@ -682,7 +682,7 @@ def test_a_ping_that_cannot_be_sent_changes_no_result(
     arguments = ("astra_backup.py", "-v", "--json", "--api-endpoint", source.url)
     result = cli.run(*arguments, "--ping-url", url, **environ)
     assert result.code == cli.run(*arguments, **environ).code == (1 if trouble in SPOILS_ALL else 0), result.err
-    assert "The result stands" in result.err
+    assert "Nothing else changes" in result.err
     assert not [piece for piece in PIECES if piece in result.out + result.err]
     assert len(box.files()) == (0 if trouble in SPOILS_ALL else 2)
     box.faults = [{"api": "token", "action": "status", "status": 400, "times": None}]
@@ -780,3 +780,21 @@ def test_a_signal_during_the_imports_ends_in_its_code(cli: SabotagedCli, script:
     finally:
         running.kill()
     assert (running.returncode, err) == (128 + number, "")
+
+
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_a_misspelt_variable_is_told(source: DataApiEmulator, cli: SabotagedCli, place: str) -> None:
+    """A variable that is almost one of ours is a warning that names ours; one far from it, or that stands beside
+    the right one, is nobody's mistake.
+    """
+    source.create(KEYSPACE, "docs")
+    wrong = {"ASTRA_DB_KEYSPCE": "shop", "BACKUP_WORKR": "9", "BOX_OF_CHOCOLATES": "1", "ASTRA_DB_API_ENDPOINTS": "x"}
+    if place == ".env":
+        (cli.directory / ".env").write_text("".join(f"{name}={value}\n" for name, value in wrong.items()))
+    result = cli.run(
+        "astra_backup.py", "--no-box", ASTRA_DB_API_ENDPOINT=source.url, **(wrong if place != ".env" else {})
+    )
+    assert result.code == 0, result.err
+    assert "ASTRA_DB_KEYSPCE is set, which means nothing here. Is ASTRA_DB_KEYSPACE meant?" in result.err
+    assert "BACKUP_WORKR is set, which means nothing here. Is BACKUP_WORKERS meant?" in result.err
+    assert result.err.count("which means nothing here") == 2

@@ -638,7 +638,7 @@ def test_ctrl_c_leaves_no_bars_on_the_terminal(
     assert "^C" not in last.text()
     text = "".join("".join(char for char, _ in row) for row in last.scrolled + last.rows)
     assert "Backing up" in text
-    assert text.rstrip().endswith("Z ERROR   Stopped by signal 2.")
+    assert text.rstrip().endswith("Z ERROR   Stopped by SIGINT.")
 
 
 def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
