@@ -583,3 +583,20 @@ def test_the_list_of_commands_is_not_cut_off(cli: Cli) -> None:
     commands = cli.run("snapshots.py", "-h", COLUMNS="80").out.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in commands] == ["list", "prune", "status", "upload"]
     assert all(line.endswith(".") and not line.endswith("..") for line in commands)
+
+
+def test_a_zip_that_was_kept_is_named_as_one(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """A zip of --keep-download is never deleted, and the reason says whose task that is; Box keeps its capital."""
+    cli.with_box(box).environ["ASTRA_DB_API_ENDPOINT"] = source.url
+    fill(source, "docs", 3)
+    night(cli, 1, 0)
+    night(cli, 2, 0)
+    assert cli.run("restore.py", "--from-box", "20260602_000000", "--keep-download", "--verify-only").code == 0
+    moment = datetime(2026, 6, 3, tzinfo=UTC)
+    planned = look_at(cli, moment, "prune", "--keep-last", 1, "--box-keep-last", 1, "--dry-run")
+    assert re.search(
+        r"here +stays +20260602_000000\.zip +a downloaded zip: delete it by hand$", planned.out, re.MULTILINE
+    )
+    assert "What is deleted in Box goes to its trash" in planned.err
+    assert look_at(cli, moment, "prune", "--keep-last", 1, "--box-keep-last", 1).code == 0
+    assert names(cli) == ["20260602_000000", "20260602_000000.zip"]
