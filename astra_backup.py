@@ -2433,13 +2433,15 @@ def _status_error(status: int, retry_after: str | None, body: bytearray) -> Requ
             range(300, 400), "A redirect is not the Data API: check --api-endpoint, and any proxy or sign-in page."
         ),
     }
+    busy = "The service is failing or busy; try again later, or raise --retry-budget."
+    passes = status in (408, 425, 429) or status >= 500
     retry_after_s = _retry_after_s(retry_after)
     wish = f", and asks to wait {retry_after_s:.0f} s" if retry_after_s else ""
     return RequestError(
         f"The server answered HTTP {status}{detail}{wish}.",
-        hints.get(status, "The service is failing or busy; try again later, or raise --retry-budget."),
+        hints.get(status, busy if passes else "Check --api-endpoint, and any proxy in between."),
         status=status,
-        retryable=status in (408, 425, 429) or status >= 500,
+        retryable=passes,
         retry_after_s=retry_after_s,
     )
 
@@ -3272,6 +3274,7 @@ class Report:
                 self._progress.advance(task.id, done)
                 if task.fields["unit"] == "documents":
                     self._documents[name] += done
+                    self._progress.advance(self._total.id, done)
 
     def finish(self, name: str) -> None:
         """A collection or a transfer is done, well or not."""
@@ -4346,7 +4349,8 @@ def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str) -> int
         source = "" if row["status"] == "unreadable" else f"  {Source(row['api_endpoint'], row['keyspace'])}"
         mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
         mark += ", some collections only" if row["is_selection"] else ""
-        documents, size = f"{row['documents']:>10,} documents", f"{size_text(row['size_bytes']):>10}"
+        number, noun = plural(row["documents"], "document").split()
+        documents, size = f"{number:>10} {noun:<9}", f"{size_text(row['size_bytes']):>10}"
         size += " encrypted" if row["is_encrypted"] else ""  # within the first 80 columns
         print_result(f"{row['name']:<26} {place}{row['status']:<11} {documents} {size}{source}{mark}")
     if not rows:
@@ -6017,6 +6021,8 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
         verdict = f"INCOMPLETE, failed: {', '.join(failed)}"
     else:
         verdict = "complete" if result.manifest.is_complete else "INCOMPLETE, its tables could not be listed"
+    if result.exit_code is Exit.OK and result.manifest.warnings:
+        verdict += f", with {plural(len(result.manifest.warnings), 'warning')}"
     if result.upload:
         verdict += ", NOT in Box" if result.exit_code is Exit.UPLOAD_FAILED else ", in Box"
     if result.exit_code is Exit.SHRUNK:
@@ -6037,6 +6043,8 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
 def _record_row(record: AnyRecord) -> dict[str, Any]:
     """A collection or a table in the JSON result: the manifest's record without its definition."""
     plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
+    if isinstance(plain, TableRecord):
+        plain.indexes = msgspec.Raw(b"null")
     row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
     del row["definition"]
     row.pop("indexes", None)

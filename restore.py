@@ -923,6 +923,7 @@ class PlannedCollection:
     options: dict[str, Any]  # the definition that it is created with
     on_existing: OnExisting
     view: View = field(repr=False)
+    losses: list[str] = field(default_factory=list)  # what does not come back, by choice
     notes: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
     exists: bool = False
@@ -1002,7 +1003,7 @@ class PlannedCollection:
             action = f"overwrite with {count}, keep others"
         else:
             action = f"keep what is there, insert what is missing of {count}"
-        return "; ".join([f"{self.label}: {action}", *self.notes])
+        return "; ".join([f"{self.label}: {action}", *self.losses, *self.notes])
 
 
 @dataclass
@@ -1074,22 +1075,29 @@ def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices
     )
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
-        planned.notes.append("without its embedding service")
+        planned.losses.append("without its embedding service")
     if choices.without_lexical and options["lexical"].get("enabled"):
         options["lexical"] = {"enabled": False}
-        planned.notes.append(f"without lexical search, {plural(stats.lexical_count, 'text')} left out")
+        texts = f", {plural(stats.lexical_count, 'text')} left out" if stats.lexical_count else ""
+        planned.losses.append(f"without lexical search{texts}")
     if choices.without_rerank and options["rerank"].get("enabled"):
         options["rerank"] = {"enabled": False}
-        planned.notes.append("without its reranker")
+        planned.losses.append("without its reranker")
     if stats.both_count and choices.vectorize is Vectorize.FAIL:
         planned.conflicts.append(
             f"{stats.both_count:,} documents carry both $vector and $vectorize,"
             " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
         )
     elif stats.both_count:
-        kept = "vectors" if choices.vectorize is Vectorize.KEEP_VECTORS else "texts, vectors are computed anew"
-        planned.notes.append(f"{plural(stats.both_count, 'document')} with vector and text: {kept} sent")
+        planned.losses.append(f"{plural(stats.both_count, 'document')} with vector and text: {_sent_of_both(choices)}")
     return planned
+
+
+def _sent_of_both(choices: Choices) -> str:
+    if choices.vectorize is Vectorize.RECOMPUTE:
+        return "the texts are sent, the vectors are computed anew"
+    field_name = choices.vectorize_text_field
+    return f"the vectors are sent, the texts {f'go to the field {field_name}' if field_name else 'are left out'}"
 
 
 def select_records(verified: Verified, choices: Choices) -> list[AnyRecord]:
@@ -1451,7 +1459,8 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
 
 
 def _plain_key(value: bytes) -> bytes:
-    return "E".join(plain_number(value.decode())).encode() if value[:1] in b"-0123456789" else value
+    """A column of a key: of a number its value, of a text its letters, however the server spells them."""
+    return "E".join(plain_number(value.decode())).encode() if value[:1] in b"-0123456789" else key_of(value)
 
 
 def keys_only(name: str, shape: TableShape) -> Readable:
@@ -1477,7 +1486,7 @@ def plan_table(
         options=options,
         on_existing=choices.on_existing,
         view=View(choices),
-        notes=[*losses],
+        losses=losses,
         shape=shape,
         types={name: types[name] for name in sorted(shape.type_names())},
         indexes=[],
@@ -1620,7 +1629,8 @@ def index_differences(api: DataApi, planned: PlannedTable) -> list[str]:
     for index in planned.indexes:
         what = f"the index {index['name']}"
         if index["name"] in there:
-            differences += definition_differences(index, there[index["name"]], what)
+            known = {part: of for part, of in there[index["name"]].items() if part in index}
+            differences += definition_differences(index, known, what)
         else:
             differences.append(f"{what} is missing")
     return differences
@@ -2684,18 +2694,26 @@ def write_collections(run: RestoreRun, plan: list[PlannedCollection]) -> list[Ou
     return outcomes
 
 
-def compare_outcomes(run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None) -> None:
-    """Compare several collections at once; one at a time where differences are written down."""
+def compare_outcomes(
+    run: RestoreRun, outcomes: list[Outcome], differences: IO[str] | None = None, existing: Existing | None = None
+) -> None:
+    """Compare several collections at once; one at a time where differences are written down.
+
+    `existing`: what the target has, where definitions are to be compared, too.
+    """
     workers = 1 if differences else run.choices.workers
     run.report.stage({each.planned.target_name: each.planned.record.held for each in outcomes})
-    in_threads(lambda outcome: _compare_outcome(run, outcome, differences), outcomes, workers)
+    in_threads(lambda outcome: _compare_outcome(run, outcome, differences, existing), outcomes, workers)
 
 
-def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | None) -> None:
+def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | None, existing: Existing | None) -> None:
     name = outcome.planned.target_name
     try:
         outcome.comparison = compare_collection(run, outcome.planned, differences)
-        log.info("%s: compared with the snapshot: %s.", name, outcome.comparison.describe(), extra={"collection": name})
+        if existing:
+            outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
+        found = outcome.comparison.describe()
+        log.info("%s: compared with the snapshot: %s.", name, found, extra={"collection": name})
     except (BackupError, FormatError, OSError) as error:
         files = "the file of --differences, or " * bool(differences)
         where = f" ({files}a temporary one: TMPDIR says where they go)" if isinstance(error, OSError) else ""
@@ -2895,9 +2913,10 @@ def brute_force_neighbours(
 
 
 def similarities(queries: Any, vectors: Any, metric: str) -> Any:
-    """How near each vector is to each query: greater is nearer."""
+    """How near each vector is to each query: greater is nearer. In 64 bits, since products of 32 bits may not fit."""
     import numpy
 
+    queries, vectors = queries.astype("f8"), vectors.astype("f8")
     if metric == "euclidean":
         return -numpy.linalg.norm(queries[:, None, :] - vectors[None, :, :], axis=2)
     products = queries @ vectors.T
@@ -3244,10 +3263,7 @@ def compare_target(run: RestoreRun, differences: IO[str] | None = None) -> list[
     for planned in plan:
         planned.exists = existing.has(planned)
     outcomes = [Outcome(planned) for planned in plan]
-    compare_outcomes(run, outcomes, differences)
-    for outcome in outcomes:
-        if outcome.comparison:
-            outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
+    compare_outcomes(run, outcomes, differences, existing)
     return outcomes
 
 
@@ -3487,11 +3503,13 @@ def _print_outcomes(
     sums = {name: sum(row[name] for row in rows) for name in ("inserted", "replaced", "already_there")}
     more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
-    verdict = "; ".join(problems) or "compared with the snapshot: equal"
+    is_less = any(outcome.planned.losses for outcome in outcomes)
+    equal = "compared with the snapshot: equal" + ", but for what the plan leaves out" * is_less
+    verdict = "; ".join(problems) or equal
     tables = sum(outcome.planned.is_table for outcome in outcomes)
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
     count = sums["inserted"] if did_write else sum(row["documents"] for row in rows)
-    counted = f"{count:,} documents and rows" if tables else plural(count, "document")
+    counted = plural(count, "document") + (" or row" if count == 1 else " and rows") * bool(tables)
     done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
     return print_either(run.as_json, code.name.lower(), code, fields, text)
@@ -3528,6 +3546,8 @@ def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> Rest
         recall = drill.recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
+        if recall is not None and recall < MIN_RECALL:
+            neighbours += f", TOO LOW: the index does not find what is near (at least {MIN_RECALL} is expected)"
         count = plural(row["documents"], planned.record.noun)
         texts.append(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
     parts = [f"{name} {seconds:.1f} s" for name, seconds in steps.items()]

@@ -521,6 +521,7 @@ def run_status(options: dict[str, Any]) -> int:
     found = [(Scope.of(one.manifest), one) for one in stored if one.manifest and one.counts(now)]
     whole = {scope.source for scope, _ in found if scope.is_whole()}
     scopes = dict.fromkeys(scope for scope, _ in found if scope.is_whole() or scope.source not in whole)
+    scopes = scopes or dict.fromkeys(Scope.of(one.manifest) for one in stored if one.manifest)  # of incomplete ones
     rows: list[dict[str, Any]] = []
     for scope in scopes or [Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")]:
         ours = [one for other, one in found if other == scope]

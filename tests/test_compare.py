@@ -10,7 +10,7 @@ import pytest
 
 from astra_backup import CollectionRecord, DataStats
 from restore import Choices, KeySpool, OnExisting, PlannedCollection, RestoreExit, View, text_digest
-from tests.conftest import KEYSPACE, Cli
+from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
     CHANGED,
@@ -22,6 +22,7 @@ from tests.support import (
     by_id_of,
     fill,
     held,
+    snapshot_of,
     writes,
 )
 
@@ -190,3 +191,17 @@ def test_a_comparison_holds_no_more_documents_at_a_time_the_more_there_are(tmp_p
     sizes = [len(spool.part(number)) for number in range(spool.parts)]
     assert sum(sizes) == stats.document_count
     assert max(sizes) < 12_000
+
+
+def test_a_comparison_never_calls_equal_what_is_not_there(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """--compare of an empty collection that the target lacks, or has otherwise: the log says what the result says."""
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "none", [], {"indexing": {"deny": ["a"]}})
+        fill(source, "other", [], {"indexing": {"deny": ["a"]}})
+        snapshot = snapshot_of(source, cli)
+    fill(target, "other", [], {"indexing": {"deny": ["b"]}})
+    result = cli.restore(target, snapshot, "--compare")
+    assert result.code == RestoreExit.DIFFERENT
+    assert "none: compared with the snapshot: the definition: there is no such collection." in result.err
+    assert "other: compared with the snapshot: the definition: " in result.err
+    assert "compared with the snapshot: equal" not in result.out + result.err

@@ -600,3 +600,16 @@ def test_a_zip_that_was_kept_is_named_as_one(source: DataApiEmulator, box: BoxEm
     assert "What is deleted in Box goes to its trash" in planned.err
     assert look_at(cli, moment, "prune", "--keep-last", 1, "--box-keep-last", 1).code == 0
     assert names(cli) == ["20260602_000000", "20260602_000000.zip"]
+
+
+def test_status_names_the_source_of_what_is_only_incomplete(source: DataApiEmulator, cli: Cli) -> None:
+    """Where there are but INCOMPLETE snapshots, status says of which database none is complete; one document is one."""
+    cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX": "false"}
+    fill(source, "docs", 1)
+    fill(source, "bad", 1)
+    source.faults = [{"command": "find", "collection": "bad", "action": "status", "status": 403, "times": None}]
+    night(cli, 1, 2)
+    status = look_at(cli, datetime(2026, 6, 2, tzinfo=UTC), "status")
+    assert status.code == 1
+    assert f"no complete snapshot of keyspace {KEYSPACE} at {source.url}" in status.out
+    assert re.search(r" 1 document  ", look_at(cli, datetime(2026, 6, 2, tzinfo=UTC), "list").out)

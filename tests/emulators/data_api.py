@@ -1210,6 +1210,8 @@ def matrix_of(collection: Collection) -> tuple[list[Row], Any]:
 def similarities(metric: str, matrix: Any, vector: Any) -> Any:
     import numpy
 
+    if metric == "dot_product":  # products of the largest float32 fit
+        matrix, vector = matrix.astype("f8"), vector.astype("f8")
     if metric == "euclidean":
         return 1 / (1 + ((matrix - vector) ** 2).sum(axis=1))
     products = matrix @ vector
