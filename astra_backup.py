@@ -4952,11 +4952,11 @@ class CollectionBackup:
         vector = read_definition(self.record.name, self.record.definition).get("vector")
         if not vector or not stats.document_count or stats.vector_count:
             return
-        message = f"{self.record.name}: the collection declares vectors, but none of its documents carries one."
+        message = "the collection declares vectors, but none of its documents carries one."
         if not vector.get("service"):
             raise BackupError(message, "If that is so in the database, leave the collection out with --exclude.")
         self.record.warnings = ["no document carries a vector; a restore has to recompute them"]
-        self._report.warn(f"{message} A restore has to recompute them from $vectorize.")
+        self._report.warn(f"{self.record.name}: {message} A restore has to recompute them from $vectorize.")
 
     def _explain(self, error: Exception) -> Exception:
         """The error; for what does not read as its documents or rows: whether it is still of this kind."""
