@@ -980,10 +980,13 @@ def _udt_names(of: Any) -> Iterator[str]:
             yield from _udt_names(of.get(part))
 
 
+_definition_decoder = json.JSONDecoder(parse_float=Decimal)  # no digit is lost on the way to a target
+
+
 def read_definition(name: str, definition: msgspec.Raw) -> dict[str, Any]:
     """A collection's definition as a dictionary. Raises FormatError for one that no server has."""
     try:
-        options = json.loads(bytes(definition), parse_float=Decimal)  # no digit is lost on the way to a target
+        options = _definition_decoder.decode(bytes(definition).decode())
     except (ValueError, InvalidOperation, RecursionError) as error:
         raise FormatError(f"the definition of {name} cannot be read: {error}") from error
     if not isinstance(options, dict):
