@@ -177,6 +177,30 @@ def test_tables_that_cannot_be_listed_make_the_snapshot_incomplete(source: DataA
     assert "may have tables that could not be listed" in named.err
 
 
+def test_what_the_result_line_and_a_hint_say_of_a_refusal(source: DataApiEmulator, cli: Cli) -> None:
+    """A listTables that is refused is a warning, which the result counts; where nothing was repeated, no hint speaks of
+    repeating.
+    """
+    fill(source, "docs", 3)
+    source.faults = [{"action": "status", "status": 418, "command": "listTables", "times": None}]
+    result = cli.backup(source)
+    assert result.code == 0, result.err
+    assert ": complete, with 1 warning; 1 collection, 3 documents" in result.out
+    assert "Check --api-endpoint, and any proxy in between." in result.err
+    assert "--retry-budget" not in result.err
+
+
+def test_a_number_beyond_any_float_in_an_index_is_no_bug(source: DataApiEmulator, cli: Cli) -> None:
+    """What a server says of an index may hold such a number: the JSON result leaves indexes out."""
+    with Escaping(token=TOKEN) as server:
+        server.index_facts = '"weight":1E+400,'
+        small(server, 3)
+        assert Api(server)({"createIndex": {"name": "ix", "definition": {"column": "a"}}}, "t") == {"status": {"ok": 1}}
+        result = cli.backup(server, "--json")
+    assert result.code == 0, result.err
+    assert result.json["status"] == "complete"
+
+
 @pytest.mark.parametrize("page_size", [20, 50])
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_server_without_page_states_fails_its_tables(cli: Cli, page_size: int, more: int) -> None:
@@ -329,10 +353,12 @@ def test_skipping_keeps_the_rows_that_are_there(source: DataApiEmulator, target:
 class Escaping(DataApiEmulator):
     """A server that writes letters beyond ASCII as escapes, and says of an index something that is new."""
 
+    index_facts = '"sinceVersion":9,'
+
     def reply_to(self, request: Request) -> Reply:
         """The same answer in another spelling."""
         reply = super().reply_to(request)
-        text = reply.body.decode().replace('"indexType":', '"sinceVersion":9,"indexType":')
+        text = reply.body.decode().replace('"indexType":', f'{self.index_facts}"indexType":')
         return replace(reply, body="".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text).encode())
 
 
