@@ -3398,7 +3398,7 @@ def check_resumed(wanted: str, found: str, options: dict[str, Any]) -> None:
     """Refuse to resume `latest` where another snapshot is the latest by now: its documents would be mixed in."""
     if wanted != "latest" or not options["resume"] or options["journal"]:
         return
-    begun = [path.name.split("-")[1] for path in sorted(options["output_dir"].glob(".restore-*-*.journal"))]
+    begun = sorted({path.name.split("-")[1] for path in options["output_dir"].glob(".restore-*-*.journal")})
     if begun and found.removesuffix(".zip") not in begun:
         raise BackupError(
             f"The latest snapshot is {found.removesuffix('.zip')} now, and what has not ended is a restore of"
