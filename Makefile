@@ -35,7 +35,7 @@ demo: $(INSTALLED)  ## back up an emulated database to an emulated Box, restore 
 	@$(BIN)/python -m tests.demo
 
 test: lint  ## install what tests need, lint, check types, run all tests
-	$(BIN)/python -m pytest -n 6
+	$(BIN)/python -m pytest -n 8 --dist worksteal
 
 test-fast: $(DEV_INSTALLED)  ## the quick tests: documents, commands, old snapshots, emulators; under a minute
 	$(BIN)/python -m pytest -n 6 $(FAST:%=tests/test_%.py)

@@ -52,9 +52,9 @@ from tests.reference import Members, Number
 
 VALUES = Path(__file__).parent / "data" / "values"
 DOCUMENTS = settings(
-    max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
-LINES = settings(DOCUMENTS, max_examples=800)
+LINES = settings(DOCUMENTS, max_examples=400)
 SMALL = settings(DOCUMENTS, max_examples=300)
 
 
@@ -213,23 +213,18 @@ def test_long_vectors_round_trip(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("value", "count"),
-    [
-        pytest.param(
-            *('{"$date":1}', 150_000),
-        ),
-        ('{"$date":"x"}', 30_000),
-        ("1E+400", 300_000),
-        ('{"a$":"\\"$b"}', 100_000),
-    ],
+    [('{"$date":1}', 40_000), ('{"$date":"x"}', 8_000), ("1E+400", 80_000), ('{"a$":"\\"$b"}', 40_000)],
 )
-def test_the_largest_documents_take_linear_time(value: str, count: int) -> None:
-    """A document of 4,000,000 characters is encoded and decoded in seconds, whatever fills it."""
-    document = ('{"_id":1,"v":[' + ",".join([value] * count) + "]}").encode()
-    started = time.process_time()
+def test_documents_take_linear_time(value: str, count: int) -> None:
+    """A document of eight times the size takes some eight times as long, whatever fills it; 64 would be quadratic."""
 
-    assert decode_document(encode_document(document)[0]) == document
+    def cost_s(count: int) -> float:
+        document = ('{"_id":1,"v":[' + ",".join([value] * count) + "]}").encode()
+        started = time.process_time()
+        assert decode_document(encode_document(document)[0]) == document
+        return time.process_time() - started
 
-    assert time.process_time() - started < 8
+    assert any(cost_s(count) < 24 * cost_s(count // 8) for _ in range(5))
 
 
 def test_a_vector_that_is_an_array_is_not_searched_for_long_numbers() -> None:

@@ -663,7 +663,7 @@ def test_a_restore_that_is_killed_goes_on(
     source: DataApiEmulator, target: DataApiEmulator, cli: Cli, seed: int
 ) -> None:
     """Killed again and again, and resumed each time: all rows and all indexes are there in the end."""
-    make_zoo(source, 400)
+    make_zoo(source, 150)
     add_indexes(source)
     small(source, 700)
     snapshot = snapshot_of(source, cli)
