@@ -5397,6 +5397,7 @@ def make_target(options: dict[str, Any]) -> Target:
 
 _RECIPIENT = re.compile(r"age1[a-z0-9]*|ssh-[a-z0-9-]+\s.*", re.DOTALL)
 _PRIVATE_KEY = re.compile(r"AGE-SECRET-KEY-|-----BEGIN ", re.IGNORECASE)
+_KEY_IN_COMMENT = re.compile(r"\bAAAA[BC]3NzaC1|\bage1[a-z0-9]{58}\b")
 
 
 def read_encryption(values: Sequence[str]) -> Encryption | None:
@@ -5444,6 +5445,12 @@ def _parse_recipient(place: str, text: str) -> Any:
         raise BackupError(
             f"--encrypt-to: {place} is a private key; a backup needs the public one.",
             "`age-keygen -y FILE` prints it, that of an SSH key is in its .pub file. The private one must not be here.",
+        )
+    comment = " ".join(text.split()[2:])
+    if _KEY_IN_COMMENT.search(comment):  # nothing would be encrypted to that one, without a word
+        raise BackupError(
+            f"--encrypt-to: {place} holds more than one recipient.",
+            "Repeat the option, put commas between them in BACKUP_ENCRYPT_TO, or give a file with one a line.",
         )
     kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
     try:

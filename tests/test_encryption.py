@@ -261,6 +261,10 @@ MISTAKES = {
     "an endless file": ("/dev/zero", "/dev/zero"),
     "binary": (sys.executable, sys.executable),
     "two in one": (f"{RECIPIENT} {RECIPIENT}", "neither a recipient nor a file"),
+    "two of SSH, with a comma": (",".join([RECIPIENTS[1]] * 2), "more than one recipient"),
+    "two of SSH, with a comma and comments": (f"{RECIPIENTS[1]} a@b,{RECIPIENTS[1]} c@d", "more than one recipient"),
+    "two of SSH, on two lines": (f"{RECIPIENTS[1]}\n{RECIPIENTS[1]}", "more than one recipient"),
+    "age in the comment of SSH": (f"{RECIPIENTS[1]} a@b;{RECIPIENT}", "more than one recipient"),
 }
 
 
