@@ -3398,7 +3398,8 @@ def check_resumed(wanted: str, found: str, options: dict[str, Any]) -> None:
     """Refuse to resume `latest` where another snapshot is the latest by now: its documents would be mixed in."""
     if wanted != "latest" or not options["resume"] or options["journal"]:
         return
-    begun = sorted({path.name.split("-")[1] for path in options["output_dir"].glob(".restore-*-*.journal")})
+    journals = options["output_dir"].glob(".restore-*-*.journal")
+    begun = sorted({path.name.removeprefix(".restore-").rpartition("-")[0] for path in journals})
     if begun and found.removesuffix(".zip") not in begun:
         raise BackupError(
             f"The latest snapshot is {found.removesuffix('.zip')} now, and what has not ended is a restore of"

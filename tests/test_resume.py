@@ -164,6 +164,19 @@ def test_latest_is_not_another_snapshot_when_resumed(
     assert cli.restore(target, *place, "--resume").code == 0
 
 
+def test_a_copy_is_named_whole_when_latest_is_resumed(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """The name to give is that of the directory, whatever is in it."""
+    copy = shutil.copytree(kept, kept.with_name("my-copy"))
+    target.faults = [{"command": "insertMany", "skip": 6, "action": "status", "status": 503, "times": None}]
+    assert cli.restore(target, copy, BACKUP_RETRY_BUDGET="1").code == RestoreExit.INCOMPLETE
+    target.faults = []
+    refused = cli.restore(target, "--resume")
+    assert refused.code == 1
+    assert "a restore of my-copy." in refused.err
+    assert "restore.py my-copy --resume" in refused.err
+    assert cli.restore(target, "my-copy", "--resume").code == 0
+
+
 # ------------------------------------------------------------------------------------------------ with other choices
 
 
