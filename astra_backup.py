@@ -294,6 +294,11 @@ class RequestError(BackupError):
         self.unexpected = unexpected
         self.retry_after_s = retry_after_s
 
+    @property
+    def is_denied(self) -> bool:
+        """Whether the token may not do what was asked."""
+        return self.status in (401, 403) or self.code == "UNAUTHORIZED_ACCESS"
+
 
 class PageStateError(BackupError):
     """The place in the scan is lost: the collection has to be read from its start."""
@@ -2207,7 +2212,8 @@ class DataApi:
         path = [self.target.keyspace] * (command != "findKeyspaces") + ([collection] if collection else [])
         url = "/".join([self._base_url, *(urllib.parse.quote(part, safe="") for part in path)])
         try:
-            text = self._post(url, b'{"' + command.encode() + b'":' + body + b"}", timeout_s)
+            what = f"{command} on {collection}" if collection else command
+            text = self._post(url, what, b'{"' + command.encode() + b'":' + body + b"}", timeout_s)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _transport_error(error, self.target) from error
         except httpx.HTTPError as error:
@@ -2215,8 +2221,11 @@ class DataApi:
             raise _transport_error(error, self.target) from error
         return decode_reply(text)
 
-    def _post(self, url: str, content: bytes, timeout_s: float | None) -> bytearray:
-        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size."""
+    def _post(self, url: str, what: str, content: bytes, timeout_s: float | None) -> bytearray:
+        """The body of a 200. The timeout is for the whole reply, so that one that trickles ends too; so is the size.
+
+        `what` is what an error says was asked.
+        """
         import httpx
 
         timeout_s = timeout_s or self.target.request_timeout_s
@@ -2238,7 +2247,7 @@ class DataApi:
                 if self.stop.is_set():
                     raise BackupError("stopped")
         if response.status_code != 200:
-            error = _status_error(response.status_code, response.headers.get("retry-after"), body)
+            error = _status_error(what, response.status_code, response.headers.get("retry-after"), body)
             if response.status_code == 401 and self.target.environment == "prod":
                 error.hint += _token_hint(self.target.token)
             raise error
@@ -2422,7 +2431,7 @@ def _transport_error(error: httpx.HTTPError, target: Target) -> RequestError:
     )
 
 
-def _status_error(status: int, retry_after: str | None, body: bytearray) -> RequestError:
+def _status_error(what: str, status: int, retry_after: str | None, body: bytearray) -> RequestError:
     errors = _errors_in(body)
     detail = f" ({errors[0].code}: {errors[0].first_line})" if errors else ""
     hints = {
@@ -2441,7 +2450,7 @@ def _status_error(status: int, retry_after: str | None, body: bytearray) -> Requ
     retry_after_s = _retry_after_s(retry_after)
     wish = f", and asks to wait {retry_after_s:.0f} s" if retry_after_s else ""
     return RequestError(
-        f"The server answered HTTP {status}{detail}{wish}.",
+        f"The server answered HTTP {status} to {what}{detail}{wish}.",
         hints.get(status, busy if passes else "Check --api-endpoint, and any proxy in between."),
         status=status,
         retryable=passes,
@@ -5159,8 +5168,8 @@ def _list_keyspace(api: DataApi) -> Contents:
     found = Contents(list_collections(api), [])
     try:
         found.tables = api.describe_tables()
-    except RequestError as error:  # one that is refused is warned of; where a server fails, there may be tables
-        found.lacks_tables = error.retryable
+    except RequestError as error:  # a server that does not know the command is warned of; another may have tables
+        found.lacks_tables = error.retryable or error.is_denied
         found.warning = f"could not ask whether the keyspace has tables; none is backed up: {describe_error(error)}"
     return found
 
@@ -5175,7 +5184,8 @@ def select(found: Contents, plan: BackupPlan, report: Report) -> Contents:
         raise BackupError(f"No such collection or table: {', '.join(missing)}.", hint)
     for name in plan.exclude:
         if name not in names:
-            report.warn(f"--exclude {name}: there is no such collection or table.")
+            what = "collection, and the tables could not be listed" if found.lacks_tables else "collection or table"
+            report.warn(f"--exclude {name}: there is no such {what}.")
 
     def is_wanted(info: CollectionInfo | TableInfo) -> bool:
         return info.name not in plan.exclude and (not plan.collections or info.name in plan.collections)
@@ -5428,7 +5438,8 @@ def _recipient_texts(value: str) -> list[tuple[str, str]]:
         lines = read_settings(Path(value)).splitlines()
     except (OSError, ValueError) as error:
         raise BackupError(
-            f"--encrypt-to: {value!r} is neither a recipient nor a file of them: {describe_error(error)}.",
+            f"--encrypt-to: {value!r} is neither a recipient nor a file of them:"
+            f" {describe_error(error, with_path=False)}.",
             "A recipient begins with age1, ssh-ed25519 or ssh-rsa.",
         ) from error
     texts = [(f"line {number} of {value}", line.strip()) for number, line in enumerate(lines, 1)]
@@ -5741,7 +5752,8 @@ class RunRecord:
             try:
                 write_metrics(self.metrics_file, self._samples(code))
             except Exception as error:  # noqa: BLE001  (the ping comes after it)
-                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, describe_error(error))
+                reason = describe_error(error, with_path=False)
+                log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, reason)
         text = [last_lines.text(), _result_line(self.result, self.result_s)] if self.result else [last_lines.text()]
         self.pinger.finish(code, "\n".join(text))
 
@@ -5907,7 +5919,7 @@ def _check_database(options: dict[str, Any]) -> Iterator[Check]:
     found = list_keyspace(api, report)
     yield Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
     for warning in report.warnings:
-        yield Check("tables", True, warning, is_warning=True)
+        yield Check("tables", not found.lacks_tables, warning, is_warning=not found.lacks_tables)
     yield from _checked("collections", _check_contents(api, found, plan))
     yield from _check_keyspaces(api)
 

@@ -570,12 +570,13 @@ def _check_status(snapshot: Snapshot, manifest: Manifest, *, force_incomplete: b
     if manifest.is_complete and not snapshot.name.endswith(INCOMPLETE_SUFFIX):
         return []
     failed = ", ".join(f"{record.name} ({record.error})" for record in manifest.records if not record.is_ok)
+    failed = failed or "; ".join(manifest.warnings or []) or "unknown"
     if not force_incomplete:
         raise SnapshotRefused(
-            f"{snapshot.label} is incomplete; failed: {failed or 'unknown'}.",
+            f"{snapshot.label} is incomplete; failed: {failed}.",
             "Use a complete snapshot, or --force-incomplete for its good collections.",
         )
-    return [f"incomplete, and forced; missing: {failed or 'unknown'}"]
+    return [f"incomplete, and forced; missing: {failed}"]
 
 
 def _check_files(snapshot: Snapshot, good: list[AnyRecord], *, is_old: bool) -> None:
@@ -1085,7 +1086,7 @@ def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices
         planned.losses.append("without its reranker")
     if stats.both_count and choices.vectorize is Vectorize.FAIL:
         planned.conflicts.append(
-            f"{stats.both_count:,} documents carry both $vector and $vectorize,"
+            f"{plural(stats.both_count, 'document')} with both $vector and $vectorize,"
             " which the server refuses: choose --vectorize keep-vectors or --vectorize recompute."
         )
     elif stats.both_count:
@@ -2875,7 +2876,7 @@ def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -
     """(key, vector) of each document that has an array of numbers in that column."""
     for line, members, document in planned.lines(run.verified.snapshot):
         value = members.get(column, b"")
-        if value.startswith(b"[") and b'"' not in value:
+        with contextlib.suppress(msgspec.DecodeError):  # no array, or with numbers beyond any float: none is searched
             yield planned.key_of(planned.id_in(line, document)), msgspec.json.decode(value, type=list[float])
 
 
@@ -2897,10 +2898,10 @@ def brute_force_neighbours(
     """For each query the keys of its nearest documents; those as near as the last of them belong to them."""
     import numpy
 
-    wanted = numpy.array(queries, dtype="f4")
+    wanted = numpy.array(queries)
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
     for chunk in in_groups(vectors, lambda _vector: 1, 1000, 1000):
-        scores = similarities(wanted, numpy.array([vector for _, vector in chunk], dtype="f4"), metric)
+        scores = similarities(wanted, numpy.array([vector for _, vector in chunk]), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
             kept.sort(key=lambda item: -item[0])
@@ -2916,7 +2917,6 @@ def similarities(queries: Any, vectors: Any, metric: str) -> Any:
     """How near each vector is to each query: greater is nearer. In 64 bits, since products of 32 bits may not fit."""
     import numpy
 
-    queries, vectors = queries.astype("f8"), vectors.astype("f8")
     if metric == "euclidean":
         return -numpy.linalg.norm(queries[:, None, :] - vectors[None, :, :], axis=2)
     products = queries @ vectors.T
@@ -3505,8 +3505,7 @@ def _print_outcomes(
     more = {"replaced": sums["replaced"], "there already": sums["already_there"]}
     problems = [f"{row['target']}: {row['problem']}" for row in rows if row["problem"]]
     is_less = any(outcome.planned.losses for outcome in outcomes)
-    equal = "compared with the snapshot: equal" + ", but for what the plan leaves out" * is_less
-    verdict = "; ".join(problems) or equal
+    verdict = "; ".join(problems) or f"compared with the snapshot: {equal_text(is_less=is_less)}"
     tables = sum(outcome.planned.is_table for outcome in outcomes)
     what = plural(len(outcomes) - tables, "collection") + (f", {plural(tables, 'table')}" if tables else "")
     count = sums["inserted"] if did_write else sum(row["documents"] for row in rows)
@@ -3535,9 +3534,15 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
         **found.counts,
         "definition_differences": found.definition,
         "equal": outcome.comparison is not None and not is_different(outcome),
+        "left_out": outcome.planned.losses,
         "error": outcome.error,
         "problem": problem,
     }
+
+
+def equal_text(*, is_less: bool) -> str:
+    """What is said of a target that has all that the plan has; `is_less`: which is not all of the snapshot."""
+    return "equal, but for what the plan leaves out" if is_less else "equal"
 
 
 def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> RestoreExit:
@@ -3550,10 +3555,19 @@ def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> Rest
         if recall is not None and recall < MIN_RECALL:
             neighbours += f", TOO LOW: the index does not find what is near (at least {MIN_RECALL} is expected)"
         count = plural(row["documents"], planned.record.noun)
-        texts.append(f"{row['name']}: {count}, {row['problem'] or 'equal'}, {neighbours}")
+        found = row["problem"] or equal_text(is_less=bool(planned.losses))
+        texts.append(f"{row['name']}: {count}, {found}, {neighbours}")
     parts = [f"{name} {seconds:.1f} s" for name, seconds in steps.items()]
     texts.append(f"{', '.join(parts)}; {sum(steps.values()):.1f} s in all")
-    fields = {"collections": rows, "recall_at_10": drill.recalls, "steps_seconds": steps}
+    fields = {
+        "snapshot": run.verified.snapshot.label,
+        "keyspace": run.api.target.keyspace,
+        "collections": rows,
+        "recall_at_10": drill.recalls,
+        "steps_seconds": steps,
+        "warnings": run.report.warnings,
+        "duration_seconds": round(time.monotonic() - run.started, 3),
+    }
     code = drill.exit_code
     return print_either(run.as_json, code.name.lower(), code, fields, "\n".join(texts))
 

@@ -310,15 +310,19 @@ def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool
         return Found(path.name, obstacle="a downloaded zip: delete it by hand" if is_zip else "")
     if path.is_symlink() or not path.is_dir():
         return Found(path.name, obstacle="not a directory", is_unread=not parsed[1])
-    is_busy = any(path.parent.glob(f".restore-{path.name}-*.journal"))
     try:
         one = Stored(path, manifest=read_manifest(path))
     except (FormatError, OSError) as error:
         one = Stored(path, error=error)
-    found = _survey(one, wanted, busy="a restore of it has not ended" if is_busy else "")
+    found = _survey(one, wanted, busy=_busy(path.parent, path.name))
     if one.manifest is None or found.obstacle or parsed[1] or not is_proof:
         return found
     return _prove_local(path, one.manifest, found, report)
+
+
+def _busy(output_dir: Path, name: str) -> str:
+    """Why a snapshot, here or in Box, is still needed: the journal of a restore lies there; empty if none does."""
+    return "a restore of it has not ended" if any(output_dir.glob(f".restore-{name}-*.journal")) else ""
 
 
 def _survey(one: Stored, wanted: Wanted, *, busy: str = "") -> Found:
@@ -359,13 +363,13 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
         report.finish(name)
 
 
-def survey_box(box: Box, wanted: Wanted) -> dict[str, tuple[BoxFile, Found]]:
+def survey_box(box: Box, wanted: Wanted, output_dir: Path) -> dict[str, tuple[BoxFile, Found]]:
     """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
     files = box.files()
     found = {file.name: (file, Found(file.name)) for file in files if not file.is_snapshot}
     ours = [file for file in files if file.is_snapshot]
     for file, one in zip(ours, list_in_box(box, ours, is_tolerant=True), strict=True):
-        known = _survey(one, wanted)
+        known = _survey(one, wanted, busy=_busy(output_dir, one.name))
         found[one.name] = (file, dataclasses.replace(known, is_good=not known.obstacle))
     return found
 
@@ -404,7 +408,7 @@ def plan_prune(options: dict[str, Any], box: Box | None, report: Report) -> Prun
     """Look at both places and decide. Changes nothing. Raises BoxError when Box's folder cannot be listed."""
     wanted, days, now = Wanted.of(options), options["keep_incomplete_days"], utc_now()
     here_rules, box_rules = keep_rules(options, "keep"), keep_rules(options, "box_keep")
-    files = survey_box(box, wanted) if box else {}
+    files = survey_box(box, wanted, options["output_dir"]) if box else {}
     in_box = [found for _, found in files.values()]
     here = survey_local(options["output_dir"], wanted, report, is_proof=here_rules.is_on)
     # Where Box is in use and is not looked at, it may hold what a shrunk snapshot here is compared with.
@@ -521,7 +525,9 @@ def run_status(options: dict[str, Any]) -> int:
     found = [(Scope.of(one.manifest), one) for one in stored if one.manifest and one.counts(now)]
     whole = {scope.source for scope, _ in found if scope.is_whole()}
     scopes = dict.fromkeys(scope for scope, _ in found if scope.is_whole() or scope.source not in whole)
-    scopes = scopes or dict.fromkeys(Scope.of(one.manifest) for one in stored if one.manifest)  # of incomplete ones
+    known = {scope.source for scope in scopes}
+    incomplete = (Scope.of(one.manifest) for one in stored if one.manifest)
+    scopes |= dict.fromkeys(scope for scope in incomplete if scope.source not in known)
     rows: list[dict[str, Any]] = []
     for scope in scopes or [Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")]:
         ours = [one for other, one in found if other == scope]

@@ -218,6 +218,19 @@ def test_a_drill_measures_vectors_whose_products_are_large(cli: Cli, target: Dat
     assert all(line.startswith("{") for line in result.err.splitlines())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the emulator's
+def test_a_drill_searches_no_vector_beyond_a_float(cli: Cli, target: DataApiEmulator) -> None:
+    """A number that no float holds is stored and restored; nobody can say what is near it."""
+    vectors = ["[1E+400,0]", "[4e38,0]", "[0,1]"]
+    documents = [f'{{"_id":{number},"$vector":{vector}}}' for number, vector in enumerate(vectors)]
+    fill(target, "points", documents, {"vector": {"dimension": 2, "metric": "dot_product"}})
+    cli.backup(target)
+    found = cli.restore(target, "--drill")
+    assert "This is a bug" not in found.err
+    assert "RuntimeWarning" not in found.err
+    assert found.code in (0, 5), found.err
+
+
 def test_a_drill_leaves_nothing_beside_the_snapshot(vectors: DataApiEmulator, cli: Cli) -> None:
     """No journal, no rejects, no download."""
     before = sorted(cli.backups.iterdir())

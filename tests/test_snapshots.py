@@ -602,6 +602,40 @@ def test_a_zip_that_was_kept_is_named_as_one(source: DataApiEmulator, box: BoxEm
     assert names(cli) == ["20260602_000000", "20260602_000000.zip"]
 
 
+def test_what_a_restore_from_box_still_needs_stays_there(source: DataApiEmulator, box: BoxEmulator, cli: Cli) -> None:
+    """Its journal lies in the directory that prune looks at, though the snapshot is in Box only."""
+    fill(source, "docs", 1)
+    cli.with_box(box)
+    for day in (1, 2, 3):
+        night(cli, day, 0, "--api-endpoint", source.url)
+    cli.environ["ASTRA_DB_API_ENDPOINT"] = source.url
+    journal = cli.backups / ".restore-20260601_000000-0123abcd.journal"
+    journal.touch()
+    now = datetime(2026, 6, 4, tzinfo=UTC)
+    assert "a restore of it has not ended" in look_at(cli, now, "prune", "--box-keep-last", "1", "--dry-run").out
+    assert look_at(cli, now, "prune", "--box-keep-last", "1").code == 0
+    assert sorted(box.files()) == ["20260601_000000.zip", "20260603_000000.zip"]
+    journal.unlink()
+    assert look_at(cli, now, "prune", "--box-keep-last", "1").code == 0
+    assert sorted(box.files()) == ["20260603_000000.zip"]
+
+
+def test_status_counts_a_keyspace_that_has_only_incomplete_snapshots(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli
+) -> None:
+    """Beside another one that is complete, too: each scope needs a complete snapshot."""
+    cli.environ |= {"BACKUP_BOX": "false"}
+    for emulator in (source, target):
+        fill(emulator, "docs", 1)
+    target.faults = [{"command": "find", "action": "status", "status": 403, "times": None}]
+    night(cli, 1, 0, "--api-endpoint", source.url)
+    night(cli, 2, 2, "--api-endpoint", target.url)
+    status = look_at(cli, datetime(2026, 6, 2, tzinfo=UTC), "status")
+    assert status.code == 1
+    assert f"at {source.url}" in status.out.splitlines()[0]
+    assert f"✗ here    no complete snapshot of keyspace {KEYSPACE} at {target.url}" in status.out
+
+
 def test_status_names_the_source_of_what_is_only_incomplete(source: DataApiEmulator, cli: Cli) -> None:
     """Where there are but INCOMPLETE snapshots, status says of which database none is complete; one document is one."""
     cli.environ |= {"ASTRA_DB_API_ENDPOINT": source.url, "BACKUP_BOX": "false"}

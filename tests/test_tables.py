@@ -177,6 +177,32 @@ def test_tables_that_cannot_be_listed_make_the_snapshot_incomplete(source: DataA
     assert "may have tables that could not be listed" in named.err
 
 
+@pytest.mark.parametrize(
+    "fault", [{"action": "status", "status": 403}, {"action": "error", "errorCode": "UNAUTHORIZED_ACCESS"}]
+)
+def test_a_token_that_may_not_list_tables_makes_no_complete_snapshot(
+    source: DataApiEmulator, target: DataApiEmulator, cli: Cli, fault: Json
+) -> None:
+    """There may be tables: 2, in --check too, and a restore names what may be missing; --collection needs none."""
+    fill(source, "docs", 3)
+    source.faults = [{**fault, "command": "listTables", "times": None}]
+    result = cli.backup(source, "--exclude", "other")
+    assert result.code == 2, result.err
+    assert "INCOMPLETE, its tables could not be listed" in result.out
+    assert "--exclude other: there is no such collection, and the tables could not be listed." in result.err
+    check = cli.backup(source, "--check")
+    assert check.code == 1
+    assert "✗ tables" in check.out
+    (snapshot,) = cli.snapshots()
+    refused = cli.restore(target, snapshot)
+    assert refused.code == 3
+    assert "failed: could not ask whether the keyspace has tables" in refused.err
+    forced = cli.restore(target, snapshot, "--force-incomplete")
+    assert forced.code == 0
+    assert "missing: could not ask whether the keyspace has tables" in forced.err
+    assert cli.backup(source, "--collection", "docs").code == 0
+
+
 def test_what_the_result_line_and_a_hint_say_of_a_refusal(source: DataApiEmulator, cli: Cli) -> None:
     """A listTables that is refused is a warning, which the result counts; where nothing was repeated, no hint speaks of
     repeating.
@@ -452,6 +478,12 @@ def test_what_cannot_come_back_is_refused_and_named(source: DataApiEmulator, tar
     result = cli.restore(target, snapshot, "--allow-lossy-tables")
     assert result.code == 0, result.err
     assert "compared with the snapshot: equal, but for what the plan leaves out" in result.out
+    drill = cli.restore(target, snapshot, "--allow-lossy-tables", "--drill")
+    assert "cql: 1 row, equal, but for what the plan leaves out, no vectors with an index" in drill.out
+    drill = cli.restore(target, snapshot, "--allow-lossy-tables", "--drill", "--json")
+    assert drill.json["snapshot"] == str(snapshot)
+    left_out = {row["name"]: row["left_out"] for row in drill.json["collections"]}
+    assert "which only CQL can create, becomes an ordinary column" in str(left_out["cql"])
     assert target.tables.rows(KEYSPACE, "counters") == ['{"p":"x"}']
     same_rows(target.tables.rows(KEYSPACE, "statics"), ['{"p":"a","c":1,"st":"S1","v":"v1"}'])
     same_rows(target.tables.rows(KEYSPACE, "cql"), source.tables.rows(KEYSPACE, "cql"))
