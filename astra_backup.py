@@ -2194,12 +2194,24 @@ class DataApi:
         return found
 
     def request_error(self, error: ApiError, command: str, collection: str | None) -> RequestError:
-        """The exception for one of a reply's errors. A node may not know yet what another one has just created."""
-        found = error_in_reply(error, command, collection)
-        created = self.created.get(collection or "")
-        if found.code == "UNKNOWN_COLLECTION_OR_TABLE" and created is not None:
-            found.retryable = time.monotonic() - created < self.target.retry_budget_s
-        return found
+        """The exception for one of a reply's errors. Final is only what the server calls a fault of the request.
+
+        Servers that name no family get a few more requests. A node may not know yet what another has just created.
+        """
+        code, hint = error.code, _HINTS.get(error.code, "")
+        retryable = code in RETRYABLE_CODES | UNEXPECTED_CODES or error.is_of_server is True
+        if code == "UNKNOWN_COLLECTION_OR_TABLE" and collection in self.created:
+            retryable = time.monotonic() - self.created[collection] < self.target.retry_budget_s
+        where = f" on {collection}" if collection else ""
+        return RequestError(
+            f"{command}{where} failed with {code}: {error.first_line}",
+            hint or ("" if retryable else "The full text is in the server's documentation."),
+            status=200,
+            code=code,
+            retryable=retryable,
+            unexpected=code in UNEXPECTED_CODES or (code not in RETRYABLE_CODES and error.is_of_server is None),
+            detail=error.text,
+        )
 
     def exchange(
         self, command: str, body: bytes, collection: str | None = None, *, timeout_s: float | None = None
@@ -2254,6 +2266,10 @@ class DataApi:
         return body
 
 
+_HINTS = {
+    "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
+    "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
+}
 _LED_BACK = "the server leads back to a page that was there before."
 
 
@@ -2476,36 +2492,6 @@ def _retry_after_s(header: str | None) -> float | None:
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, (parsedate_to_datetime(header) - utc_now()).total_seconds())
     return None
-
-
-def classify_error(error: ApiError) -> tuple[bool, bool]:
-    """Whether one of a reply's errors may pass, and whether it is unexpected: see RequestError.
-
-    Final is only what the server calls a fault of the request. Servers that name no family get a few more requests.
-    """
-    if error.code in UNEXPECTED_CODES:
-        return True, True
-    is_known = error.code in RETRYABLE_CODES
-    return is_known or error.is_of_server is True, not is_known and error.is_of_server is None
-
-
-def error_in_reply(error: ApiError, command: str, collection: str | None) -> RequestError:
-    """The exception for one of a reply's errors."""
-    retryable, unexpected = classify_error(error)
-    hints = {
-        "UNKNOWN_KEYSPACE": "Check --keyspace (ASTRA_DB_KEYSPACE).",
-        "UNKNOWN_COLLECTION_OR_TABLE": "It was dropped or renamed meanwhile; run again for what is there now.",
-    }
-    where = f" on {collection}" if collection else ""
-    return RequestError(
-        f"{command}{where} failed with {error.code}: {error.first_line}",
-        hints.get(error.code, "") or ("" if retryable else "The full text is in the server's documentation."),
-        status=200,
-        code=error.code,
-        retryable=retryable,
-        unexpected=unexpected,
-        detail=error.text,
-    )
 
 
 def _first_line(message: Any) -> str:
