@@ -1017,17 +1017,6 @@ class Totals(msgspec.Struct):
     tables_failed: int | msgspec.UnsetType = msgspec.UNSET
     rows: int | msgspec.UnsetType = msgspec.UNSET
 
-    @classmethod
-    def of(cls, collections: Sequence[CollectionRecord], tables: Sequence[TableRecord]) -> Totals:
-        """The sums over these."""
-        good = sum(record.is_ok for record in collections)
-        found = cls(good, len(collections) - good, sum(record.held for record in collections))
-        if tables:
-            found.tables_ok = sum(record.is_ok for record in tables)
-            found.tables_failed = len(tables) - found.tables_ok
-            found.rows = sum(record.held for record in tables)
-        return found
-
     def __str__(self) -> str:
         text = f"{plural(self.collections_ok, 'collection')}, {plural(self.documents, 'document')}"
         if not self.tables_ok:
@@ -1070,7 +1059,13 @@ class Manifest(msgspec.Struct):
 
     def sums(self) -> Totals:
         """What its totals should be."""
-        return Totals.of(self.collections, self.tables or [])
+        good = sum(record.is_ok for record in self.collections)
+        found = Totals(good, len(self.collections) - good, sum(record.held for record in self.collections))
+        if tables := self.tables or []:
+            found.tables_ok = sum(record.is_ok for record in tables)
+            found.tables_failed = len(tables) - found.tables_ok
+            found.rows = sum(record.held for record in tables)
+        return found
 
     @property
     def is_complete(self) -> bool:
@@ -1103,7 +1098,8 @@ class DataStats:
     def count(self, line: bytes, document: Document | None, shape: TableShape | None = None) -> None:
         """Count a document, or a row (`shape`: its table's; None while it is written); add its line to the digest."""
         self.document_count += 1
-        self.content_digest = (self.content_digest + line_digest(line)) % _DIGEST_MODULUS
+        digest = int.from_bytes(hashlib.sha256(line).digest(), "big")
+        self.content_digest = (self.content_digest + digest) % _DIGEST_MODULUS
         if document is not None and shape:
             self.static_only_count += shape.is_static_only(document)
         elif document is not None:
@@ -1115,23 +1111,8 @@ class DataStats:
 
     def facts(self, record: AnyRecord) -> dict[str, Any]:
         """What the manifest's record of such a file says, by its fields."""
-        counts = {name: getattr(self, name) for name in RECORDED_COUNTS if name in record.__struct_fields__}
-        facts = {"data_sha256": self.data_sha256, **counts, "content_digest": digest_text(self.content_digest)}
-        return facts | {"data_size_bytes": self.data_size_bytes}
-
-
-RECORDED_COUNTS = ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count")
-"""The fields of `DataStats` that a record of the manifest has, too; one of a table has but the first."""
-
-
-def line_digest(line: bytes) -> int:
-    """SHA-256 of a line without its newline, as a number."""
-    return int.from_bytes(hashlib.sha256(line).digest(), "big")
-
-
-def digest_text(digest: int) -> str:
-    """A content digest as 64 hex digits."""
-    return f"{digest:064x}"
+        facts = {"data_sha256": self.data_sha256} | vars(self) | {"content_digest": f"{self.content_digest:064x}"}
+        return {name: value for name, value in facts.items() if name in record.__struct_fields__}
 
 
 def utc_now() -> datetime:
@@ -1366,17 +1347,13 @@ def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int,
         yield group
 
 
-def file_crc32(path: Path, expected_sha256: str | None = None) -> int:
-    """CRC-32 of a file as it is on the disk now.
-
-    Raises FormatError if its SHA-256 is another than expected; None: any will do, and the file is read much faster.
-    """
+def file_crc32(path: Path, expected_sha256: str | None) -> int:
+    """CRC-32 of a file as it is on the disk now. Raises FormatError if its SHA-256 is another; None: any will do."""
     crc, found = 0, hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(READ_BYTES):
             crc = isal_zlib.crc32(chunk, crc)
-            if expected_sha256:
-                found.update(chunk)
+            found.update(chunk)
     if expected_sha256 not in (None, found.hexdigest()):
         raise FormatError(f"{path} is not what {CHECKSUMS_NAME} says")
     return crc
@@ -5235,7 +5212,7 @@ def _make_manifest(
 
     encryption = plan.encryption
     is_complete = not selected.lacks_tables and all(record.is_ok for record in (*collections, *tables))
-    return Manifest(
+    manifest = Manifest(
         backup_format_version=FORMAT_VERSION,
         status="complete" if is_complete else "incomplete",
         tool_version=TOOL_VERSION,
@@ -5244,11 +5221,12 @@ def _make_manifest(
         selection=Selection(plan.collections, plan.exclude) if plan.collections or plan.exclude else msgspec.UNSET,
         encryption=EncryptionRecord("age", list(encryption.names)) if encryption else msgspec.UNSET,
         warnings=[selected.warning] if selected.warning else msgspec.UNSET,
-        totals=Totals.of(collections, tables),
         collections=collections,
         tables=tables or msgspec.UNSET,
         types=list(selected.types.values()) if tables else msgspec.UNSET,
     )
+    manifest.totals = manifest.sums()
+    return manifest
 
 
 def _add_shrinkage(manifest: Manifest, name: str, old: Manifest, max_percent: float, report: Report) -> None:
@@ -6049,14 +6027,9 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
 
 
 def _record_row(record: AnyRecord) -> dict[str, Any]:
-    """A collection or a table in the JSON result: the manifest's record without its definition."""
-    plain = msgspec.structs.replace(record, definition=msgspec.Raw(b"null"))  # no float holds all of its numbers
-    if isinstance(plain, TableRecord):
-        plain.indexes = msgspec.Raw(b"null")
-    row: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain))
-    del row["definition"]
-    row.pop("indexes", None)
-    return row
+    """A collection or a table in the JSON result: the manifest's record without its definition and its indexes."""
+    row: dict[str, Any] = msgspec.to_builtins(record, builtin_types=(msgspec.Raw,))
+    return {name: value for name, value in row.items() if not isinstance(value, msgspec.Raw)}
 
 
 has_printed = threading.Event()

@@ -177,11 +177,9 @@ def snapshot_files(lines: list[bytes]) -> dict[str, bytes]:
     content = b"\n".join([*lines, b""])
     data = gzip.compress(content, 1, mtime=0)
     stats = astra_backup.DataReader(io.BytesIO(data), compressed=True).check()
-    names = ("document_count", "vector_count", "vector_binary_count", "vectorize_count", "lexical_count")
     record = astra_backup.CollectionRecord(name="docs", data_file="docs.jsonl.gz", compressed=True)
-    for name in (*names, "data_sha256", "data_size_bytes"):
-        setattr(record, name, getattr(stats, name))
-    record.content_digest = astra_backup.digest_text(stats.content_digest)
+    for name, value in stats.facts(record).items():
+        setattr(record, name, value)
     totals = astra_backup.Totals(1, 0, stats.document_count)
     manifest = astra_backup.Manifest(backup_format_version="1.0", totals=totals, collections=[record])
     files = {"docs.jsonl.gz": data, "manifest.json": astra_backup.encode_manifest(manifest)}
