@@ -1585,12 +1585,13 @@ class PipedThread:
     """A thread at one end of a pipe; `end` is ours: pyrage takes a reader and a writer and runs until all is done.
 
     `mode`: what we do with our end. Who gives up closes an end: the other side's next call fails or finds the end.
+    `ended` has what the thread raised.
     """
 
     def __init__(self, work: Callable[[IO[bytes]], None], mode: str) -> None:
         reader, writer = (open(fd, how, READ_BYTES) for fd, how in zip(os.pipe(), ("rb", "wb"), strict=True))  # noqa: SIM115
         self.end: Any = reader if mode == "rb" else writer
-        self._ended: Future[None] = Future()
+        self.ended: Future[None] = Future()
         its = writer if mode == "rb" else reader
         threading.Thread(target=self._run, args=(work, its), daemon=True).start()
 
@@ -1598,23 +1599,15 @@ class PipedThread:
         try:
             with end:
                 work(end)
-            self._ended.set_result(None)
+            self.ended.set_result(None)
         except BaseException as error:  # noqa: BLE001  (a panic of pyrage is no Exception)
-            self._ended.set_exception(error)
-
-    def join(self) -> None:
-        """Wait until the thread has ended. Raises what it raised."""
-        self._ended.result()
-
-    def failure(self) -> BaseException | None:
-        """What the thread raised; it is waited for."""
-        return self._ended.exception()
+            self.ended.set_exception(error)
 
     def close(self) -> None:
         """Close our end, and wait until the thread has ended. May be called twice."""
         with contextlib.suppress(OSError):
             self.end.close()
-        wait([self._ended])
+        wait([self.ended])
 
 
 class HashedFile:
@@ -1670,18 +1663,6 @@ def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str
     return reader.sha256.hexdigest()
 
 
-class HashingWriter(io.RawIOBase):
-    """Hashes what is written to it, and keeps nothing."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-
-    def write(self, chunk: Any) -> int:
-        """Hash bytes."""
-        self.sha256.update(chunk)
-        return len(chunk)
-
-
 class EncryptedFile:
     """Encrypts into a file what is written to it, in a thread of its own."""
 
@@ -1697,14 +1678,14 @@ class EncryptedFile:
         try:
             self._pipe.end.write(chunk)
         except OSError:  # nobody reads: the thread has ended
-            self._pipe.join()
+            self._pipe.ended.result()
             raise
         return len(chunk)
 
     def finish(self) -> None:
         """Encrypt what is left, and flush to the disk. Raises what failed since."""
         self._pipe.close()
-        self._pipe.join()
+        self._pipe.ended.result()
         self._file.finish()
 
     def close(self) -> None:
@@ -1719,8 +1700,8 @@ class EncryptedFile:
         """
         import pyrage
 
-        clear = HashingWriter()
-        with self._file.open() as raw:
+        clear = HashedFile(Path(os.devnull))
+        with contextlib.closing(clear), self._file.open() as raw:
             reader = HashingReader(raw, advance)
             try:
                 pyrage.decrypt_io(io.BufferedReader(reader, READ_BYTES), clear, [self._encryption.identity])
@@ -1755,7 +1736,7 @@ class DecryptingReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
         size: int = self._pipe.end.readinto(buffer)
-        if not size and (error := self._pipe.failure()):  # a signal that ends the wait is none
+        if not size and (error := self._pipe.ended.exception()):  # a signal that ends the wait is none
             raise FormatError(f"it does not decrypt: {error}") from error
         return size
 
@@ -2507,21 +2488,6 @@ class NotJoinedError(BackupError):
     """The chains of a scan do not join into one serial scan."""
 
 
-def are_joined(ends: list[int | None]) -> bool:
-    """Whether chain 0 leads, through each other chain exactly once, to the end.
-
-    `ends[n]` is the chain that chain n led to, _END for the end of the collection, None for a chain that did not end.
-    """
-    visited: list[int] = []
-    at: int | None = 0
-    while at != _END:
-        if at is None or at in visited:
-            return False
-        visited.append(at)
-        at = ends[at]
-    return len(visited) == len(ends)
-
-
 class Chains:
     """Which chain reads where, and where each ended. Pure: does no request and has no lock.
 
@@ -2531,6 +2497,7 @@ class Chains:
 
     def __init__(self) -> None:
         self._landmarks: dict[bytes, int] = {}
+        # By chain: the one that it led to, _END for the end of the collection, None for one that did not end.
         self._ends: list[int | None] = [None]
 
     def __len__(self) -> int:
@@ -2568,8 +2535,15 @@ class Chains:
         self._ends[chain] = _END
 
     def are_joined(self) -> bool:
-        """Whether all that was read is what one serial scan reads."""
-        return are_joined(self._ends)
+        """Whether all that was read is what one serial scan reads: 0 leads, through each other one once, to the end."""
+        visited: list[int] = []
+        at: int | None = 0
+        while at != _END:
+            if at is None or at in visited:
+                return False
+            visited.append(at)
+            at = self._ends[at]
+        return len(visited) == len(self._ends)
 
 
 class Place(NamedTuple):

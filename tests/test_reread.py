@@ -41,8 +41,8 @@ def test_a_signal_while_decrypting_stays_a_signal(monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise SystemExit(130)
 
-    monkeypatch.setattr(reader._pipe._ended, "result", interrupted)
-    monkeypatch.setattr(reader._pipe._ended, "exception", interrupted)
+    monkeypatch.setattr(reader._pipe.ended, "result", interrupted)
+    monkeypatch.setattr(reader._pipe.ended, "exception", interrupted)
     with pytest.raises(SystemExit):
         reader.readinto(bytearray(10))
 
