@@ -98,10 +98,6 @@ INCOMPLETE_SUFFIX = ".INCOMPLETE"
 
 DEFAULT_KEYSPACE = "default_keyspace"
 DEFAULT_OUTPUT_DIR = Path("backups")
-DEFAULT_WORKERS = 4
-DEFAULT_REQUEST_TIMEOUT_MS = 60_000
-DEFAULT_RETRY_BUDGET_S = 300
-DEFAULT_MAX_SHRINK_PERCENT = 50.0
 
 # The server takes documents of at most 4,000,000 characters; wrapping and UTF-8 cannot make 64 MiB of it.
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -1764,8 +1760,8 @@ class Target:
     keyspace: str
     environment: str
     token: str = field(repr=False)
-    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_MS / 1000
-    retry_budget_s: float = DEFAULT_RETRY_BUDGET_S
+    request_timeout_s: float = 60.0
+    retry_budget_s: float = 300.0
 
     @property
     def source(self) -> Source:
@@ -3609,7 +3605,9 @@ class Box:
             replaced = error.conflict
             if not replaced:
                 raise
-            _check_same_name(replaced, name)
+            if replaced.name not in ("", name):  # Box takes names that differ in case for the same
+                message = f"Box: the folder has a file {replaced.name!r}, which is in the way."
+                raise BoxError(message, "Rename or move that file.") from error
             stored = replaced if replaced.sha1 == content.sha1 else send(content, replaced)
         report.finish(name)
         is_new = stored is not replaced
@@ -3987,14 +3985,6 @@ def _box_file(found: Any) -> BoxFile:
     return BoxFile(found.id, found.name, int(found.size), _sha1(found), found.etag, version_id)
 
 
-def _check_same_name(conflict: BoxFile, name: str) -> None:
-    """Box takes names that differ in case for the same; such a file is not ours."""
-    if conflict.name and conflict.name != name:
-        raise BoxError(
-            f"Box: the folder has a file {conflict.name!r}, which is in the way.", "Rename or move that file."
-        )
-
-
 def _download_error(status: int, retry_after: str | None) -> BoxError:
     """A refused download link is worth asking for anew: it lives for a short time only."""
     return BoxError(
@@ -4212,15 +4202,15 @@ class Stored:
         }
 
 
-def local_snapshots(output_dir: Path) -> list[tuple[Path, tuple[str, bool]]]:
-    """(path, (timestamp, is_incomplete)) of what has a snapshot's name, newest first by the name."""
+def local_snapshots(output_dir: Path) -> list[Path]:
+    """What has a snapshot's name, newest first by the name."""
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in output_dir.iterdir():
-            parsed = parse_snapshot_name(path.name.removesuffix(".zip") if path.is_file() else path.name)
-            if parsed and (path.is_file() or path.is_dir()):
-                found.append((path, parsed))
-    return sorted(found, key=lambda item: (item[1][0], item[0].is_dir()), reverse=True)
+            name = path.name.removesuffix(".zip") if path.is_file() else path.name
+            if parse_snapshot_name(name) and (path.is_file() or path.is_dir()):
+                found.append(path)
+    return sorted(found, key=lambda path: (path.name[:15], path.is_dir()), reverse=True)
 
 
 def read_stored(path: Path) -> tuple[Manifest, int]:
@@ -4243,7 +4233,7 @@ def list_here(
     """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
     if must_exist:
         check_directory(output_dir)
-    for path, _ in local_snapshots(output_dir):
+    for path in local_snapshots(output_dir):
         try:
             manifest, size_bytes = read(path)
             yield Stored(path, size_bytes, manifest)
@@ -4589,8 +4579,8 @@ class BackupPlan:
     collections: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     compressed: bool = True
-    workers: int = DEFAULT_WORKERS
-    max_shrink_percent: float = DEFAULT_MAX_SHRINK_PERCENT
+    workers: int = 4
+    max_shrink_percent: float = 50.0
     box_config: BoxConfig | None = None
     encryption: Encryption | None = None
 
@@ -5022,12 +5012,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
 def _tell_beginning(plan: BackupPlan, selected: Contents, future_names: list[str], report: Report) -> None:
     for name in future_names:
         report.warn(f"{plan.output_dir / name} is from the future: `latest` will not be this run's snapshot.")
-    log.info(
-        "Backing up %s of keyspace %s at %s.",
-        selected,
-        plan.target.keyspace,
-        plan.target.api_endpoint,
-    )
+    log.info("Backing up %s of keyspace %s at %s.", selected, plan.target.keyspace, plan.target.api_endpoint)
     if plan.encryption:
         log.info("Encrypting to %s.", plural(len(plan.encryption.names), "recipient"))
 
@@ -5640,11 +5625,11 @@ def _telling_a_stop(options: dict[str, Any]) -> Iterator[None]:
     output_dir = options["output_dir"]
     known: set[Path] = set()
     with contextlib.suppress(OSError):  # the run itself says it better
-        known = {path for path, _ in local_snapshots(output_dir)}
+        known = set(local_snapshots(output_dir))
     try:
         yield
     except SystemExit:
-        made = [path for path, _ in local_snapshots(output_dir) if path.is_dir() and path not in known]
+        made = [path for path in local_snapshots(output_dir) if path.is_dir() and path not in known]
         log.warning("Interrupted. %s", _describe_stop(made[-1] if made else None, to_box=options["to_box"]))
         raise
 
