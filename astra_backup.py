@@ -14,7 +14,7 @@ wrapped in a line was unwrapped again and compared, the bytes of each file decom
 these bytes. docs/FORMAT.md describes the files, docs/DESIGN.md the decisions.
 
 Importing this module promises: no side effect, and that the contract (`encode_document`, `decode_document`,
-`Manifest`, `DataReader`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other
+`Manifest`, `DataStats`) is what `restore.py` uses. `restore.py` and `snapshots.py` import this file, never the other
 way.
 """
 
@@ -37,7 +37,6 @@ import difflib
 import errno
 import fcntl
 import functools
-import gzip
 import hashlib
 import io
 import ipaddress
@@ -99,10 +98,6 @@ INCOMPLETE_SUFFIX = ".INCOMPLETE"
 DEFAULT_KEYSPACE = "default_keyspace"
 DEFAULT_OUTPUT_DIR = Path("backups")
 
-# The server takes documents of at most 4,000,000 characters; wrapping and UTF-8 cannot make 64 MiB of it.
-MAX_LINE_BYTES = 64 * 1024 * 1024
-MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # some 12,000 collections; reading takes some 20 times that memory at worst
 MAX_REPLY_BYTES = 256 * 1024 * 1024  # a page of 50 of the largest documents has 200 MB
 MIN_ZIP_BYTES = 66  # the header of one entry, its shortest name, and the end of a zip
 MAX_DEFINITION_DEPTH = 50
@@ -117,7 +112,6 @@ GZIP_WBITS = 31  # zlib's number for "with a gzip header"
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_BUDGET_S = 30.0  # how long a host that was never reached is tried
 MAX_BACKOFF_S = 30.0
-UNEXPECTED_ATTEMPTS = 4  # for errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON
 MAX_STALLED_PAGES = 5  # pages in a row that bring nothing and lead nowhere
 HEARTBEAT_S = 30.0
 SIGNAL_POLL_S = 0.5
@@ -126,16 +120,10 @@ REFRESH_S = 0.2  # how often bars are drawn
 BARS_MARGIN_LINES, BARS_MARGIN_COLUMNS = 3, 2  # a "^C" must not wrap: the bars above it could not be erased
 MANIFESTS_AT_ONCE = 8  # beginnings of zips that are read from Box at once
 PING_LINES = 20  # log lines in a ping's body
-PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 STOP_GRACE_S = 8.0  # a stopped run ends within 10 seconds
 SIDE_QUESTION_BUDGET_S = 5.0  # patience with what a backup can do without: estimates, tables, other keyspaces
 LAST_IN_BOX_S = 60.0  # how long the last snapshot is looked for in Box: a run waits for it
 MAX_SENTENCES = 100  # about what shrank, in the log and in the manifest
-
-READ_COMMANDS = frozenset(
-    {"findCollections", "find", "estimatedDocumentCount", "findKeyspaces", "listTables", "listIndexes", "listTypes"}
-)
-"""All that may leave this process during a backup. `DataApi` raises for anything else."""
 
 # Known to pass, whatever family the server counts them to: its own list, and an embedding provider that is busy.
 RETRYABLE_CODES = frozenset(
@@ -450,6 +438,24 @@ class Document(dict[str, bytes]):
         """Whether the document carries a text for lexical search (null is none)."""
         return self.get("$lexical", b"null") != b"null"
 
+    def decoded(self) -> Document:
+        """Return the document as the server held it, for the members of a line; inverse of `encode_document`.
+
+        Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError for a wrapped
+        value that cannot be read.
+        """
+        mark = self.get("$backupVector")
+        if mark is not None and (mark != _BINARY_MARK["$backupVector"] or next(reversed(self)) != "$backupVector"):
+            raise FormatError("a $backupVector that cannot be read")
+        document = Document()
+        for name, value in self.items():
+            if name.startswith("$backup") and name != "$backupVector":
+                raise FormatError(f"a wrapped value that cannot be read: {name}")
+            document[name] = decode_value(value)
+        if document.pop("$backupVector", None):
+            document["$vector"] = decode_vector(self.get("$vector", b""))
+        return document
+
 
 def encode_document(text: bytes) -> tuple[bytes, Document]:
     """Return the line (without a newline) and the document for the JSON text of a document.
@@ -491,28 +497,9 @@ def encode_row(text: bytes) -> tuple[bytes, None]:
         raise FormatError("a row that is nested too deep") from error
 
 
-def decode_members(line: Document) -> Document:
-    """Return the document as the server held it, for a parsed line; inverse of `encode_document`.
-
-    Also reads what older scripts wrote: `date`, `set` and `datetime` in any form. Raises FormatError for a wrapped
-    value that cannot be read.
-    """
-    mark = line.get("$backupVector")
-    if mark is not None and (mark != _BINARY_MARK["$backupVector"] or next(reversed(line)) != "$backupVector"):
-        raise FormatError("a $backupVector that cannot be read")
-    document = Document()
-    for name, value in line.items():
-        if name.startswith("$backup") and name != "$backupVector":
-            raise FormatError(f"a wrapped value that cannot be read: {name}")
-        document[name] = decode_value(value)
-    if document.pop("$backupVector", None):
-        document["$vector"] = decode_vector(line.get("$vector", b""))
-    return document
-
-
 def decode_document(line: bytes) -> bytes:
-    """`decode_members` for the text of a line. Raises FormatError for a line that is no document, too."""
-    return decode_members(Document.parse(line)).text()
+    """`Document.decoded` for the text of a line. Raises FormatError for a line that is no document, too."""
+    return Document.parse(line).decoded().text()
 
 
 def encode_value(text: bytes) -> bytes:
@@ -774,7 +761,6 @@ _LEFTOVER_NAME = re.compile(
 )
 _DIGEST_MODULUS = 1 << 256
 AGE_SUFFIX = ".age"
-_AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
 
 CONSISTENCY = (
     "A scan, not a point in time: documents written while it ran may be old, new or missing;"
@@ -1023,6 +1009,9 @@ class Totals(msgspec.Struct):
 class Manifest(msgspec.Struct):
     """manifest.json. Unknown fields are ignored, missing ones take the values given here."""
 
+    # Some 12,000 collections; reading takes some 20 times that memory at worst.
+    MAX_BYTES: ClassVar[int] = 16 * 1024 * 1024
+
     backup_format_version: str
     status: str = "complete"
     created_at_utc: str = ""
@@ -1067,6 +1056,38 @@ class Manifest(msgspec.Struct):
     def is_complete(self) -> bool:
         """Whether every collection and every table is in it."""
         return self.status == "complete" and all(record.is_ok for record in self.records)
+
+    def encode(self) -> bytes:
+        """The text of manifest.json."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def decode(cls, text: bytes) -> Manifest:
+        """Read manifest.json. Raises FormatError for what is none, or has an unknown major version."""
+        try:
+            text.decode()
+            manifest = _manifest_decoder.decode(text)
+            for record in manifest.collections:
+                if record.is_ok:
+                    record.options()
+            for table in manifest.tables or []:
+                if table.is_ok:
+                    table.shape()
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
+        major = manifest.backup_format_version.partition(".")[0]
+        if major != FORMAT_VERSION.partition(".")[0]:
+            found = f"{MANIFEST_NAME} has format version {manifest.backup_format_version!r}"
+            raise FormatError(f"{found}; this tool reads {FORMAT_VERSION}")
+        return manifest
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of a local snapshot. Raises FormatError, OSError."""
+        path = directory / MANIFEST_NAME
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+            raise FormatError(f"{MANIFEST_NAME} is not a file")
+        return cls.decode(path.read_bytes())
 
 
 # Made here, as all decoders of a Struct: msgspec crashes where two threads are the first to decode a type.
@@ -1166,32 +1187,6 @@ def data_file_names(collections: Iterable[str], *, compressed: bool, encrypted: 
     return files
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The text of manifest.json."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def decode_manifest(text: bytes) -> Manifest:
-    """Read manifest.json. Raises FormatError for what is none, or has an unknown major version."""
-    try:
-        text.decode()
-        manifest = _manifest_decoder.decode(text)
-        for record in manifest.collections:
-            if record.is_ok:
-                record.options()
-        for table in manifest.tables or []:
-            if table.is_ok:
-                table.shape()
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
-    major = manifest.backup_format_version.partition(".")[0]
-    if major != FORMAT_VERSION.partition(".")[0]:
-        raise FormatError(
-            f"{MANIFEST_NAME} has format version {manifest.backup_format_version!r}; this tool reads {FORMAT_VERSION}"
-        )
-    return manifest
-
-
 class HashingReader(io.RawIOBase):
     """A binary stream that hashes and counts what is read through it. `advance` is told how many bytes were read."""
 
@@ -1217,116 +1212,6 @@ class HashingReader(io.RawIOBase):
         """Read what is left."""
         while self.read(READ_BYTES):
             pass
-
-
-def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
-    """Yield the lines of a data file without their newlines. Memory is bound by one line and `READ_BYTES`.
-
-    Raises FormatError for a stream that does not decompress and for a line that no document can be.
-    """
-    from isal import igzip, igzip_lib
-
-    raw: Any = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
-    source = io.BufferedReader(raw, READ_BYTES)
-    try:
-        while line := source.readline(MAX_LINE_BYTES + 1):
-            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
-            yield line.removesuffix(b"\n")
-    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
-        raise FormatError(f"the data does not decompress: {error}") from error
-    finally:
-        source.detach()  # the stream stays open
-
-
-def iter_documents(
-    stream: IO[bytes], *, compressed: bool, shape: TableShape | None = None
-) -> Iterator[tuple[bytes, Document, Document]]:
-    """Yield (line, its members, the document as the server held it) for each line of a data file.
-
-    `shape`: it is a table's; the members of a row are its columns, named as the definition has them. Raises FormatError
-    with the line's number.
-    """
-    read = shape.read_row if shape else _read_line
-    number = 1
-    try:
-        for line in iter_lines(stream, compressed=compressed):
-            members = read(line)
-            yield line, members, members if shape else decode_members(members)
-            number += 1
-    except (FormatError, UnicodeDecodeError) as error:
-        raise FormatError(f"line {number}: {error}") from error
-
-
-def _read_line(line: bytes) -> Document:
-    document = Document.parse(line)
-    if len(document.get("$vector", b"")) > MAX_VECTOR_BYTES:
-        raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
-    return document
-
-
-class DataReader:
-    """Reads an open data file, which stays open: decrypts it (no `identities`: it is in clear), decodes its lines."""
-
-    def __init__(
-        self, stream: IO[bytes], *, compressed: bool, identities: Sequence[Any] = (), shape: TableShape | None = None
-    ) -> None:
-        self._file: Any = HashingReader(stream)
-        self._compressed, self._identities, self._shape = compressed, identities, shape
-
-    def __iter__(self) -> Iterator[tuple[bytes, Document, Document]]:
-        """Read it as `iter_documents` does, and to its end."""
-        clear: Any = DecryptingReader(self._file, self._identities) if self._identities else self._file
-        try:
-            yield from iter_documents(clear, compressed=self._compressed, shape=self._shape)
-        finally:
-            if clear is not self._file:
-                clear.close()
-        self.drain()
-
-    def check_header(self) -> None:
-        """Read its beginning: it is encrypted, and an identity, if some are given, fits. Raises FormatError."""
-        import pyrage
-
-        beginning = self._file.read(MAX_AGE_HEADER_BYTES)
-        if not beginning.startswith(_AGE_BEGIN) or _AGE_HEADER_END not in beginning:
-            raise FormatError("it is not in the format age v1")
-        if self._identities:
-            try:
-                pyrage.decrypt_io(io.BytesIO(beginning), io.BytesIO(), list(self._identities))
-            except pyrage.DecryptError as error:
-                raise FormatError(str(error)) from error
-            except OSError:
-                pass  # the header is good, what follows is cut off
-
-    def drain(self) -> None:
-        """Read what is left, and do not look into it."""
-        self._file.drain()
-
-    @property
-    def sha256(self) -> str:
-        """Of the file, in hex digits, when it was read to its end."""
-        return str(self._file.sha256.hexdigest())
-
-    def check(
-        self,
-        advance: Callable[[int], None] = lambda _count: None,
-        look: Callable[[Document], None] = lambda _row: None,
-    ) -> DataStats:
-        """Read it to its end, prove that every line can be decoded, and return what it holds. Raises FormatError.
-
-        `advance` is told now and then, and at the end, how many documents were read since. `look` is shown the members
-        of each; what it raises goes through.
-        """
-        stats = DataStats()
-        for line, members, _ in self:
-            stats.count(line, members, self._shape)
-            look(members)
-            if stats.document_count % PROGRESS_DOCUMENTS == 0:
-                advance(PROGRESS_DOCUMENTS)
-        advance(stats.document_count % PROGRESS_DOCUMENTS)
-        stats.data_sha256, stats.data_size_bytes = self.sha256, self._file.size_bytes
-        return stats
 
 
 def in_groups(items: Iterable[_T], size_of: Callable[[_T], int], max_items: int, max_bytes: int) -> Iterator[list[_T]]:
@@ -1560,7 +1445,7 @@ def permanent_failure(error: BaseException) -> tuple[str, str]:
 
 
 # ======================================================================================================================
-# Encryption: data files in the format age v1, both directions side by side. docs/FORMAT.md, SECURITY.md
+# Encryption: data files in the format age v1; restore.py has the other direction. docs/FORMAT.md, SECURITY.md
 # ======================================================================================================================
 
 
@@ -1718,35 +1603,6 @@ class EncryptedFile:
             raise self._file.error or error from None  # pyrage makes a text of what the file raised
 
 
-class DecryptingReader(io.RawIOBase):
-    """The unencrypted bytes of an encrypted file; a thread of its own decrypts. Raises FormatError."""
-
-    def __init__(self, stream: IO[bytes], identities: Sequence[Any]) -> None:
-        self._stream, self._identities = stream, list(identities)
-        self._pipe = PipedThread(self._decrypt, "rb")
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
-        size: int = self._pipe.end.readinto(buffer)
-        if not size and (error := self._pipe.ended.exception()):  # a signal that ends the wait is none
-            raise FormatError(f"it does not decrypt: {error}") from error
-        return size
-
-    def close(self) -> None:
-        """End the thread; the stream stays open. May be called twice."""
-        self._pipe.close()
-        super().close()
-
-    def _decrypt(self, clear: IO[bytes]) -> None:
-        import pyrage
-
-        pyrage.decrypt_io(self._stream, clear, self._identities)
-
-
 # ======================================================================================================================
 # The Data API
 # ======================================================================================================================
@@ -1848,6 +1704,21 @@ class Readable:
     projection: bytes = b'{"*":true}'
     check: Callable[[Page, Reply, bool], None] | None = None
 
+    @classmethod
+    def of_table(cls, api: DataApi, name: str, shape: TableShape) -> Self:
+        """A table as it can be read page by page. Raises BackupError if it has columns that cannot be read."""
+        if unreadable := shape.unreadable():
+            raise BackupError(
+                f"{name}: the Data API cannot read {', '.join(unreadable)}: a backup without would be incomplete.",
+                f"Back the table up by CQL, and leave it out here: --exclude {name}.",
+            )
+        projection = b'{"*":true}'  # what other names mean to a projection nobody has said
+        if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
+            projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
+
+        place = partial(_row_place, shape) if _can_be_guessed(shape) else None
+        return cls(name, shape.key, place, projection, partial(_check_table_page, api=api, name=name, shape=shape))
+
 
 class Patience:
     """How much longer a failing service is put up with: `budget_s` of wall time in which nothing came. Thread-safe.
@@ -1855,6 +1726,9 @@ class Patience:
     The chains of a collection share one: what comes on one of them renews it, and a wait that the server asks of one
     holds all of them.
     """
+
+    # For errors that may be permanent: the server's "unexpected" ones, a reply that is not JSON.
+    UNEXPECTED_ATTEMPTS: ClassVar[int] = 4
 
     def __init__(self, budget_s: float) -> None:
         self._budget_s = budget_s
@@ -1883,6 +1757,44 @@ class Patience:
         """Wait as long as the server asked to; not at all if that is longer than the patience."""
         while 0 < self.held_s <= self.left_s and not stop.is_set():
             stop.wait(self.held_s)
+
+    def retry(
+        self,
+        request: Callable[[], _T],
+        stop: threading.Event,
+        on_retry: Callable[[], None] | None = None,
+        collection: str | None = None,
+        *,
+        max_s: Callable[[], float] = lambda: float("inf"),
+    ) -> _T:
+        """Repeat what raises a RequestError that may pass, with back-off and jitter, as long as there is time left.
+
+        A wait is cut to the time that is left, so that the last attempt comes at its end. `Retry-After` is obeyed; one
+        beyond the time that is left ends it at once. `max_s`: less time than the patience has. The last error is let
+        through, at once after `stop`.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            self.await_turn(stop)
+            try:
+                return request()
+            except RequestError as error:
+                if not (attempt < self.UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable):
+                    raise
+                asked_s = error.retry_after_s or 0.0
+                self.hold(asked_s)
+                left_s = min(self.left_s, max_s())
+                if left_s <= 0 or self.held_s > left_s:
+                    raise
+                backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt - 1, 10)))  # noqa: S311
+                wait_s = max(asked_s, self.held_s, min(backoff_s, left_s))
+                message = f"{error.message.rstrip('.')}."
+                log.warning("%s Trying again in %.1f s.", message, wait_s, extra={"collection": collection})
+                if on_retry:
+                    on_retry()
+                if stop.wait(wait_s):
+                    raise
 
 
 class ApiError(msgspec.Struct):
@@ -1991,6 +1903,11 @@ class DataApi:
     before a request is repeated.
     """
 
+    READ_COMMANDS: ClassVar[frozenset[str]] = frozenset(
+        {"findCollections", "find", "estimatedDocumentCount", "findKeyspaces", "listTables", "listIndexes", "listTypes"}
+    )
+    """All that may leave this process during a backup."""
+
     def __init__(self, target: Target, allowed: frozenset[str], stop: threading.Event | None = None) -> None:
         import httpx
 
@@ -2015,8 +1932,21 @@ class DataApi:
         return [name for name in sorted(found) if not SYSTEM_KEYSPACES.fullmatch(name)]
 
     def list_collections(self) -> list[CollectionInfo]:
-        """All collections with their definitions, the server's own text."""
-        return self.call("findCollections", _EXPLAIN, read=_read_status(lambda status: status.collections))
+        """All collections with their definitions, the server's own text.
+
+        Where there is no such keyspace, the error names those that there are.
+        """
+        try:
+            return self.call("findCollections", _EXPLAIN, read=_read_status(lambda status: status.collections))
+        except RequestError as error:
+            if error.code == "UNKNOWN_KEYSPACE":
+                with contextlib.suppress(BackupError):
+                    names = ", ".join(self.list_keyspaces())
+                    error.hint = (
+                        f"No keyspace {self.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); none is created."
+                        f" Existing keyspaces: {names}."
+                    )
+            raise
 
     def list_tables(self, *, patience: Patience | None = None) -> list[str]:
         """Names of the tables, which are no collections and share their names."""
@@ -2143,7 +2073,7 @@ class DataApi:
         def max_s() -> float:
             return float("inf") if self.was_reached else first_contact.left_s
 
-        found = retry_requests(send, patience, self.stop, on_retry, collection, max_s=max_s)
+        found = patience.retry(send, self.stop, on_retry, collection, max_s=max_s)
         patience.renew()
         return found
 
@@ -2308,45 +2238,6 @@ def _connection_facts(target: Target) -> tuple[str, dict[str, str]]:
         "User-Agent": f"{TOOL_NAME}/{TOOL_VERSION} astrapy/{astrapy.__version__}",
     }
     return base_url, headers
-
-
-def retry_requests(
-    request: Callable[[], _T],
-    patience: Patience,
-    stop: threading.Event,
-    on_retry: Callable[[], None] | None = None,
-    collection: str | None = None,
-    *,
-    max_s: Callable[[], float] = lambda: float("inf"),
-) -> _T:
-    """Repeat what raises a RequestError that may pass, with back-off and jitter, as long as there is time left.
-
-    A wait is cut to the time that is left, so that the last attempt comes at its end. `Retry-After` is obeyed; one
-    beyond the time that is left ends it at once. `max_s`: less time than the patience has. The last error is let
-    through, at once after `stop`.
-    """
-    attempt = 0
-    while True:
-        attempt += 1
-        patience.await_turn(stop)
-        try:
-            return request()
-        except RequestError as error:
-            if not (attempt < UNEXPECTED_ATTEMPTS if error.unexpected else error.retryable):
-                raise
-            asked_s = error.retry_after_s or 0.0
-            patience.hold(asked_s)
-            left_s = min(patience.left_s, max_s())
-            if left_s <= 0 or patience.held_s > left_s:
-                raise
-            backoff_s = 0.1 + random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt - 1, 10)))  # noqa: S311
-            wait_s = max(asked_s, patience.held_s, min(backoff_s, left_s))
-            message = f"{error.message.rstrip('.')}."
-            log.warning("%s Trying again in %.1f s.", message, wait_s, extra={"collection": collection})
-            if on_retry:
-                on_retry()
-            if stop.wait(wait_s):
-                raise
 
 
 def decode_reply(text: bytes | bytearray) -> Reply:
@@ -2722,6 +2613,9 @@ class Sink(Protocol):
         """The attempt was given up: whatever was taken does not count. May be called twice."""
 
 
+_K = TypeVar("_K", bound=Sink)
+
+
 class Requests:
     """The requests in flight: at most `workers`, over all collections; and the bytes that their replies take."""
 
@@ -2746,6 +2640,44 @@ class Requests:
                 pass
 
         self.map(steps, items)
+
+    def scan(
+        self,
+        source: Readable,
+        open_sink: Callable[[], _K],
+        progress: ScanProgress,
+        expected: int | None = None,
+    ) -> _K:
+        """Read a collection until one attempt is whole, and return the sink that took it; the others were abandoned.
+
+        Where an attempt with guesses fails, others are guessed once, then the collection is read serially. Raises what
+        the requests and the sink raise, and PageStateError when the place in the scan is lost too often.
+        """
+        attempts = lost = 0
+        while True:
+            progress.restart()
+            sink = open_sink()
+            scan = CollectionScan(self, source, sink, progress)
+            try:
+                progress.chains = scan.run(expected, is_serial=attempts >= MAX_GUESSED_SCANS)
+                return sink
+            except (NotJoinedError, PageStateError) as error:
+                attempts += 1
+                lost += isinstance(error, PageStateError)
+                if lost == MAX_SCANS:
+                    raise
+                how = ", one page after the other" if attempts == MAX_GUESSED_SCANS and self.workers > 1 else ""
+                log.warning(
+                    "%s: %s Starting the collection over%s.",
+                    source.name,
+                    error.message,
+                    how,
+                    extra={"collection": source.name},
+                )
+            finally:
+                if not scan.is_whole:
+                    sink.abandon()
+            progress.count_retry()
 
     def close(self) -> None:
         """End when what runs has ended; nothing new begins."""
@@ -2943,48 +2875,6 @@ class ScanProgress:
             self.retries += 1
 
 
-_K = TypeVar("_K", bound=Sink)
-
-
-def scan_collection(
-    requests: Requests,
-    source: Readable,
-    open_sink: Callable[[], _K],
-    progress: ScanProgress,
-    expected: int | None = None,
-) -> _K:
-    """Read a collection until one attempt is whole, and return the sink that took it; the others were abandoned.
-
-    Where an attempt with guesses fails, others are guessed once, then the collection is read serially. Raises what the
-    requests and the sink raise, and PageStateError when the place in the scan is lost too often.
-    """
-    attempts = lost = 0
-    while True:
-        progress.restart()
-        sink = open_sink()
-        scan = CollectionScan(requests, source, sink, progress)
-        try:
-            progress.chains = scan.run(expected, is_serial=attempts >= MAX_GUESSED_SCANS)
-            return sink
-        except (NotJoinedError, PageStateError) as error:
-            attempts += 1
-            lost += isinstance(error, PageStateError)
-            if lost == MAX_SCANS:
-                raise
-            how = ", one page after the other" if attempts == MAX_GUESSED_SCANS and requests.workers > 1 else ""
-            log.warning(
-                "%s: %s Starting the collection over%s.",
-                source.name,
-                error.message,
-                how,
-                extra={"collection": source.name},
-            )
-        finally:
-            if not scan.is_whole:
-                sink.abandon()
-        progress.count_retry()
-
-
 # ---------------------------------------------------------------------------------------------------- tables
 
 _PLAIN_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -3033,21 +2923,6 @@ def _can_be_guessed(shape: TableShape) -> bool:
         and not shape.sort
         and shape.columns[shape.partition_by[0]].get("type") in _GUESSED_TYPES
     )
-
-
-def readable_table(api: DataApi, name: str, shape: TableShape) -> Readable:
-    """A table as it can be read page by page. Raises BackupError if it has columns that cannot be read."""
-    if unreadable := shape.unreadable():
-        raise BackupError(
-            f"{name}: the Data API cannot read {', '.join(unreadable)}: a backup without would be incomplete.",
-            f"Back the table up by CQL, and leave it out here: --exclude {name}.",
-        )
-    projection = b'{"*":true}'  # what other names mean to a projection nobody has said
-    if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
-        projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
-
-    place = partial(_row_place, shape) if _can_be_guessed(shape) else None
-    return Readable(name, shape.key, place, projection, partial(_check_table_page, api=api, name=name, shape=shape))
 
 
 def _check_table_page(page: Page, reply: Reply, is_first: bool, *, api: DataApi, name: str, shape: TableShape) -> None:
@@ -3933,7 +3808,7 @@ class Box:
                 raise failure from error
 
         budget = self.config.retry_budget_s if budget_s is None else budget_s
-        return retry_requests(attempt, Patience(budget), self.stop)
+        return Patience(budget).retry(attempt, self.stop)
 
     def _renew_token(self) -> None:
         """A token is renewed well before its end: the SDK would only notice after a whole body was sent in vain."""
@@ -3958,7 +3833,7 @@ def first_zip_entry(read: Callable[[int], bytes]) -> bytes:
         raise FormatError("no zip of ours")
     (size,) = struct.unpack_from("<Q", extra, 4)
     start = 30 + name_size + extra_size
-    if size > MAX_MANIFEST_BYTES:
+    if size > Manifest.MAX_BYTES:
         raise FormatError("its first entry is not a manifest")
     return (head if start + size <= len(head) else read(start + size))[start : start + size]
 
@@ -4145,12 +4020,12 @@ def _losses(before: AnyRecord, now: AnyRecord, max_percent: float) -> list[str]:
 # ------------------------------------------------------------------------------------------------- what is there
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a local snapshot. Raises FormatError, OSError."""
-    path = directory / MANIFEST_NAME
-    if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
-        raise FormatError(f"{MANIFEST_NAME} is not a file")
-    return decode_manifest(path.read_bytes())
+def read_stored(path: Path) -> tuple[Manifest, int]:
+    """The manifest of a local snapshot, a directory or a zip of ours, and its size. Raises FormatError, OSError."""
+    if path.is_dir():
+        return Manifest.read(path), directory_size(path)
+    with path.open("rb") as file:
+        return Manifest.decode(first_zip_entry(lambda size: os.pread(file.fileno(), size, 0))), path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -4201,6 +4076,76 @@ class Stored:
             "keyspace": manifest.source.keyspace,
         }
 
+    @classmethod
+    def here(
+        cls, output_dir: Path, read: Callable[[Path], tuple[Manifest, int]] = read_stored, *, must_exist: bool = True
+    ) -> Iterator[Self]:
+        """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
+        if must_exist:
+            check_directory(output_dir)
+        for path in local_snapshots(output_dir):
+            try:
+                manifest, size_bytes = read(path)
+                yield cls(path, size_bytes, manifest)
+            except (FormatError, OSError, BackupError) as error:
+                yield cls(path, error=error)
+
+    @classmethod
+    def look(cls, box: Box, file: BoxFile, *, is_tolerant: bool = False) -> Self:
+        """What a zip in Box is. Raises BoxError; `is_tolerant`: what Box does not show of it is its `error`.
+
+        Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the
+        manifest has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
+        """
+        manifest, problem = None, None
+        try:
+            if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
+                raise FormatError("too small for a zip of ours")
+            text = first_zip_entry(lambda size: box.read_beginning(file, size))
+            manifest = Manifest.decode(text)
+            if manifest.is_complete and zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
+                raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
+        except (FormatError, BoxError) as error:
+            if isinstance(error, BoxError) and not is_tolerant:
+                raise
+            problem = error
+        return cls(file, file.size_bytes, manifest, problem)
+
+    @classmethod
+    def in_box(cls, box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bool = False) -> Iterator[Self]:
+        """The snapshots in Box, newest first, or these files; several are looked at at once, each by `look`."""
+        pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
+        look = partial(cls.look, box, is_tolerant=is_tolerant)
+        waiting = iter(box.snapshots() if files is None else files)
+        try:
+            running = deque(pool.submit(look, file) for file in itertools.islice(waiting, MANIFESTS_AT_ONCE))
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(look, file) for file in itertools.islice(waiting, 1))
+        finally:  # who asked may have seen enough
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str) -> int:
+        """Print a list of snapshots, newest first: source, time (the name), documents, size, status. Returns 0."""
+        rows = [one.row() for one in sorted(found, key=lambda one: (one.name[:15], one.place), reverse=True)]
+        if as_json:
+            print_result(json.dumps({"status": "ok", "exit_code": 0, "snapshots": rows}))
+            return Exit.OK
+        is_place_needed = len({row["place"] for row in rows}) > 1
+        for row in rows:
+            place = f"{row['place']:<7}" if is_place_needed else ""
+            source = "" if row["status"] == "unreadable" else f"  {Source(row['api_endpoint'], row['keyspace'])}"
+            mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
+            mark += ", some collections only" if row["is_selection"] else ""
+            number, noun = plural(row["documents"], "document").split()
+            documents, size = f"{number:>10} {noun:<9}", f"{size_text(row['size_bytes']):>10}"
+            size += " encrypted" if row["is_encrypted"] else ""  # within the first 80 columns
+            print_result(f"{row['name']:<26} {place}{row['status']:<11} {documents} {size}{source}{mark}")
+        if not rows:
+            log.warning("%s", otherwise)
+        return Exit.OK
+
 
 def local_snapshots(output_dir: Path) -> list[Path]:
     """What has a snapshot's name, newest first by the name."""
@@ -4213,88 +4158,10 @@ def local_snapshots(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name[:15], path.is_dir()), reverse=True)
 
 
-def read_stored(path: Path) -> tuple[Manifest, int]:
-    """The manifest of a local snapshot, a directory or a zip of ours, and its size. Raises FormatError, OSError."""
-    if path.is_dir():
-        return read_manifest(path), directory_size(path)
-    with path.open("rb") as file:
-        return decode_manifest(first_zip_entry(lambda size: os.pread(file.fileno(), size, 0))), path.stat().st_size
-
-
 def check_directory(output_dir: Path) -> None:
     """Raise BackupError if there is no such directory."""
     if not output_dir.is_dir():
         raise BackupError(f"There is no directory {output_dir}.", "Check --output-dir (BACKUP_OUTPUT_DIR).")
-
-
-def list_here(
-    output_dir: Path, read: Callable[[Path], tuple[Manifest, int]] = read_stored, *, must_exist: bool = True
-) -> Iterator[Stored]:
-    """The snapshots of a directory, newest first. Raises BackupError if it is not there, but for `must_exist`."""
-    if must_exist:
-        check_directory(output_dir)
-    for path in local_snapshots(output_dir):
-        try:
-            manifest, size_bytes = read(path)
-            yield Stored(path, size_bytes, manifest)
-        except (FormatError, OSError, BackupError) as error:
-            yield Stored(path, error=error)
-
-
-def look_in_box(box: Box, file: BoxFile, *, is_tolerant: bool = False) -> Stored:
-    """What a zip in Box is. Raises BoxError; `is_tolerant`: what Box does not show of it is its `error`.
-
-    Checked are the manifest itself and that the zip has, to the byte, the size that a zip of the files in the manifest
-    has. That the bytes are the right ones Box itself confirmed, by SHA-1, when they were uploaded.
-    """
-    manifest, problem = None, None
-    try:
-        if file.size_bytes < MIN_ZIP_BYTES:  # Box refuses to read a range of an empty file
-            raise FormatError("too small for a zip of ours")
-        text = first_zip_entry(lambda size: box.read_beginning(file, size))
-        manifest = decode_manifest(text)
-        if manifest.is_complete and zip_size_bytes(file.stem, len(text), manifest) != file.size_bytes:
-            raise FormatError(f"{file.size_bytes} bytes are not what {MANIFEST_NAME} adds up to")
-    except (FormatError, BoxError) as error:
-        if isinstance(error, BoxError) and not is_tolerant:
-            raise
-        problem = error
-    return Stored(file, file.size_bytes, manifest, problem)
-
-
-def list_in_box(box: Box, files: list[BoxFile] | None = None, *, is_tolerant: bool = False) -> Iterator[Stored]:
-    """The snapshots in Box, newest first, or these files; several are looked at at once, each by `look_in_box`."""
-    pool = ThreadPoolExecutor(MANIFESTS_AT_ONCE)
-    look = partial(look_in_box, box, is_tolerant=is_tolerant)
-    waiting = iter(box.snapshots() if files is None else files)
-    try:
-        running = deque(pool.submit(look, file) for file in itertools.islice(waiting, MANIFESTS_AT_ONCE))
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(look, file) for file in itertools.islice(waiting, 1))
-    finally:  # who asked may have seen enough
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def print_list(found: Iterable[Stored], *, as_json: bool, otherwise: str) -> int:
-    """Print a list of snapshots, newest first: source, time (the name), documents, size, status. Returns 0."""
-    rows = [one.row() for one in sorted(found, key=lambda one: (one.name[:15], one.place), reverse=True)]
-    if as_json:
-        print_result(json.dumps({"status": "ok", "exit_code": 0, "snapshots": rows}))
-        return Exit.OK
-    is_place_needed = len({row["place"] for row in rows}) > 1
-    for row in rows:
-        place = f"{row['place']:<7}" if is_place_needed else ""
-        source = "" if row["status"] == "unreadable" else f"  {Source(row['api_endpoint'], row['keyspace'])}"
-        mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
-        mark += ", some collections only" if row["is_selection"] else ""
-        number, noun = plural(row["documents"], "document").split()
-        documents, size = f"{number:>10} {noun:<9}", f"{size_text(row['size_bytes']):>10}"
-        size += " encrypted" if row["is_encrypted"] else ""  # within the first 80 columns
-        print_result(f"{row['name']:<26} {place}{row['status']:<11} {documents} {size}{source}{mark}")
-    if not rows:
-        log.warning("%s", otherwise)
-    return Exit.OK
 
 
 def delete_local(output_dir: Path, name: str) -> None:
@@ -4319,7 +4186,7 @@ def find_last(
     """
     now = utc_now()
     try:
-        for one in list_here(output_dir, must_exist=False):
+        for one in Stored.here(output_dir, must_exist=False):
             if one.error and is_past(one.name, now) and is_complete_name(one.name):
                 report.warn(f"{one.at} cannot be read, nothing is compared with it: {describe_error(one.error)}")
             if one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
@@ -4340,7 +4207,7 @@ def _last_in_box(config: BoxConfig, scope: Scope) -> tuple[str, Manifest] | None
         for file in box.snapshots():
             if is_over.is_set():
                 break
-            one = look_in_box(box, file) if is_past(file.stem, now) else None
+            one = Stored.look(box, file) if is_past(file.stem, now) else None
             if one and one.manifest and one.counts(now) and Scope.of(one.manifest).covers(scope):
                 return one.name, one.manifest
         return None
@@ -4393,7 +4260,7 @@ def superseded_names(output_dir: Path, newest: str, scope: Scope, max_shrink_per
 def _own_manifest(directory: Path, scope: Scope) -> Manifest | None:
     """The manifest of a snapshot of that very scope, None for any other and for one that cannot be read."""
     with contextlib.suppress(FormatError, OSError):
-        manifest = read_manifest(directory)
+        manifest = Manifest.read(directory)
         return manifest if Scope.of(manifest) == scope and not directory.is_symlink() else None
     return None
 
@@ -4843,7 +4710,7 @@ class CollectionBackup:
         progress = ScanProgress(restart, lambda count: self._report.advance(record.name, count))
         for _ in range(MAX_SCANS):
             source = self._source()  # of what it is now
-            writer = scan_collection(self._requests, source, self._open_writer, progress, estimate)
+            writer = self._requests.scan(source, self._open_writer, progress, estimate)
             stats = self._prove(writer)
             if not self._was_recreated():
                 record.pages, record.retries, record.chains = progress.pages, progress.retries, progress.chains
@@ -4945,7 +4812,7 @@ class TableBackup(CollectionBackup):
                 f"{name}: the server does not tell what its types are: {', '.join(unknown)}.",
                 f"Run again later; or leave the table out: --exclude {name}.",
             )
-        return readable_table(self._requests.api, name, shape)
+        return Readable.of_table(self._requests.api, name, shape)
 
     def _definitions(self) -> dict[str, msgspec.Raw]:
         api, name = self._requests.api, self.record.name
@@ -4978,7 +4845,7 @@ def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> Backu
 
     All that could fail beside the backup itself comes before the first page, or when the snapshot has its name.
     """
-    run = BackupRun(plan, Requests(DataApi(plan.target, READ_COMMANDS, stop), plan.workers), report)
+    run = BackupRun(plan, Requests(DataApi(plan.target, DataApi.READ_COMMANDS, stop), plan.workers), report)
     with OutputDir(plan.output_dir) as output:
         directory: Path | None = None
         try:
@@ -5024,21 +4891,6 @@ def _cannot_write(error: OSError, directory: Path | None) -> BackupError:
         shutil.rmtree(directory, ignore_errors=True)
         message += " What was written is of no use and has been removed."
     return BackupError(message, hint)
-
-
-def list_collections(api: DataApi) -> list[CollectionInfo]:
-    """The keyspace's collections; the first contact with the database, so its errors name what is there."""
-    try:
-        return api.list_collections()
-    except RequestError as error:
-        if error.code == "UNKNOWN_KEYSPACE":
-            with contextlib.suppress(BackupError):
-                names = ", ".join(api.list_keyspaces())
-                error.hint = (
-                    f"No keyspace {api.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); none is created."
-                    f" Existing keyspaces: {names}."
-                )
-        raise
 
 
 @dataclass
@@ -5087,7 +4939,7 @@ def list_keyspace(api: DataApi, report: Report) -> Contents:
 
 
 def _list_keyspace(api: DataApi) -> Contents:
-    found = Contents(list_collections(api), [])
+    found = Contents(api.list_collections(), [])
     try:
         found.tables = api.describe_tables()
     except RequestError as error:  # a server that does not know the command is warned of; another may have tables
@@ -5208,10 +5060,10 @@ def _add_shrinkage(manifest: Manifest, name: str, old: Manifest, max_percent: fl
 
 def _finish_snapshot(directory: Path, manifest: Manifest, report: Report) -> BackupResult:
     """Manifest, then checksums, then the directory, then the name: whatever has the name is whole."""
-    text = encode_manifest(manifest)
-    if len(text) > MAX_MANIFEST_BYTES:
+    text = manifest.encode()
+    if len(text) > Manifest.MAX_BYTES:
         raise BackupError(
-            f"The manifest has {len(text)} bytes; a restore reads {MAX_MANIFEST_BYTES}.", "Split it with --collection."
+            f"The manifest has {len(text)} bytes; a restore reads {Manifest.MAX_BYTES}.", "Split it with --collection."
         )
     _write_file(directory / MANIFEST_NAME, text)
     sums = [(record.data_sha256, record.data_file) for record in manifest.records if record.data_file]
@@ -5438,7 +5290,9 @@ class Command(click.Command):
                 formatter.write_dl(groups[group], col_max=HELP_COLUMN + 2)
 
 
-command = partial(click.command, cls=Command, context_settings=CONTEXT)
+def command(function: Callable[..., Any]) -> click.Command:
+    """Make a command of a function; `--version` is its last option."""
+    return version_option(click.command(cls=Command, context_settings=CONTEXT)(function))
 
 
 VARIABLES = {  # those that no option has; `option` adds its own
@@ -5561,7 +5415,7 @@ class CommaSeparated(click.ParamType[str]):
 _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatable; the variable takes commas."
 
 
-@command()
+@command
 @option(WHAT, "--collection NAME", "Only this collection or table. Repeatable.", dest="collections", multiple=True)
 @option(WHAT, "--exclude NAME", "Leave this collection or table out. Repeatable.", multiple=True)
 @option(WHAT, "--check", "Back up nothing: test credentials, rights, disk, sizes.", is_flag=True)
@@ -5572,7 +5426,6 @@ _ENCRYPT = "Encrypt to an age or SSH public key, or to those in a file. Repeatab
 @option(BEHAVIOUR, "--max-shrink PERCENT", _SHRINK, "BACKUP_MAX_SHRINK", type=click.FloatRange(0, 100), default=50)
 @option(OUTPUT, "--ping-url URL", _PING, "BACKUP_PING_URL")
 @option(OUTPUT, "--metrics-file FILE", "Write metrics for Prometheus.", "BACKUP_METRICS_FILE", type=FILE)
-@version_option
 def main(**options: Any) -> int:
     """Back up one keyspace, its collections and tables, vectors and ids included, to a directory and to Box.
 
@@ -5838,7 +5691,7 @@ def check_table(rows: list[Check]) -> str:
 def _check_database(options: dict[str, Any]) -> Iterator[Check]:
     target, report = make_target(options), Report(quiet=True)
     plan = BackupPlan(target, options["output_dir"], options["collections"], options["exclude"])
-    api = DataApi(target, READ_COMMANDS, stop_event)
+    api = DataApi(target, DataApi.READ_COMMANDS, stop_event)
     found = list_keyspace(api, report)
     yield Check("database", True, f"{target.api_endpoint}, keyspace {target.keyspace}")
     for warning in report.warnings:
@@ -5861,7 +5714,7 @@ def _check_table(api: DataApi, info: TableInfo) -> Iterator[Check]:
     """Whether a table can be read."""
     try:
         shape = TableShape.read(info.name, info.definition)
-        readable_table(api, info.name, shape)
+        Readable.of_table(api, info.name, shape)
     except FormatError as error:
         raise BackupError(f"{error}.", f"Leave the table out: --exclude {info.name}.") from error
     yield Check(f"table {info.name}", True, plural(len(shape.columns), "column"))
@@ -5980,7 +5833,7 @@ def _result_line(result: BackupResult, duration_s: float) -> str:
     for place, names in result.deleted.items():
         text += f"; deleted {place}: {', '.join(names)}" if names else ""
     if result.exit_code is Exit.INCOMPLETE:
-        last = next((one.name for one in list_here(result.snapshot_dir.parent) if one.counts(utc_now())), None)
+        last = next((one.name for one in Stored.here(result.snapshot_dir.parent) if one.counts(utc_now())), None)
         text += f"; the newest complete one here is {last}" if last else "; there is no complete one here"
     return text
 

@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import gzip
 import hashlib
 import io
 import itertools
@@ -55,10 +56,9 @@ from astra_backup import (
     CHECKSUMS_NAME,
     INCOMPLETE_SUFFIX,
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
+    MAX_AGE_HEADER_BYTES,
     RARE,
-    READ_COMMANDS,
-    UNEXPECTED_ATTEMPTS,
+    READ_BYTES,
     AnyRecord,
     ApiError,
     BackupError,
@@ -67,13 +67,14 @@ from astra_backup import (
     CollectionInfo,
     CollectionRecord,
     DataApi,
-    DataReader,
     DataStats,
     Document,
     ExitCode,
     FormatError,
+    HashingReader,
     Manifest,
     Patience,
+    PipedThread,
     Readable,
     Reply,
     Report,
@@ -89,15 +90,10 @@ from astra_backup import (
     check_directory,
     command,
     connection_options,
-    decode_manifest,
     describe_error,
     escape_controls,
     in_groups,
-    join_object,
     key_of,
-    list_collections,
-    list_here,
-    list_in_box,
     log,
     make_target,
     option,
@@ -105,19 +101,14 @@ from astra_backup import (
     plain_number,
     plural,
     print_either,
-    print_list,
     read_box_config,
     read_definition,
     read_small_file,
-    readable_table,
     redactor,
-    retry_requests,
     run_command,
-    scan_collection,
     size_text,
     split_object,
     stop_event,
-    version_option,
 )
 
 _S = TypeVar("_S")
@@ -127,12 +118,17 @@ _T = TypeVar("_T")
 # Names, limits, exit codes and errors
 # ======================================================================================================================
 
-WRITE_COMMANDS = READ_COMMANDS | {
+WRITE_COMMANDS = DataApi.READ_COMMANDS | {
     *("createCollection", "deleteCollection", "insertMany", "findOneAndReplace"),
     *("createType", "createTable", "createIndex", "createVectorIndex", "createTextIndex", "dropTable", "dropType"),
 }
-"""All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
+"""All that may leave this process while it writes; `--dry-run` is held to DataApi.READ_COMMANDS."""
 
+# The server takes documents of at most 4,000,000 characters; wrapping and UTF-8 cannot make 64 MiB of it.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
+PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
+_AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
 MAX_BATCH_DOCUMENTS = 100  # the server refuses more
 MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
@@ -229,6 +225,138 @@ class Vectorize(Enum):
 # ======================================================================================================================
 
 
+def iter_lines(stream: IO[bytes], *, compressed: bool) -> Iterator[bytes]:
+    """Yield the lines of a data file without their newlines. Memory is bound by one line and `READ_BYTES`.
+
+    Raises FormatError for a stream that does not decompress and for a line that no document can be.
+    """
+    from isal import igzip, igzip_lib
+
+    raw: Any = igzip.open(stream, "rb") if compressed else stream  # type: ignore[no-untyped-call]
+    source = io.BufferedReader(raw, READ_BYTES)
+    try:
+        while line := source.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                raise FormatError(f"a line of more than {MAX_LINE_BYTES} bytes")
+            yield line.removesuffix(b"\n")
+    except (EOFError, OverflowError, igzip_lib.error, gzip.BadGzipFile) as error:  # type: ignore[misc]  # isal's stub is wrong
+        raise FormatError(f"the data does not decompress: {error}") from error
+    finally:
+        source.detach()  # the stream stays open
+
+
+def _read_line(line: bytes) -> Document:
+    document = Document.parse(line)
+    if len(document.get("$vector", b"")) > MAX_VECTOR_BYTES:
+        raise FormatError(f"a vector of more than {MAX_VECTOR_BYTES} bytes")
+    return document
+
+
+class DecryptingReader(io.RawIOBase):
+    """The unencrypted bytes of an encrypted file; a thread of its own decrypts. Raises FormatError."""
+
+    def __init__(self, stream: IO[bytes], identities: Sequence[Any]) -> None:
+        self._stream, self._identities = stream, list(identities)
+        self._pipe = PipedThread(self._decrypt, "rb")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; returns the number of bytes, 0 at the end. Raises FormatError."""
+        size: int = self._pipe.end.readinto(buffer)
+        if not size and (error := self._pipe.ended.exception()):  # a signal that ends the wait is none
+            raise FormatError(f"it does not decrypt: {error}") from error
+        return size
+
+    def close(self) -> None:
+        """End the thread; the stream stays open. May be called twice."""
+        self._pipe.close()
+        super().close()
+
+    def _decrypt(self, clear: IO[bytes]) -> None:
+        import pyrage
+
+        pyrage.decrypt_io(self._stream, clear, self._identities)
+
+
+class DataReader:
+    """Reads an open data file, which stays open: decrypts it (no `identities`: it is in clear), decodes its lines.
+
+    `shape`: it holds the rows of a table.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], *, compressed: bool, identities: Sequence[Any] = (), shape: TableShape | None = None
+    ) -> None:
+        self._file: Any = HashingReader(stream)
+        self._compressed, self._identities, self._shape = compressed, identities, shape
+
+    def __iter__(self) -> Iterator[tuple[bytes, Document, Document]]:
+        """Yield (line, its members, the document as the server held it) for each line, and read the file to its end.
+
+        The members of a row are its columns, named as the definition has them. Raises FormatError with a line's number.
+        """
+        clear: Any = DecryptingReader(self._file, self._identities) if self._identities else self._file
+        shape, number = self._shape, 1
+        try:
+            for line in iter_lines(clear, compressed=self._compressed):
+                members = shape.read_row(line) if shape else _read_line(line)
+                yield line, members, members if shape else members.decoded()
+                number += 1
+        except (FormatError, UnicodeDecodeError) as error:
+            raise FormatError(f"line {number}: {error}") from error
+        finally:
+            if clear is not self._file:
+                clear.close()
+        self.drain()
+
+    def check_header(self) -> None:
+        """Read its beginning: it is encrypted, and an identity, if some are given, fits. Raises FormatError."""
+        import pyrage
+
+        beginning = self._file.read(MAX_AGE_HEADER_BYTES)
+        if not beginning.startswith(_AGE_BEGIN) or _AGE_HEADER_END not in beginning:
+            raise FormatError("it is not in the format age v1")
+        if self._identities:
+            try:
+                pyrage.decrypt_io(io.BytesIO(beginning), io.BytesIO(), list(self._identities))
+            except pyrage.DecryptError as error:
+                raise FormatError(str(error)) from error
+            except OSError:
+                pass  # the header is good, what follows is cut off
+
+    def drain(self) -> None:
+        """Read what is left, and do not look into it."""
+        self._file.drain()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, in hex digits, when it was read to its end."""
+        return str(self._file.sha256.hexdigest())
+
+    def check(
+        self,
+        advance: Callable[[int], None] = lambda _count: None,
+        look: Callable[[Document], None] = lambda _row: None,
+    ) -> DataStats:
+        """Read it to its end, prove that every line can be decoded, and return what it holds. Raises FormatError.
+
+        `advance` is told now and then, and at the end, how many documents were read since. `look` is shown the members
+        of each; what it raises goes through.
+        """
+        stats = DataStats()
+        for line, members, _ in self:
+            stats.count(line, members, self._shape)
+            look(members)
+            if stats.document_count % PROGRESS_DOCUMENTS == 0:
+                advance(PROGRESS_DOCUMENTS)
+        advance(stats.document_count % PROGRESS_DOCUMENTS)
+        stats.data_sha256, stats.data_size_bytes = self.sha256, self._file.size_bytes
+        return stats
+
+
 class Snapshot:
     """A snapshot in a directory or a zip: its files by name. Whatever a stranger could have put in is refused.
 
@@ -263,7 +391,7 @@ class Snapshot:
         if sha256 not in ("", reader.sha256):
             raise SnapshotRefused(f"{self.label}: {record.data_file} changed after it was verified.")
 
-    def read(self, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+    def read(self, name: str, max_bytes: int = Manifest.MAX_BYTES) -> bytes:
         """The content of a small file. Raises SnapshotRefused if it is absent or too large."""
         if name not in self.sizes:
             raise SnapshotRefused(f"{self.label} has no {name}: a run that died, or not a snapshot.")
@@ -281,7 +409,7 @@ class ZipFileReader(io.FileIO):
 
     def read(self, size: int | None = -1) -> bytes:
         """Read; raises BadZipFile for more than the list of entries, or what is read of an entry at once, can have."""
-        if size is not None and size > MAX_MANIFEST_BYTES + 1:
+        if size is not None and size > Manifest.MAX_BYTES + 1:
             raise zipfile.BadZipFile(f"a list of entries of {size} bytes")
         return super().read(size) or b""
 
@@ -371,7 +499,7 @@ def open_snapshot(path: Path) -> Snapshot:
 def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], report: Report) -> Path:
     """The path for a directory, a zip, a name or `latest`. Raises BackupError when there is none."""
     if wanted == "latest":
-        found = list_here(output_dir, read_any)
+        found = Stored.here(output_dir, read_any)
         whole = (one for one in found if not one.name.removesuffix(".zip").endswith(INCOMPLETE_SUFFIX))
         return output_dir / choose_latest(whole, sources, str(output_dir), report)
     names = (wanted, f"{wanted}.zip", f"{wanted}{INCOMPLETE_SUFFIX}")
@@ -507,7 +635,7 @@ class Verified:
 def read_manifest(snapshot: Snapshot) -> Manifest:
     """The manifest of a snapshot. Raises SnapshotRefused."""
     try:
-        return decode_manifest(snapshot.read(MANIFEST_NAME))
+        return Manifest.decode(snapshot.read(MANIFEST_NAME))
     except FormatError as error:
         raise SnapshotRefused(f"{snapshot.label}: {error}.") from error
 
@@ -1018,7 +1146,7 @@ class Existing:
     @classmethod
     def read(cls, api: DataApi, *, has_tables: bool) -> Self:
         """Read it; no more than the tables' names where none is to be restored or compared."""
-        infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in list_collections(api)}
+        infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in api.list_collections()}
         if not has_tables:
             return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
         tables = {info.name: info for info in api.describe_tables()}
@@ -1280,7 +1408,7 @@ def _convert_members(by_field: dict[str, Convert], text: bytes) -> bytes:
     if text[:1] != b"{":
         return text
     members = split_object(text)
-    return join_object({name: by_field[name](v) if name in by_field else v for name, v in members.items()})
+    return Document({name: by_field[name](v) if name in by_field else v for name, v in members.items()}).text()
 
 
 def _convert_elements(convert: Convert, text: bytes) -> bytes:
@@ -1291,7 +1419,7 @@ def _convert_elements(convert: Convert, text: bytes) -> bytes:
 def _convert_values(convert: Convert, text: bytes) -> bytes:
     """A map: an object, or pairs where its keys are no texts."""
     if text[:1] == b"{":
-        return join_object({name: convert(value) for name, value in split_object(text).items()})
+        return Document({name: convert(value) for name, value in split_object(text).items()}).text()
     pairs = msgspec.json.decode(text, type=list[tuple[msgspec.Raw, msgspec.Raw]])
     return b"[" + b",".join([b"[%b,%b]" % (bytes(key), convert(bytes(value))) for key, value in pairs]) + b"]"
 
@@ -1358,7 +1486,7 @@ class PlannedTable(PlannedCollection):
     def source(self, api: DataApi) -> Readable:
         """What the target has of that name, to be read page by page."""
         shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
-        return readable_table(api, self.target_name, shape)
+        return Readable.of_table(api, self.target_name, shape)
 
     def keys_only(self) -> Readable:
         """The same, but of the rows no more than their key."""
@@ -1391,13 +1519,13 @@ class PlannedTable(PlannedCollection):
             value = document.get(name, b"null" if is_over_others else b"")
             if value:
                 members[self._spelt[name]] = convert(value) if convert and value != b"null" else value
-        return join_object(members)
+        return Document(members).text()
 
     def to_compare(self, line: bytes, document: Document) -> bytes:
         """The text of a row, as a server sends it."""
         if self._is_whole:
             return line
-        return join_object({spelt: document[name] for name, spelt in self._spelt.items() if name in document})
+        return Document({spelt: document[name] for name, spelt in self._spelt.items() if name in document}).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The key and the text of a row of the target."""
@@ -1456,7 +1584,7 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
         numbers = itertools.count()
         # A store is closed when nobody has it any more.
         new_store = lambda: KeyStore(planned, Path(directory, str(next(numbers))))  # noqa: E731
-        yield scan_collection(run.requests, planned.source(run.api), new_store, ScanProgress())
+        yield run.requests.scan(planned.source(run.api), new_store, ScanProgress())
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -2001,7 +2129,7 @@ def drop(api: DataApi, name: str, *, is_table: bool) -> None:
             command, body = "dropTable" if is_table else "deleteCollection", msgspec.json.encode({"name": name})
             api.call(command, body, patience=Patience(0.0), read=_ignore_reply)
 
-    retry_requests(drop_it, Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)), api.stop)
+    Patience(min(DROP_BUDGET_S, api.target.retry_budget_s)).retry(drop_it, api.stop)
 
 
 def lock_or_refuse(descriptor: int, path: Path, refusal: BackupError) -> None:
@@ -2337,7 +2465,7 @@ class CollectionWriter:
 
     def _sort_out(self, batch: Batch, texts: list[bytes], errors: list[RequestError | None]) -> None:
         """What became of each document. In the end those with an unexpected error are rejected, not sent again."""
-        is_last = batch.unexpected >= UNEXPECTED_ATTEMPTS - 1
+        is_last = batch.unexpected >= Patience.UNEXPECTED_ATTEMPTS - 1
         for text, error in zip(texts, errors, strict=True):
             if error is None:
                 continue
@@ -2592,7 +2720,7 @@ def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callabl
     if not planned.exists:
         progress.restart()
         return new_spool()
-    return scan_collection(run.requests, planned.source(run.api), new_spool, progress, expected)
+    return run.requests.scan(planned.source(run.api), new_spool, progress, expected)
 
 
 def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
@@ -2941,7 +3069,7 @@ _EXISTING_CHOICES = click.Choice([choice.value for choice in OnExisting])
 _BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
 
 
-@command()
+@command
 @click.argument("snapshot", default="latest")
 @option(_SNAPSHOT, "--from-box", "Take it from Box.", is_flag=True)
 @option(_SNAPSHOT, "--source KEYSPACE|URL", _SOURCE, dest="sources", multiple=True)
@@ -2969,7 +3097,6 @@ _BOTH_CHOICES = click.Choice([choice.value for choice in Vectorize])
 @option(RARE, "--differences FILE", "Write a line for each difference.", type=_FILE)
 @option(RARE, "--rejects FILE", "Where to write refused documents.", type=_FILE)
 @option(RARE, "--journal FILE", "Where to note what is done.", type=_FILE)
-@version_option
 def main(snapshot: str, **options: Any) -> int:
     """Restore SNAPSHOT: a directory, a zip, a snapshot's name, or `latest` (the default).
 
@@ -3008,7 +3135,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
     with Report(quiet=options["verbosity"] == "quiet") as report:
         # What is wrong with the endpoint or a key is told before a download and a verification that may take hours.
         key_files = read_identity_files(options["identity"])
-        api = DataApi(make_target(options), READ_COMMANDS, stop_event) if needs_target else None
+        api = DataApi(make_target(options), DataApi.READ_COMMANDS, stop_event) if needs_target else None
         if options["rejects"]:
             check_rejects_file(options["rejects"])
         steps: dict[str, float] = {}
@@ -3376,7 +3503,7 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     file = find_in_box(box, wanted, options["sources"], report)
     check_resumed(wanted, file.name, options)
     if needs_clear(options):
-        for one in list_in_box(box, [file]):
+        for one in Stored.in_box(box, [file]):
             if one.manifest:  # what is damaged is told when it is here
                 refuse_locked(f"{file.name} in Box", one.manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -3430,7 +3557,7 @@ def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report)
     """The file for a snapshot's name, or the latest. Raises BackupError when there is none."""
     found = box.snapshots()
     if wanted == "latest" and found:
-        wanted = choose_latest(list_in_box(box, found), sources, "Box", report)
+        wanted = choose_latest(Stored.in_box(box, found), sources, "Box", report)
     for file in found:
         if file.name in (wanted, f"{wanted}.zip"):
             return file
@@ -3441,14 +3568,14 @@ def find_in_box(box: Box, wanted: str, sources: tuple[str, ...], report: Report)
 def list_snapshots(options: dict[str, Any]) -> int:
     """Print the snapshots there are, newest first. Raises BackupError if the directory is not there."""
     if options["from_box"]:
-        found = list(list_in_box(Box(read_box_config(options, BOX_HINT), stop_event)))
+        found = list(Stored.in_box(Box(read_box_config(options, BOX_HINT), stop_event)))
     else:
-        found = list(list_here(options["output_dir"], read_any))
+        found = list(Stored.here(options["output_dir"], read_any))
     sources = options["sources"]
     wanted = [one for one in found if one.manifest is None or is_of(one.manifest, sources, or_unknown=True)]
     nothing = f"There are no snapshots in {'Box' if options['from_box'] else options['output_dir']}."
     otherwise = f"No snapshot is of {' and '.join(sources)}." if found else nothing
-    return print_list(wanted, as_json=options["as_json"], otherwise=otherwise)
+    return Stored.print_list(wanted, as_json=options["as_json"], otherwise=otherwise)
 
 
 def read_any(path: Path) -> tuple[Manifest, int]:

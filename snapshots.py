@@ -60,8 +60,6 @@ from astra_backup import (
     file_sha256,
     is_complete_name,
     is_past,
-    list_here,
-    list_in_box,
     log,
     option,
     output_dir_option,
@@ -70,10 +68,8 @@ from astra_backup import (
     patience_options,
     plural,
     print_either,
-    print_list,
     print_result,
     read_box_config,
-    read_manifest,
     read_sums,
     run_command,
     size_text,
@@ -311,7 +307,7 @@ def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool
     if path.is_symlink() or not path.is_dir():
         return Found(path.name, obstacle="not a directory", is_unread=not parsed[1])
     try:
-        one = Stored(path, manifest=read_manifest(path))
+        one = Stored(path, manifest=Manifest.read(path))
     except (FormatError, OSError) as error:
         one = Stored(path, error=error)
     found = _survey(one, wanted, busy=_busy(path.parent, path.name))
@@ -368,7 +364,7 @@ def survey_box(box: Box, wanted: Wanted, output_dir: Path) -> dict[str, tuple[Bo
     files = box.files()
     found = {file.name: (file, Found(file.name)) for file in files if not file.is_snapshot}
     ours = [file for file in files if file.is_snapshot]
-    for file, one in zip(ours, list_in_box(box, ours, is_tolerant=True), strict=True):
+    for file, one in zip(ours, Stored.in_box(box, ours, is_tolerant=True), strict=True):
         known = _survey(one, wanted, busy=_busy(output_dir, one.name))
         found[one.name] = (file, dataclasses.replace(known, is_good=not known.obstacle))
     return found
@@ -507,9 +503,9 @@ def _print_prune(
 
 def read_places(options: dict[str, Any]) -> list[Stored]:
     """The snapshots here, and in Box if it is used, of the scopes that were asked for; none is left out unread."""
-    found = list(list_here(options["output_dir"], must_exist=not options["to_box"]))
+    found = list(Stored.here(options["output_dir"], must_exist=not options["to_box"]))
     if options["to_box"]:
-        found += list_in_box(Box(read_box_config(options), stop_event))
+        found += Stored.in_box(Box(read_box_config(options), stop_event))
     wanted = Wanted.of(options)
     return [one for one in found if one.manifest is None or wanted.has(Scope.of(one.manifest))]
 
@@ -625,7 +621,7 @@ def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report
             f"There is no snapshot {name} in {directory.parent}.", "snapshots.py list --no-box shows what is there."
         )
     try:
-        manifest = read_manifest(directory)
+        manifest = Manifest.read(directory)
     except (OSError, FormatError) as error:
         raise SnapshotRefused(f"{directory} cannot be uploaded: {describe_error(error)}.", "It is damaged.") from error
     if not wanted.has(Scope.of(manifest)):
@@ -714,7 +710,7 @@ def list_command(**options: Any) -> int:
     """List all snapshots here, and in Box, newest first."""
     such, in_box = "such " * (Wanted.of(options) != Wanted()), " or in Box" * options["to_box"]
     otherwise = f"There are no {such}snapshots in {options['output_dir']}{in_box}."
-    return print_list(read_places(options), as_json=options["as_json"], otherwise=otherwise)
+    return Stored.print_list(read_places(options), as_json=options["as_json"], otherwise=otherwise)
 
 
 @main.command("status", cls=Command, context_settings=CONTEXT)

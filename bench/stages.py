@@ -19,6 +19,7 @@ import orjson
 from isal import igzip, isal_zlib
 
 import astra_backup
+import restore
 from bench.data import PAGE_DOCUMENTS, Collection, pages_of
 
 PAGES = 40
@@ -89,16 +90,16 @@ def check(text: bytes) -> None:
     stage("decompress", decompress, [compressed])
     stage(
         "find the lines",
-        lambda content: deque(astra_backup.iter_lines(io.BytesIO(content), compressed=False), 0),
+        lambda content: deque(restore.iter_lines(io.BytesIO(content), compressed=False), 0),
         [text],
     )
     lines = [text.split(b"\n")[:-1]]
     parsed = stage("parse", each(astra_backup.Document.parse), lines)
     stage("SHA-256 of the lines", each(lambda line: hashlib.sha256(line).digest()), lines)
     stage("SHA-256 of the file", lambda content: hashlib.sha256(content).digest(), [compressed])
-    stage("decode", each(astra_backup.decode_members), parsed)
+    stage("decode", each(astra_backup.Document.decoded), parsed)
     for name, content, is_gzip in (("compressed", compressed, True), ("not compressed", text, False)):
-        read = lambda data: astra_backup.DataReader(io.BytesIO(data), compressed=is_gzip).check()  # noqa: B023, E731
+        read = lambda data: restore.DataReader(io.BytesIO(data), compressed=is_gzip).check()  # noqa: B023, E731
         stage(f"all: verify, {name}", read, [content])
 
 

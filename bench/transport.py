@@ -56,7 +56,7 @@ def by_ours(url: str, name: str) -> int:
     import astra_backup
 
     target = astra_backup.Target(url, "default_keyspace", "hcd", "AstraCS:bench")
-    api = astra_backup.DataApi(target, astra_backup.READ_COMMANDS)
+    api = astra_backup.DataApi(target, astra_backup.DataApi.READ_COMMANDS)
     state: str | None = None
     count = 0
     while True:

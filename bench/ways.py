@@ -58,10 +58,9 @@ def writers(url: str, snapshot: str, at_once: str) -> dict[str, Any]:
     import httpx
 
     import restore
-    from astra_backup import iter_documents
 
     with restore.open_snapshot(Path(snapshot)).open("docs.jsonl.gz") as stream:
-        texts = [document.text() for _, _, document in iter_documents(stream, compressed=True)]
+        texts = [document.text() for _, _, document in restore.DataReader(stream, compressed=True)]
     head, tail = b'{"insertMany":{"documents":[', b'],"options":{"ordered":false,"returnDocumentResponses":true}}}'
     batches = [head + b",".join(batch) + tail for batch in restore.make_batches(texts)]
     client = httpx.Client(headers={"Token": "AstraCS:bench", "Content-Type": "application/json"}, timeout=60)

@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import random
@@ -232,7 +233,8 @@ def break_function(module: str, name: str, message: str) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError(message)
 
-    setattr(sys.modules[module], name, broken)
+    *owners, name = name.split(".")
+    setattr(functools.reduce(getattr, owners, sys.modules[module]), name, broken)
 
 
 def fix_identity(text: str) -> None:

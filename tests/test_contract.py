@@ -31,22 +31,18 @@ import astra_backup
 import restore
 from astra_backup import (
     DataFileWriter,
-    DataReader,
     DataStats,
     FormatError,
     LossyError,
     Manifest,
     compact_json,
     decode_document,
-    decode_manifest,
     decode_vector,
     encode_document,
-    encode_manifest,
     encode_vector,
-    iter_documents,
-    iter_lines,
     parse_snapshot_name,
 )
+from restore import DataReader, iter_lines
 from tests import reference
 from tests.reference import Members, Number
 
@@ -83,7 +79,7 @@ def normal_vector(line: bytes) -> Any:
 
 def read_line(line: bytes) -> bytes:
     """The document of a line, as every reader of a data file gets it: decoded and checked."""
-    found = [line for line, *_ in iter_documents(io.BytesIO(line), compressed=False)]
+    found = [line for line, *_ in DataReader(io.BytesIO(line), compressed=False)]
     if len(found) != 1:
         raise FormatError("not one line")
     return decode_document(found[0])
@@ -807,7 +803,7 @@ def test_a_line_that_is_no_document_is_named(content: bytes) -> None:
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_line_over_the_limit_is_refused_with_little_memory(monkeypatch: pytest.MonkeyPatch, compressed: bool) -> None:
     """A line longer than any document, with or without an end, is refused before it fills the memory."""
-    monkeypatch.setattr(astra_backup, "MAX_LINE_BYTES", 1_000_000)
+    monkeypatch.setattr(restore, "MAX_LINE_BYTES", 1_000_000)
     content = b'{"_id":"' + b"x" * 60_000_000
     packed = gzip.compress(content, 1) if compressed else content
     del content
@@ -839,7 +835,7 @@ def test_several_gzip_members_are_one_file() -> None:
 
 def test_a_line_just_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for a line whose end is read in the same chunk, too."""
-    monkeypatch.setattr(astra_backup, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(restore, "MAX_LINE_BYTES", 1_000)
 
     with pytest.raises(FormatError, match="more than 1000 bytes"):
         check(b'{"_id":"' + b"x" * 2_000 + b'"}\n', compressed=False)
@@ -914,8 +910,8 @@ def test_definitions_travel_untouched() -> None:
     """A definition's unknown fields, order of keys and digits survive reading and writing a manifest."""
     text = b'{"backup_format_version":"1.0","collections":[{"name":"c","definition":' + DEFINITION + b"}]}"
 
-    once = encode_manifest(decode_manifest(text))
-    twice = encode_manifest(decode_manifest(once))
+    once = Manifest.decode(text).encode()
+    twice = Manifest.decode(once).encode()
 
     for result in (once, twice):
         start = reference.parse(result).get("collections")[0].get("definition")  # type: ignore[union-attr, index]
@@ -926,13 +922,13 @@ def test_definitions_travel_untouched() -> None:
 
 def test_definitions_may_hold_any_number() -> None:
     """A definition with a number beyond a 64-bit float is read like any other."""
-    decode_manifest(b'{"backup_format_version":"1.0","collections":[{"name":"c","definition":{"future":1E+400}}]}')
+    Manifest.decode(b'{"backup_format_version":"1.0","collections":[{"name":"c","definition":{"future":1E+400}}]}')
 
 
 @pytest.mark.parametrize("version", ["1", "1.0", "1.1", "1.999", "1.0.3", "1.0-rc1"])
 def test_minor_versions_are_read(version: str) -> None:
     """A manifest of the same major version is read, whatever its minor one."""
-    assert decode_manifest(manifest_text(backup_format_version=version)).backup_format_version == version
+    assert Manifest.decode(manifest_text(backup_format_version=version)).backup_format_version == version
 
 
 @pytest.mark.parametrize(
@@ -941,7 +937,7 @@ def test_minor_versions_are_read(version: str) -> None:
 def test_other_major_versions_are_refused(version: str) -> None:
     """A manifest of another or no version is refused, and the error names it."""
     with pytest.raises(FormatError, match="version"):
-        decode_manifest(manifest_text(backup_format_version=version))
+        Manifest.decode(manifest_text(backup_format_version=version))
 
 
 def test_unknown_manifest_fields_are_ignored() -> None:
@@ -953,7 +949,7 @@ def test_unknown_manifest_fields_are_ignored() -> None:
         collections=[{"name": "c", "definition": {}, "shards": 4}],
     )
 
-    manifest = decode_manifest(text)
+    manifest = Manifest.decode(text)
 
     assert (manifest.source.keyspace, manifest.totals.documents, manifest.collections[0].name) == ("k", 3, "c")
 
@@ -983,17 +979,17 @@ def test_unknown_manifest_fields_are_ignored() -> None:
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
     """A broken manifest raises FormatError and nothing else."""
     with pytest.raises(FormatError):
-        decode_manifest(text)
+        Manifest.decode(text)
 
 
 def test_damaged_manifests_are_refused_or_other_manifests() -> None:
     """Whatever happens to a manifest, reading it raises FormatError or gives a manifest."""
     text = b'{"backup_format_version":"1.0","collections":[{"name":"c","definition":' + DEFINITION + b"}]}"
-    good, draw = encode_manifest(decode_manifest(text)), random.Random(4)
+    good, draw = Manifest.decode(text).encode(), random.Random(4)
 
     for _ in range(3000):
         try:
-            assert isinstance(decode_manifest(damaged(good, draw)), Manifest)
+            assert isinstance(Manifest.decode(damaged(good, draw)), Manifest)
         except FormatError:
             continue
 
@@ -1382,7 +1378,7 @@ sys.setswitchinterval(1e-6)
 
 def decode():
     gate.wait()
-    astra_backup.decode_manifest(b'{"backup_format_version":"1.0","collections":[{"name":"a"}]}')
+    astra_backup.Manifest.decode(b'{"backup_format_version":"1.0","collections":[{"name":"a"}]}')
     astra_backup.decode_reply(b'{"status":{"documentResponses":[]}}')
     restore.reply_errors(astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
 

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 import astra_backup
-from astra_backup import BackupError, BackupPlan, DecryptingReader, Report, RequestError, TableInfo, Target, run_backup
-from restore import Existing, index_differences
+from astra_backup import BackupError, BackupPlan, Report, RequestError, TableInfo, Target, run_backup
+from restore import DecryptingReader, Existing, index_differences
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator

@@ -123,7 +123,7 @@ def test_a_damaged_last_snapshot_costs_a_warning(source: DataApiEmulator, cli: S
     assert manifest_of(cli.snapshots()[1])["status"] == "complete"
 
 
-@pytest.mark.parametrize("name", ["find_shrinkage", "list_here", "superseded_names"])
+@pytest.mark.parametrize("name", ["find_shrinkage", "Stored.here", "superseded_names"])
 def test_a_bug_beside_the_backup_costs_a_warning(source: DataApiEmulator, cli: SabotagedCli, name: str) -> None:
     """An error that nobody foresaw, in comparing or deleting, is a warning: exit 0, and the snapshot has its name."""
     fill(source, "docs", 3)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from astra_backup import (
     MAX_KEPT_PAGES,
-    READ_COMMANDS,
     Chains,
     DataApi,
     DataFileWriter,
@@ -39,7 +38,6 @@ from astra_backup import (
     find_calibration,
     guess_count,
     murmur3_token,
-    scan_collection,
     spread_evenly,
     token_of,
 )
@@ -775,7 +773,7 @@ class WatchedApi(DataApi):
     """Counts, before each request for a page, the pages that somebody still holds."""
 
     def __init__(self, target: Target) -> None:
-        super().__init__(target, READ_COMMANDS)
+        super().__init__(target, DataApi.READ_COMMANDS)
         self.held: list[int] = []
 
     def find_page(self, *arguments: Any, **named: Any) -> Page:
@@ -790,7 +788,7 @@ def test_a_page_is_gone_when_the_next_is_asked_for(server: DataApiEmulator, tmp_
     requests = Requests(api, 1)
 
     open_sink = partial(DataFileWriter, tmp_path / "docs.jsonl", compressed=False)
-    writer = scan_collection(requests, Readable("few"), open_sink, ScanProgress())
+    writer = requests.scan(Readable("few"), open_sink, ScanProgress())
     requests.close()
 
     assert writer.close().document_count == 50

@@ -89,7 +89,7 @@ def test_a_server_that_echoes_the_token(
     assert result.code == 2, result.err
 
 
-@pytest.mark.parametrize("name", ["list_collections", "make_target"])
+@pytest.mark.parametrize("name", ["DataApi.list_collections", "make_target"])
 @pytest.mark.parametrize("script", ["astra_backup.py", "restore.py"])
 def test_a_bug_whose_message_has_the_token(
     source: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli, script: str, name: str

@@ -61,11 +61,11 @@ from tests import reference  # noqa: E402  (what it does is not to guide the fuz
 def read_manifest(data: bytes) -> None:
     """The manifest's reader, all that looks at a manifest before the data, and the row of `--list`."""
     try:
-        manifest = astra_backup.decode_manifest(data)
+        manifest = astra_backup.Manifest.decode(data)
     except astra_backup.FormatError:
         return
-    once = astra_backup.encode_manifest(manifest)  # only white space in a definition may have changed
-    assert astra_backup.encode_manifest(astra_backup.decode_manifest(once)) == once
+    once = manifest.encode()  # only white space in a definition may have changed
+    assert astra_backup.Manifest.decode(once).encode() == once
     f"{astra_backup.Stored(Path('x'), 0, manifest).row()['documents']:,}"
     names = {record.data_file for record in manifest.records if record.data_file}
     sizes = dict.fromkeys(names | {"manifest.json", "SHA256SUMS"}, 0)
@@ -81,7 +81,7 @@ def read_manifest(data: bytes) -> None:
 def read_line(line: bytes) -> None:
     """A line as a restore takes it: decoded, sent, compared; and the same document by the reference's reader."""
     try:
-        document = astra_backup.decode_members(astra_backup.Document.parse(line))
+        document = astra_backup.Document.parse(line).decoded()
         text = document.text()
         for choice in restore.Vectorize:
             view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
@@ -123,7 +123,7 @@ def read_data(data: bytes) -> None:
     """A data file: as gzip, and as plain lines."""
     for is_compressed in (True, False):
         with contextlib.suppress(astra_backup.FormatError):
-            astra_backup.DataReader(io.BytesIO(data), compressed=is_compressed).check()
+            restore.DataReader(io.BytesIO(data), compressed=is_compressed).check()
 
 
 def read_zip(data: bytes) -> None:
@@ -176,13 +176,13 @@ def snapshot_files(lines: list[bytes]) -> dict[str, bytes]:
     """The files of a small good snapshot."""
     content = b"\n".join([*lines, b""])
     data = gzip.compress(content, 1, mtime=0)
-    stats = astra_backup.DataReader(io.BytesIO(data), compressed=True).check()
+    stats = restore.DataReader(io.BytesIO(data), compressed=True).check()
     record = astra_backup.CollectionRecord(name="docs", data_file="docs.jsonl.gz", compressed=True)
     for name, value in stats.facts(record).items():
         setattr(record, name, value)
     totals = astra_backup.Totals(1, 0, stats.document_count)
     manifest = astra_backup.Manifest(backup_format_version="1.0", totals=totals, collections=[record])
-    files = {"docs.jsonl.gz": data, "manifest.json": astra_backup.encode_manifest(manifest)}
+    files = {"docs.jsonl.gz": data, "manifest.json": manifest.encode()}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     return {**files, "SHA256SUMS": sums.encode()}
 
