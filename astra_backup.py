@@ -1544,6 +1544,18 @@ def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str
     return reader.sha256.hexdigest()
 
 
+class HashingWriter(io.RawIOBase):
+    """Hashes what is written to it, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, chunk: Any) -> int:
+        """Hash bytes."""
+        self.sha256.update(chunk)
+        return len(chunk)
+
+
 class EncryptedFile:
     """Encrypts into a file what is written to it, in a thread of its own."""
 
@@ -1581,8 +1593,8 @@ class EncryptedFile:
         """
         import pyrage
 
-        clear = HashedFile(Path(os.devnull))
-        with contextlib.closing(clear), self._file.open() as raw:
+        clear = HashingWriter()
+        with self._file.open() as raw:
             reader = HashingReader(raw, advance)
             try:
                 pyrage.decrypt_io(io.BufferedReader(reader, READ_BYTES), clear, [self._encryption.identity])
@@ -2375,6 +2387,21 @@ class NotJoinedError(BackupError):
     """The chains of a scan do not join into one serial scan."""
 
 
+def are_joined(ends: list[int | None]) -> bool:
+    """Whether chain 0 leads, through each other chain exactly once, to the end: the proof of a scan.
+
+    `ends[n]` is the chain that chain n led to, _END for the end of the collection, None for a chain that did not end.
+    """
+    visited: list[int] = []
+    at: int | None = 0
+    while at != _END:
+        if at is None or at in visited:
+            return False
+        visited.append(at)
+        at = ends[at]
+    return len(visited) == len(ends)
+
+
 class Chains:
     """Which chain reads where, and where each ended. Pure: does no request and has no lock.
 
@@ -2384,7 +2411,6 @@ class Chains:
 
     def __init__(self) -> None:
         self._landmarks: dict[bytes, int] = {}
-        # By chain: the one that it led to, _END for the end of the collection, None for one that did not end.
         self._ends: list[int | None] = [None]
 
     def __len__(self) -> int:
@@ -2422,15 +2448,8 @@ class Chains:
         self._ends[chain] = _END
 
     def are_joined(self) -> bool:
-        """Whether all that was read is what one serial scan reads: 0 leads, through each other one once, to the end."""
-        visited: list[int] = []
-        at: int | None = 0
-        while at != _END:
-            if at is None or at in visited:
-                return False
-            visited.append(at)
-            at = self._ends[at]
-        return len(visited) == len(self._ends)
+        """Whether all that was read is what one serial scan reads."""
+        return are_joined(self._ends)
 
 
 class Place(NamedTuple):
@@ -4351,7 +4370,7 @@ def _post_ping(url: str, body: bytes, timeout_s: float) -> None:
         status = in_time(
             lambda: httpx.post(url, content=body, timeout=timeout_s, **httpx_options(url)).status_code, timeout_s
         )
-    except TimeoutError as error:
+    except (TimeoutError, httpx.TimeoutException) as error:
         raise RequestError(f"no reply in {timeout_s:.0f} s", retryable=True) from error
     except httpx.TransportError as error:
         raise RequestError(type(error).__name__, retryable=True) from error

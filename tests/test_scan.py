@@ -34,6 +34,7 @@ from astra_backup import (
     Requests,
     ScanProgress,
     Target,
+    are_joined,
     decode_document,
     find_calibration,
     guess_count,
@@ -422,9 +423,7 @@ def test_all_chains_together_read_each_page_once(server: DataApiEmulator, cli: S
 )
 def test_when_chains_are_joined(ends: list[int | None], expected: bool) -> None:
     """From the ordinary chain on each leads to the next and to the end, and each was visited once."""
-    chains = Chains()
-    chains._ends = ends
-    assert chains.are_joined() is expected
+    assert are_joined(ends) is expected
 
 
 def test_a_kept_id_disproves_the_scan() -> None:
