@@ -80,6 +80,7 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    Scope,
     Stored,
     TableInfo,
     TableRecord,
@@ -479,18 +480,15 @@ def normal_source(text: str) -> str:
 
 def source_key(manifest: Manifest) -> tuple[str, str]:
     """The endpoint and the keyspace of a snapshot, to be compared; older scripts did not always write them."""
-    source = manifest.source
-    if not source.api_endpoint or not source.keyspace:
-        return _UNKNOWN_SOURCE
-    return normal_source(source.api_endpoint), source.keyspace
+    key = Scope.of(manifest).source
+    return key if all(key) else _UNKNOWN_SOURCE
 
 
 def is_of(manifest: Manifest, sources: Iterable[str], *, or_unknown: bool = False) -> bool:
     """Whether a snapshot is of all these sources: keyspaces or endpoints; or may be, as it does not say of what."""
     if or_unknown and source_key(manifest) == _UNKNOWN_SOURCE:
         return True
-    own = {normal_source(manifest.source.api_endpoint), manifest.source.keyspace}
-    return all(normal_source(source) in own for source in sources)
+    return all(normal_source(source) in Scope.of(manifest).source for source in sources)
 
 
 @dataclass
@@ -2747,9 +2745,10 @@ DRILL_QUERIES = 5
 MIN_RECALL = 0.8
 
 
-def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
+def run_drill(run: RestoreRun, steps: dict[str, float]) -> tuple[list[Outcome], dict[str, float]]:
     """Restore into scratch collections, compare, ask for neighbours, drop them again. Adds the seconds of each step.
 
+    Returns the outcome of each collection, and the recall of each that has vectors, by its name in the snapshot.
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
     taken = Existing.read(run.api, has_tables=False).infos
@@ -2775,7 +2774,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     finally:
         with timed(steps, "drop"):
             _clean_up(run, sorted(renames.values()))
-    return Drill(outcomes, recalls)
+    return outcomes, recalls
 
 
 class ScratchStays(BackupError):
@@ -2791,16 +2790,7 @@ class ScratchStays(BackupError):
 def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
-    cleaning: Future[None] = Future()
-
-    def clean() -> None:
-        try:
-            _drop_scratch(cleaner, names, run.changes)
-            cleaning.set_result(None)
-        except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
-            cleaning.set_exception(error)
-
-    threading.Thread(target=clean, daemon=True).start()
+    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes)
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2827,21 +2817,6 @@ def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
     drop_types(api, changes)
     if changes.types:
         raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
-
-
-@dataclass
-class Drill:
-    """What a drill found: the outcome of each collection, and the recall of each that has vectors."""
-
-    outcomes: list[Outcome]
-    recalls: dict[str, float]
-
-    @property
-    def exit_code(self) -> RestoreExit:
-        """As for a restore; neighbours that are not found are a difference."""
-        code = exit_code(self.outcomes)
-        is_poor = any(recall < MIN_RECALL for recall in self.recalls.values())
-        return RestoreExit.DIFFERENT if code is RestoreExit.OK and is_poor else code
 
 
 @contextlib.contextmanager
@@ -3027,7 +3002,7 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             rejects_file = options["rejects"] and options["rejects"].absolute()
             run = RestoreRun(verified, api, choices, report, options["as_json"], rejects_file, options["output_dir"])
             if options["drill"]:
-                return _print_drill(run, run_drill(run, steps), steps)
+                return _print_drill(run, *run_drill(run, steps), steps)
             return (run_compare if options["compare_only"] else run_restore)(run, options)
 
 
@@ -3223,9 +3198,8 @@ def route_text(run: RestoreRun) -> str:
 
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
-    source, target = run.verified.manifest.source, run.api.target
-    is_same_database = normal_source(source.api_endpoint) == normal_source(target.api_endpoint)
-    is_origin = is_same_database and source.keyspace == target.keyspace
+    target = Scope.make(run.api.target.api_endpoint, run.api.target.keyspace)
+    is_origin = Scope.of(run.verified.manifest).source == target.source
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
@@ -3545,11 +3519,14 @@ def equal_text(*, is_less: bool) -> str:
     return "equal, but for what the plan leaves out" if is_less else "equal"
 
 
-def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> RestoreExit:
-    rows = [_outcome_row(outcome) for outcome in drill.outcomes]
+def _print_drill(
+    run: RestoreRun, outcomes: list[Outcome], recalls: dict[str, float], steps: dict[str, float]
+) -> RestoreExit:
+    """The exit code is as for a restore; neighbours that are not found are a difference."""
+    rows = [_outcome_row(outcome) for outcome in outcomes]
     texts = [f"Drill of {route_text(run)}:"]
-    for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
-        recall = drill.recalls.get(row["name"])
+    for row, planned in zip(rows, [outcome.planned for outcome in outcomes], strict=True):
+        recall = recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
         if recall is not None and recall < MIN_RECALL:
@@ -3563,12 +3540,14 @@ def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> Rest
         "snapshot": run.verified.snapshot.label,
         "keyspace": run.api.target.keyspace,
         "collections": rows,
-        "recall_at_10": drill.recalls,
+        "recall_at_10": recalls,
         "steps_seconds": steps,
         "warnings": run.report.warnings,
         "duration_seconds": round(time.monotonic() - run.started, 3),
     }
-    code = drill.exit_code
+    code = exit_code(outcomes)
+    if code is RestoreExit.OK and any(recall < MIN_RECALL for recall in recalls.values()):
+        code = RestoreExit.DIFFERENT
     return print_either(run.as_json, code.name.lower(), code, fields, "\n".join(texts))
 
 
