@@ -977,9 +977,10 @@ class PlannedCollection:
         """What the target takes for the key of an id."""
         return key_of(document_id)
 
-    def send_creation(self, api: DataApi, name: str) -> bool:
-        """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
-        return send_schema(api, "createCollection", {"name": name, "options": self.options})
+    def send_creation(self, api: DataApi) -> bool:
+        """Create it, or what it lacks. Whether the answer is to the only request. Raises TargetRefused."""
+        command, part = ("createTable", "definition") if self.is_table else ("createCollection", "options")
+        return send_schema(api, command, {"name": self.target_name, part: self.options})
 
     @property
     def label(self) -> str:
@@ -1405,10 +1406,6 @@ class PlannedTable(PlannedCollection):
         """The primary key, equal for equal values: another server may spell a number in another way."""
         parts = [bytes(part) for part in msgspec.json.decode(document_id, type=list[msgspec.Raw])]
         return b",".join([_plain_key(part) for part in parts])
-
-    def send_creation(self, api: DataApi, name: str) -> bool:
-        """Create the table under a name. Whether the answer is to the only request. Raises TargetRefused."""
-        return send_schema(api, "createTable", {"name": name, "definition": self.options})
 
 
 class KeyStore:
@@ -1853,7 +1850,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     log.info("%s: %s.", planned.label, "creating" if is_new else "checking its indexes")
     was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
-    is_confirmed = planned.send_creation(run.api, name) and not was_asked
+    is_confirmed = planned.send_creation(run.api) and not was_asked
     if is_new or planned.is_resumed:
         run.api.created[name] = time.monotonic()
     if is_new:
@@ -1944,7 +1941,7 @@ def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes
     if planned.is_table:
         changes.tables.add(name)
     changes.steps[name] = Step.CREATING
-    planned.send_creation(api, name)
+    scratch.send_creation(api)
     changes.steps[name] = Step.CREATED
     _check_created(api, scratch)
     drop(api, name, is_table=planned.is_table)
