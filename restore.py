@@ -745,8 +745,7 @@ def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
                 f"--identity {path}: {describe_error(error, with_path=False)}.",
                 "Check the path and its rights: `~` is not expanded.",
             ) from error
-        if not is_protected(found[-1]):
-            _parse_identities(found[-1])
+        _parse_identities(found[-1])
     return found
 
 
@@ -754,31 +753,24 @@ def unlock(files: Iterable[KeyFile]) -> tuple[Any, ...]:
     """The identities in files; the passphrases of those that have one are asked for. Raises BackupError."""
     found: list[Any] = []
     for file in files:
-        found += _parse_identities(file._replace(content=_unlocked(file)) if is_protected(file) else file)
+        if (identities := _parse_identities(file)) is None:
+            identities = _parse_identities(file._replace(content=_unlocked(file)))
+        if not identities:
+            raise file.error("there is no identity in it")
+        found += identities
     return tuple(found)
-
-
-def is_protected(file: KeyFile) -> bool:
-    """Whether a passphrase protects what is in a file of --identity."""
-    import pyrage
-
-    if file.content.startswith(_AGE_FILE) or not _is_ssh(file):
-        return file.content.startswith(_AGE_FILE)
-    try:
-        pyrage.ssh.Identity.from_buffer(file.content)
-    except pyrage.IdentityError as error:
-        return "decrypted first" in str(error) or "Encrypted" in str(error)
-    return False
 
 
 def _is_ssh(file: KeyFile) -> bool:
     return file.content.startswith(b"-----BEGIN ") and not file.content.startswith(_AGE_FILE)
 
 
-def _parse_identities(file: KeyFile) -> list[Any]:
-    """The identities in a file that no passphrase protects. What is in it stays out of the errors."""
+def _parse_identities(file: KeyFile) -> list[Any] | None:
+    """The identities in a file; None where a passphrase protects it. What is in it stays out of the errors."""
     import pyrage
 
+    if file.content.startswith(_AGE_FILE):
+        return None
     try:
         if _is_ssh(file):
             return [pyrage.ssh.Identity.from_buffer(file.content)]
@@ -791,6 +783,8 @@ def _parse_identities(file: KeyFile) -> list[Any]:
         raise file.error("it is neither text nor an SSH private key") from error
     except pyrage.IdentityError as error:
         if _is_ssh(file):
+            if "decrypted first" in str(error) or "Encrypted" in str(error):
+                return None
             raise file.error("it is not an SSH private key that can be read") from error
         what = "is a public key" if line.startswith(("age1", "ssh-")) else "is not an age private key"
         what = f"line {lines.index(line) + 1} {what}"
