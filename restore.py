@@ -139,9 +139,6 @@ MAX_BATCH_BYTES = 4_000_000
 MAX_IN_IDS = 100  # values in one `$in`
 READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
-COMPARE_PART_DOCUMENTS = 10_000  # of which a comparison holds two at once: what is wanted, and what was found
-MAX_COMPARE_PARTS = 2048
-SPOOL_BUFFER_BYTES = 2 * 1024 * 1024  # of all parts of a spool
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 CREATIONS_AT_ONCE = 4
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
@@ -1402,37 +1399,6 @@ class PlannedTable(PlannedCollection):
         return b",".join([_plain_key(part) for part in parts])
 
 
-class KeyStore:
-    """The keys of a table's rows, by their digests, in a temporary database: memory is flat. The sink of a scan."""
-
-    def __init__(self, planned: PlannedTable, path: Path) -> None:
-        self._planned = planned
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
-
-    def write(self, documents: Iterable[msgspec.Raw]) -> None:
-        """Note rows of the target."""
-        rows = [(self._digest(bytes(row)),) for row in documents]
-        with self._lock:
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
-            self._database.execute("COMMIT")
-
-    def has(self, row: bytes) -> bool:
-        """Whether a row of that key is there."""
-        with self._lock:
-            found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
-            return found.fetchone() is not None
-
-    def abandon(self) -> None:
-        """What was noted will not be looked at."""
-
-    def _digest(self, row: bytes) -> bytes:
-        return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
-
-
 @contextlib.contextmanager
 def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
     """The keys of the rows that are to be kept; None where nothing is, or the server itself notices."""
@@ -1442,10 +1408,10 @@ def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore 
     name = planned.target_name
     log.info("%s: reading the keys of the rows that are kept.", name)
     with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
-        numbers = itertools.count()
-        # A store is closed when nobody has it any more.
-        new_store = lambda: KeyStore(planned, Path(directory, str(next(numbers))))  # noqa: E731
-        yield scan_collection(run.requests, planned.source(run.api), new_store, ScanProgress())
+        new_store = partial(KeyStore, directory, planned, text_digest)
+        kept = scan_collection(run.requests, planned.source(run.api), new_store, ScanProgress())
+        kept.sort()
+        yield kept
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -2483,53 +2449,70 @@ class Comparison:
         return ", ".join(parts) or "equal"
 
 
-class KeySpool:
-    """Digests by document id, spread over files by the key's checksum, so that one part fits into memory at any size.
+class KeyStore:
+    """Keys of documents, each with a digest of its text, in a temporary database: memory is flat. The sink of a scan.
 
-    The sink of a scan. Thread-safe.
+    Thread-safe. The database is closed when nobody has the store any more.
     """
 
-    def __init__(self, directory: Path, planned: PlannedCollection, digest: Digest) -> None:
+    def __init__(self, directory: str, planned: PlannedCollection, digest: Digest) -> None:
         self._planned, self._digest = planned, digest
-        self.count = 0  # of what was noted, also where a key came twice
-        place = tempfile.mkdtemp(dir=directory)
-        self.parts = min(MAX_COMPARE_PARTS, 1 + planned.stats.document_count // COMPARE_PART_DOCUMENTS)
-        self._paths = [Path(place, str(number)) for number in range(self.parts)]
-        self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
+        self._path = f"{directory}/{secrets.token_hex(8)}"
+        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE documents (key BLOB, digest BLOB, id BLOB)")
+        self._database.execute("BEGIN")
         self.is_abandoned = False
 
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
-        for document in documents:
-            self.add(*self._planned.as_found(bytes(document)))
+        self.add(self._planned.as_found(bytes(document)) for document in documents)
 
     def abandon(self) -> None:
         """What was noted will not be looked at; who reads for it may stop."""
         self.is_abandoned = True
 
-    def add(self, document_id: bytes, text: bytes) -> None:
-        """Note a document by its id's compact JSON text."""
-        key, digest = self._planned.key_of(document_id), self._digest(text).hex().encode()
-        number = zlib.crc32(key) % self.parts
-        row = (digest, key) if key == document_id else (digest, key, document_id)
+    def add(self, documents: Iterable[tuple[bytes, bytes]]) -> int:
+        """Note documents: each one's id, as compact JSON text, and text. Returns how many they were."""
+        rows = []
+        for document_id, text in documents:
+            key = self._planned.key_of(document_id)
+            rows.append((key, self._digest(text), None if key == document_id else document_id))
         with self._lock:
-            self.count += 1
-            self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
-            if len(self._buffers[number]) > SPOOL_BUFFER_BYTES // self.parts:
-                self._flush(number)
+            self._database.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+        return len(rows)
 
-    def part(self, number: int) -> dict[bytes, tuple[bytes, bytes]]:
-        """One part: key to (digest, id). A key that is there twice keeps its last digest."""
-        self._flush(number)
-        with self._paths[number].open("rb") as file:
-            rows = (line.rstrip(b"\n").split(b"\t") for line in file)
-            return {row[1]: (row[0], row[-1]) for row in rows}
+    def sort(self) -> None:
+        """Everything was noted: it is going to be asked for key by key."""
+        self._database.execute("CREATE INDEX keys ON documents (key)")
 
-    def _flush(self, number: int) -> None:
-        with self._paths[number].open("ab") as file:
-            file.write(self._buffers[number])
-        self._buffers[number].clear()
+    def has(self, document: bytes) -> bool:
+        """Whether a document of that key was noted."""
+        key = self._planned.key_of(self._planned.as_found(document)[0])
+        with self._lock:
+            return self._database.execute("SELECT 1 FROM documents WHERE key = ?", (key,)).fetchone() is not None
+
+    def differences(self, found: KeyStore) -> Iterator[tuple[str, bytes]]:
+        """(kind, id) of each difference between the snapshot and what was `found`; of one key the last counts."""
+        for store in (self, found):
+            store._database.execute("COMMIT")
+        self._database.execute("ATTACH ? AS found", (found._path,))
+        rows = self._database.execute(
+            "SELECT key, 0, rowid, digest, coalesce(id, key) FROM main.documents"
+            " UNION ALL SELECT key, 1, rowid, digest, coalesce(id, key) FROM found.documents ORDER BY 1, 2, 3"
+        )
+        for _, of_key in itertools.groupby(rows, lambda row: row[0]):
+            last: dict[int, tuple[bytes, bytes]] = {}
+            for _, side, _, digest, document_id in of_key:
+                if side == 0 and last:  # a decimal has lost its scale
+                    yield "missing", b'"of a key that the target takes for that of another row"'
+                last[side] = digest, document_id
+            if len(last) == 1:
+                yield ("missing", last[0][1]) if 0 in last else ("extra", last[1][1])
+            elif last[0][0] != last[1][0]:
+                yield "different", last[0][1]
 
 
 def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
@@ -2548,60 +2531,40 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
     name = planned.target_name
     comparison = Comparison(differences_file=differences, collection=name)
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
-
-        def new_spool() -> KeySpool:
-            return KeySpool(Path(directory), planned, digest)
-
-        wanted = new_spool()
+        new_store = partial(KeyStore, directory, planned, digest)
+        wanted = new_store()
         with stoppable_pool(1) as pool:
-            reading = pool.submit(_spool_snapshot, run, planned, wanted)
+            reading = pool.submit(_note_snapshot, run, planned, wanted)
             try:
-                found = _scan_target(run, planned, new_spool)
+                found = _scan_target(run, planned, new_store)
                 await_all([reading])
             finally:
                 wanted.abandon()
-        keys = 0
-        for number in range(wanted.parts):
-            part = wanted.part(number)
-            keys += len(part)
-            _compare_part(part, found.part(number), comparison)
-        for _ in range(wanted.count - keys):  # rows that one key stands for in the target: a decimal has lost its scale
-            comparison.add("missing", b'"of a key that the target takes for that of another row"')
+        for kind, document_id in wanted.differences(found):
+            comparison.add(kind, document_id)
         if differences:
             differences.flush()
     run.report.finish(name)
     return comparison
 
 
-def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callable[[], KeySpool]) -> KeySpool:
+def _scan_target(run: RestoreRun, planned: PlannedCollection, new_store: Callable[[], KeyStore]) -> KeyStore:
     name, expected = planned.target_name, planned.record.held
     progress = ScanProgress(
         lambda: run.report.start(name, expected, "comparing"), lambda count: run.report.advance(name, count)
     )
     if not planned.exists:
         progress.restart()
-        return new_spool()
-    return scan_collection(run.requests, planned.source(run.api), new_spool, progress, expected)
+        return new_store()
+    return scan_collection(run.requests, planned.source(run.api), new_store, progress, expected)
 
 
-def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
+def _note_snapshot(run: RestoreRun, planned: PlannedCollection, store: KeyStore) -> None:
     """Note the documents of a data file as they were to be sent."""
-    for line, _, document in planned.lines(run.verified.snapshot):
-        if spool.is_abandoned:
-            return
-        spool.add(planned.id_in(line, document), planned.to_compare(line, document))
-
-
-def _compare_part(
-    wanted: dict[bytes, tuple[bytes, bytes]], found: dict[bytes, tuple[bytes, bytes]], comparison: Comparison
-) -> None:
-    for key, (digest, document_id) in wanted.items():
-        if key not in found:
-            comparison.add("missing", document_id)
-        elif found[key][0] != digest:
-            comparison.add("different", document_id)
-    for key in found.keys() - wanted.keys():
-        comparison.add("extra", found[key][1])
+    lines = planned.lines(run.verified.snapshot)
+    documents = ((planned.id_in(line, document), planned.to_compare(line, document)) for line, _, document in lines)
+    while not store.is_abandoned and store.add(itertools.islice(documents, MAX_BATCH_DOCUMENTS)):
+        pass
 
 
 def same_document(one: bytes, other: bytes) -> bool:
@@ -2704,9 +2667,10 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
             outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
         found = outcome.comparison.describe()
         log.info("%s: compared with the snapshot: %s.", name, found, extra={"collection": name})
-    except (BackupError, FormatError, OSError) as error:
+    except (BackupError, FormatError, OSError, sqlite3.Error) as error:
         files = "the file of --differences, or " * bool(differences)
-        where = f" ({files}a temporary one: TMPDIR says where they go)" if isinstance(error, OSError) else ""
+        is_of_a_file = isinstance(error, (OSError, sqlite3.Error))
+        where = f" ({files}a temporary one: TMPDIR says where they go)" * is_of_a_file
         outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
         log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
