@@ -134,10 +134,8 @@ WRITE_COMMANDS = READ_COMMANDS | {
 }
 """All that may leave this process while it writes; `--dry-run` is held to READ_COMMANDS."""
 
-MAX_BATCH_DOCUMENTS = 100  # the server refuses more
+MAX_BATCH_DOCUMENTS = 100  # the server refuses more, also ids in an `$in`
 MAX_BATCH_BYTES = 4_000_000
-MAX_IN_IDS = 100  # values in one `$in`
-READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 CREATIONS_AT_ONCE = 4
@@ -2404,13 +2402,11 @@ def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiEr
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
-    """The target's documents with the ids of `texts`, by `id_key`. Reads in groups that the server takes."""
+    """The target's documents with the ids of `texts`, by `key_of`: no more than a batch has, as many as `$in` takes."""
     found: dict[bytes, bytes] = {}
-    for start in range(0, len(texts), MAX_IN_IDS):
-        ids = b",".join(Document.parse(text).id for text in texts[start : start + MAX_IN_IDS])
-        chosen = b'{"_id":{"$in":[' + ids + b"]}}"
-        for page in api.pages(Readable(collection), filter_json=chosen):
-            found.update(zip(page.keys, map(bytes, page.documents), strict=True))
+    chosen = b'{"_id":{"$in":[%b]}}' % b",".join(Document.parse(text).id for text in texts)
+    for page in api.pages(Readable(collection), filter_json=chosen) if texts else ():
+        found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
 
 
@@ -2610,9 +2606,7 @@ class RestoreRun:
     api: DataApi
     choices: Choices
     report: Report
-    as_json: bool
-    rejects_file: Path | None
-    output_dir: Path
+    options: dict[str, Any]  # of the command line
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
     changes: Changes = field(default_factory=Changes)
     started: float = field(default_factory=time.monotonic)
@@ -2620,8 +2614,8 @@ class RestoreRun:
     @functools.cached_property
     def rejects(self) -> Rejects:
         """Where refused documents go."""
-        directories = [self.verified.snapshot.path.absolute().parent, self.output_dir.absolute()]
-        return Rejects(self.rejects_file, directories)
+        directories = [self.verified.snapshot.path.absolute().parent, self.options["output_dir"].absolute()]
+        return Rejects(self.options["rejects"] and self.options["rejects"].absolute(), directories)
 
     @functools.cached_property
     def requests(self) -> Requests:
@@ -2954,11 +2948,10 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            rejects_file = options["rejects"] and options["rejects"].absolute()
-            run = RestoreRun(verified, api, choices, report, options["as_json"], rejects_file, options["output_dir"])
+            run = RestoreRun(verified, api, choices, report, options)
             if options["drill"]:
                 return _print_drill(run, *run_drill(run, steps), steps)
-            return (run_compare if options["compare_only"] else run_restore)(run, options)
+            return run_compare(run) if options["compare_only"] else run_restore(run)
 
 
 MODES = {
@@ -3017,10 +3010,11 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
+def run_restore(run: RestoreRun) -> int:
     """Plan, show, ask, carry out, compare, print. Returns the exit code."""
+    options = run.options
     if not options["dry_run"]:
-        run = dataclasses.replace(run, journal=open_journal(run, options))
+        run = dataclasses.replace(run, journal=open_journal(run))
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
@@ -3040,7 +3034,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
-    outcomes = carry_out(run, plan, options)
+    outcomes = carry_out(run, plan)
     code = exit_code(outcomes)
     if code is RestoreExit.OK:
         journal.remove()
@@ -3052,10 +3046,10 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     return _print_outcomes(run, outcomes, code)
 
 
-def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str, Any]) -> list[Outcome]:
+def carry_out(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Restore what was planned, with a journal. From here on the target is written to."""
-    with differences_file(options["differences"]) as differences:
-        open_for_writing(run.journal, is_chosen=options["journal"] is not None)
+    with differences_file(run.options["differences"]) as differences:
+        open_for_writing(run.journal, is_chosen=run.options["journal"] is not None)
         try:
             writing = with_writing(run)
             outcomes = write_collections(writing, plan)
@@ -3070,7 +3064,7 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
             if run.changes.is_over:
                 names = ", ".join(planned.target_name for planned in plan)
                 raise RestoreBrokeOff(f"{describe_error(error)}. Written to, and not finished: {names}.") from error
-            if not isinstance(error, RestoreBrokeOff) and not options["resume"]:  # nothing was written
+            if not isinstance(error, RestoreBrokeOff) and not run.options["resume"]:  # nothing was written
                 run.journal.remove()
             raise
 
@@ -3121,7 +3115,7 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
                 )
 
 
-def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
+def open_journal(run: RestoreRun) -> Journal:
     """The journal of this snapshot, target and set of choices. Without one the restore works, but cannot be resumed."""
     snapshot, target = run.verified.snapshot, run.api.target
     digest = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
@@ -3132,7 +3126,7 @@ def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
         "choices": repr(dataclasses.replace(run.choices, workers=0)),
     }
     name = f".restore-{snapshot.name}-{digest[:8]}.journal"
-    return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
+    return Journal(run.options["journal"] or snapshot.path.absolute().parent / name, key, resume=run.options["resume"])
 
 
 def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
@@ -3153,8 +3147,8 @@ def route_text(run: RestoreRun) -> str:
 
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
-    target = Scope.make(run.api.target.api_endpoint, run.api.target.keyspace)
-    is_origin = Scope.of(run.verified.manifest).source == target.source
+    source, target = run.verified.manifest.source, run.api.target
+    is_origin = Scope.make(source.api_endpoint, source.keyspace) == Scope.make(target.api_endpoint, target.keyspace)
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
@@ -3179,9 +3173,9 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         raise
 
 
-def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
+def run_compare(run: RestoreRun) -> int:
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
-    with differences_file(options["differences"]) as file:
+    with differences_file(run.options["differences"]) as file:
         outcomes = compare_target(run, file)
     return _print_outcomes(run, outcomes, exit_code(outcomes), did_write=False)
 
@@ -3395,7 +3389,7 @@ def _print_plan(run: RestoreRun, rows: list[str]) -> RestoreExit:
         "plan": rows,
     }
     text = "\n".join([f"{route_text(run)}:", *rows, "Nothing was written."])
-    return print_either(run.as_json, "dry-run", RestoreExit.OK, fields, text)
+    return print_either(run.options["as_json"], "dry-run", RestoreExit.OK, fields, text)
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
@@ -3441,7 +3435,7 @@ def _print_outcomes(
     counted = plural(count, "document") + (" or row" if count == 1 else " and rows") * bool(tables)
     done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
-    return print_either(run.as_json, code.name.lower(), code, fields, text)
+    return print_either(run.options["as_json"], code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3503,7 +3497,7 @@ def _print_drill(
     code = exit_code(outcomes)
     if code is RestoreExit.OK and any(recall < MIN_RECALL for recall in recalls.values()):
         code = RestoreExit.DIFFERENT
-    return print_either(run.as_json, code.name.lower(), code, fields, "\n".join(texts))
+    return print_either(run.options["as_json"], code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:
