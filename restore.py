@@ -20,6 +20,7 @@ if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends 
 import base64
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -1366,11 +1367,6 @@ class PlannedTable(PlannedCollection):
         """The primary key of a row of the snapshot."""
         return self.shape.key(line)
 
-    @property
-    def skips(self) -> bool:
-        """Whether rows that are there are kept: an insert would change them, so their keys are read first."""
-        return self.keeps_documents and self.on_existing is OnExisting.SKIP
-
     def to_send(self, document: Document) -> bytes:
         """A row as it is to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
         members = {}
@@ -1399,8 +1395,8 @@ class PlannedTable(PlannedCollection):
 
 @contextlib.contextmanager
 def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
-    """The keys of the rows that are to be kept; None where nothing is, or the server itself notices."""
-    if not isinstance(planned, PlannedTable) or not planned.skips:
+    """The keys of the rows that are to be kept, since an insert would change them; None where there are none."""
+    if not (planned.is_table and planned.keeps_documents and planned.on_existing is OnExisting.SKIP):
         yield None
         return
     name = planned.target_name
@@ -1645,11 +1641,6 @@ class Outcome:
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
         return counts_text(plural(self.inserted, self.planned.record.noun), self.inserted, more)
 
-    @property
-    def is_failed(self) -> bool:
-        """Whether something of it is not in the target for a reason that was reported."""
-        return self.error is not None or self.rejected > 0
-
 
 FEATURE_HINTS = {
     "LEXICAL_FEATURE_NOT_ENABLED": "The target has no lexical search: --without-lexical restores without it.",
@@ -1681,16 +1672,6 @@ class Changes:
     tables: set[str] = field(default_factory=set)  # which of the names are those of tables
     types: dict[str, bool] = field(default_factory=dict)  # created: whether the server confirmed it
     is_over: bool = False  # all are created, documents are being written
-
-    @property
-    def droppable(self) -> list[str]:
-        """Only what the server confirmed as created by this very run."""
-        return [name for name, step in list(self.steps.items()) if step is Step.CREATED or name in self.scratch]
-
-    @property
-    def has_dropped(self) -> bool:
-        """Whether something that was there before is gone, or may be."""
-        return bool(self.dropped) or Step.DROPPING in self.steps.values()
 
     def refused(self, name: str) -> None:
         """The server did not do what it was asked: what has that name is not of this run."""
@@ -1851,9 +1832,10 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
         changes.refused(name)
     before = set(changes.steps)
     changes.look(_names(run.api, changes))
-    if not changes.has_dropped:
-        for unmade in changes.droppable:
-            _unmake(run.api, unmade, changes)
+    if not changes.dropped and Step.DROPPING not in changes.steps.values():  # nothing from before is gone, or may be
+        for unmade, step in list(changes.steps.items()):
+            if step is Step.CREATED or unmade in changes.scratch:  # confirmed, or a name that nobody else has
+                _unmake(run.api, unmade, changes)
         changes.look(_names(run.api, changes) if changes.steps else set())
         drop_types(run.api, changes)
     for unmade in before - set(changes.steps):
@@ -2426,17 +2408,11 @@ class Comparison:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     first: dict[str, str] = field(default_factory=dict)
     definition: list[str] = field(default_factory=list)
-    differences_file: IO[str] | None = field(default=None, repr=False)
-    collection: str = ""
 
-    def add(self, kind: str, document_id: bytes) -> None:
-        """Count a difference, and write it down if there is a file for it."""
+    def add(self, kind: str, document_id: str) -> None:
+        """Count a difference."""
         self.counts[kind] += 1
-        id_text = document_id.decode(errors="replace")
-        self.first.setdefault(kind, id_text)
-        if self.differences_file:
-            collection = json.dumps(self.collection)
-            self.differences_file.write(f'{{"collection": {collection}, "kind": "{kind}", "id": {id_text}}}\n')
+        self.first.setdefault(kind, document_id)
 
     def describe(self) -> str:
         """The differences in words."""
@@ -2525,7 +2501,7 @@ def compare_collection(run: RestoreRun, planned: PlannedCollection, differences:
 def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differences: IO[str] | None) -> Comparison:
     """Read the snapshot in a thread while the target is scanned."""
     name = planned.target_name
-    comparison = Comparison(differences_file=differences, collection=name)
+    comparison = Comparison()
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
         new_store = partial(KeyStore, directory, planned, digest)
         wanted = new_store()
@@ -2537,7 +2513,10 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
             finally:
                 wanted.abandon()
         for kind, document_id in wanted.differences(found):
-            comparison.add(kind, document_id)
+            id_text = document_id.decode(errors="replace")
+            comparison.add(kind, id_text)
+            if differences:
+                differences.write(f'{{"collection": {json.dumps(name)}, "kind": "{kind}", "id": {id_text}}}\n')
         if differences:
             differences.flush()
     run.report.finish(name)
@@ -2663,9 +2642,10 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         log.info("%s: compared with the snapshot: %s.", name, found, extra={"collection": name})
     except (BackupError, FormatError, OSError, sqlite3.Error) as error:
         files = "the file of --differences, or " * bool(differences)
-        is_of_a_file = isinstance(error, (OSError, sqlite3.Error))
-        where = f" ({files}a temporary one: TMPDIR says where they go)" * is_of_a_file
-        outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
+        where = f" ({files}a temporary one: TMPDIR says where they go)" * isinstance(error, (OSError, sqlite3.Error))
+        is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        reason = os.strerror(errno.ENOSPC) if is_full else describe_error(error)
+        outcome.error = outcome.error or f"the comparison failed: {reason}{where}"
         log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
 
@@ -2680,7 +2660,7 @@ def is_different(outcome: Outcome) -> bool:
 
 def exit_code(outcomes: list[Outcome]) -> RestoreExit:
     """The exit code for what became of the collections."""
-    if any(outcome.is_failed for outcome in outcomes):
+    if any(outcome.error is not None or outcome.rejected for outcome in outcomes):
         return RestoreExit.INCOMPLETE
     return RestoreExit.DIFFERENT if any(map(is_different, outcomes)) else RestoreExit.OK
 
