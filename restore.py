@@ -2289,23 +2289,18 @@ class CollectionWriter:
 
     def _settle_existing(self, batch: Batch) -> list[bytes]:
         """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
-        there = find_by_ids(self._api, self._name, batch.existing)
+        there, as_found = find_by_ids(self._api, self._name, batch.existing), self._outcome.planned.as_found
         gone = []
         for text in batch.existing:
-            found = there.get(key_of(Document.parse(text).id))
+            document_id, wanted = as_found(text)
+            found = there.get(key_of(document_id))
             if found is None:
                 gone.append(text)
-            elif self._is_same(text, found):
+            elif same_document(wanted, as_found(found)[1]):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
                 self._replace(batch, text)  # otherwise it is kept, and the comparison names it
         return gone
-
-    def _is_same(self, sent: bytes, found: bytes) -> bool:
-        """Whether the target has what was sent."""
-        view = self._outcome.planned.view
-        wanted, there = view.to_compare(Document.parse(sent)), view.as_found(Document.parse(found))
-        return same_document(wanted.text(), there.text())
 
     def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
@@ -3202,11 +3197,9 @@ def print_document(text: bytes) -> None:
     """Write a document to stdout, byte for byte but for a terminal. Raises BackupError if not all of it got out."""
     if sys.stdout.isatty():
         text = escape_controls(text.decode()).encode()
-    sys.stdout.flush()
-    left = memoryview(text + b"\n")
     try:
-        while left:  # stdout takes what it can
-            left = left[os.write(sys.stdout.fileno(), left) :]
+        sys.stdout.buffer.write(text + b"\n")
+        sys.stdout.buffer.flush()
     except OSError as error:
         raise BackupError(
             f"The document could not be printed: {error.strerror}.", "What got out is cut off."
