@@ -885,14 +885,14 @@ class View:
         return sent
 
     def to_compare(self, document: Document) -> Document:
-        """A document, to be sent or found in the target, without what the server makes by itself."""
-        if "$vectorize" in document and "$vector" in document and not self._is_open(document):
-            return Document({name: value for name, value in document.items() if name != "$vector"})
-        return document
+        """A document of the snapshot, or of the target, without what was not sent, or what the server makes by itself.
 
-    def as_found(self, document: Document) -> Document:
-        """A document of the target, to be compared: one that still has all equals what is sent of it."""
-        return self.to_compare(self.to_send(document))
+        One of the target that still has all equals what is sent of it.
+        """
+        sent = self.to_send(document)
+        if "$vectorize" in sent and "$vector" in sent and not self._is_open(sent):
+            return Document({name: value for name, value in sent.items() if name != "$vector"})
+        return sent
 
     def _is_open(self, document: Document) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
@@ -956,12 +956,12 @@ class PlannedCollection:
 
     def to_compare(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
         """The text of a document of the snapshot as the target should have it."""
-        return self.view.to_compare(self.view.to_send(document)).text()
+        return self.view.to_compare(document).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, self.view.as_found(document).text()
+        return document.id, self.view.to_compare(document).text()
 
     def key_of(self, document_id: bytes) -> bytes:
         """What the target takes for the key of an id."""
@@ -2017,9 +2017,8 @@ class Journal:
         """The restore is over."""
         if self._file and self.path:
             with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+                self._file.close()
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -2108,12 +2107,8 @@ class Rejects:
 
     def add(self, collection: str, text: bytes, code: str, message: str) -> Path | None:
         """Write a document with the server's reason; the file it is in, None if no place takes it."""
-        row = b'{"collection":%b,"code":%b,"message":%b,"document":%b}\n' % (
-            msgspec.json.encode(collection),
-            msgspec.json.encode(code),
-            msgspec.json.encode(redactor.redact(message)),
-            text,
-        )
+        fields = {"collection": collection, "code": code, "message": redactor.redact(message)}
+        row = msgspec.json.encode({**fields, "document": msgspec.Raw(text)}) + b"\n"
         with self._lock:
             for path in self._paths(f"rejects-{urllib.parse.quote(collection, safe='')}.jsonl"):
                 try:
