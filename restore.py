@@ -2490,7 +2490,8 @@ def compare_collection(run: RestoreRun, planned: PlannedCollection, differences:
 
 def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differences: IO[str] | None) -> Comparison:
     """Read the snapshot in a thread while the target is scanned."""
-    name = planned.target_name
+    name, expected = planned.target_name, planned.record.held
+    progress = ScanProgress(partial(run.report.start, name, expected, "comparing"), partial(run.report.advance, name))
     comparison = Comparison()
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
         new_store = partial(KeyStore, directory, planned, digest)
@@ -2498,7 +2499,11 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
         with stoppable_pool(1) as pool:
             reading = pool.submit(_note_snapshot, run, planned, wanted)
             try:
-                found = _scan_target(run, planned, new_store)
+                if planned.exists:
+                    found = scan_collection(run.requests, planned.source(run.api), new_store, progress, expected)
+                else:
+                    progress.restart()
+                    found = new_store()
                 await_all([reading])
             finally:
                 wanted.abandon()
@@ -2511,17 +2516,6 @@ def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differ
             differences.flush()
     run.report.finish(name)
     return comparison
-
-
-def _scan_target(run: RestoreRun, planned: PlannedCollection, new_store: Callable[[], KeyStore]) -> KeyStore:
-    name, expected = planned.target_name, planned.record.held
-    progress = ScanProgress(
-        lambda: run.report.start(name, expected, "comparing"), lambda count: run.report.advance(name, count)
-    )
-    if not planned.exists:
-        progress.restart()
-        return new_store()
-    return scan_collection(run.requests, planned.source(run.api), new_store, progress, expected)
 
 
 def _note_snapshot(run: RestoreRun, planned: PlannedCollection, store: KeyStore) -> None:
