@@ -659,11 +659,13 @@ def check_record(
     if record.data_size_bytes not in (None, size):
         raise SnapshotRefused(f"{snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}.")
     report.start(record.name, record.held, "verifying")
+    shape, fields = record.shape(), type_fields(types)
+    columns = shape.columns if shape else {}
+    converters = {name: convert for name, of in columns.items() if (convert := converter(of, fields))}
     try:
         with snapshot.open(name) as stream:
             reader = snapshot.reader(record, stream)
             if looks_inside:
-                converters = row_converters(record.shape(), types) if isinstance(record, TableRecord) else {}
                 stats = reader.check(partial(report.advance, record.name), partial(_check_row, converters))
                 facts = stats.facts(record)
             else:
@@ -694,12 +696,6 @@ def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
                 raise FormatError(f"{record.name} has columns of types that are not there: {', '.join(unknown)}")
     except (FormatError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise SnapshotRefused(f"{snapshot.label}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
-
-
-def row_converters(shape: TableShape, types: Iterable[msgspec.Raw]) -> dict[str, Convert]:
-    """By column, what makes of a value what can be written; not for those where that is the same."""
-    fields = type_fields(types)
-    return {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
 
 
 def _check_row(converters: dict[str, Convert], row: dict[str, bytes]) -> None:
@@ -2982,8 +2978,7 @@ def run_restore(run: RestoreRun) -> int:
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
-        if ended := find_ended(run):
-            complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
+        if ended := finish_ended(run):
             return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
             "The target does not hold the whole snapshot; starting from the beginning."
@@ -3013,7 +3008,12 @@ def run_restore(run: RestoreRun) -> int:
 def carry_out(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Restore what was planned, with a journal. From here on the target is written to."""
     with differences_file(run.options["differences"]) as differences:
-        open_for_writing(run.journal, is_chosen=run.options["journal"] is not None)
+        try:
+            run.journal.open()
+        except OSError as error:
+            if path := run.options["journal"]:
+                raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --journal.") from error
+            log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
         try:
             writing = with_writing(run)
             outcomes = write_collections(writing, plan)
@@ -3038,14 +3038,6 @@ def with_writing(run: RestoreRun) -> RestoreRun:
     return dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
 
 
-def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
-    """Make the indexes that collections may lack, however equal their documents are."""
-    for planned in plan:
-        planned.is_resumed = True
-    ask_first(run, plan, yes=yes)
-    create_collections(with_writing(run), plan)
-
-
 def check_rejects_file(path: Path) -> None:
     """Raise BackupError if a file cannot be written; one that is not there yet is not left behind."""
     is_new = not os.path.lexists(path)
@@ -3057,13 +3049,23 @@ def check_rejects_file(path: Path) -> None:
         raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --rejects.") from error
 
 
-def find_ended(run: RestoreRun) -> list[Outcome] | None:
-    """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
+def finish_ended(run: RestoreRun) -> list[Outcome] | None:
+    """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not.
+
+    Makes the indexes that collections may lack, however equal their documents are.
+    """
     there = Existing.read(run.api, has_tables=False).infos
     if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
-    return outcomes if exit_code(outcomes) is RestoreExit.OK else None
+    if not outcomes or exit_code(outcomes) is not RestoreExit.OK:
+        return None
+    plan = [outcome.planned for outcome in outcomes]
+    for planned in plan:
+        planned.is_resumed = True
+    ask_first(run, plan, yes=run.options["yes"])
+    create_collections(with_writing(run), plan)
+    return outcomes
 
 
 def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
@@ -3091,16 +3093,6 @@ def open_journal(run: RestoreRun) -> Journal:
     }
     name = f".restore-{snapshot.name}-{digest[:8]}.journal"
     return Journal(run.options["journal"] or snapshot.path.absolute().parent / name, key, resume=run.options["resume"])
-
-
-def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
-    """Begin a journal. Raises BackupError if its place was chosen and cannot be written; otherwise there is none."""
-    try:
-        journal.open()
-    except OSError as error:
-        if is_chosen:
-            raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
-        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
 
 
 def route_text(run: RestoreRun) -> str:
