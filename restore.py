@@ -41,6 +41,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -382,61 +383,6 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     )
 
 
-def _problem_of(one: Stored) -> str:
-    """Why something cannot be the latest, whatever its name promises; empty if it can."""
-    if isinstance(one.error, SnapshotRefused):
-        return one.error.message
-    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
-    if one.manifest is None:
-        return f"{where}: {describe_error(one.error or FormatError())}."
-    return "" if one.manifest.is_complete else f"{where}: {MANIFEST_NAME} says that it is incomplete."
-
-
-@dataclass
-class Candidates:
-    """What could be the latest, sorted out: the newest of each source, those of some collections only, why others
-    cannot be used, by their names, and what the snapshots are of that were not asked for.
-    """
-
-    newest: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # name, and what it is of in words
-    partial: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    others: dict[str, None] = field(default_factory=dict)
-
-    @classmethod
-    def sort(cls, candidates: Iterable[Stored], sources: tuple[str, ...]) -> Self:
-        """Sort candidates, which come newest first; no more of them are looked at than it takes."""
-        found, wanted = cls(), {normal_source(source) for source in sources}
-        for one in candidates:
-            problem = _problem_of(one)
-            if problem or one.manifest is None:
-                found.refused[one.name] = problem
-            elif not is_of(one.manifest, sources):
-                found.others[str(one.manifest.source)] = None
-            elif one.manifest.selection:
-                found.partial.append(one.name)
-            else:
-                key = source_key(one.manifest)
-                found.newest.setdefault(key, (one.name, str(one.manifest.source)))
-                if wanted.issuperset(key):  # nothing else can be meant
-                    break
-        return found
-
-    def none(self, place: str, sources: tuple[str, ...]) -> BackupError:
-        """Why nothing is the latest."""
-        if self.refused and not self.partial and not self.others:
-            return SnapshotRefused(next(iter(self.refused.values())))
-        facts = [f"There are snapshots of: {', '.join(self.others)}."] if self.others else []
-        facts += [f"Of some collections only: {', '.join(self.partial)}."] if self.partial else []
-        facts += [f"Refused: {' '.join(self.refused.values())}"] if self.refused else []
-        wanted = f" of {' and '.join(sources)}" if sources else ""
-        text = f"There is no complete snapshot{wanted} in {place}"
-        if not facts:
-            return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
-        hint = "Give one of these keyspaces or endpoints to --source." if self.others else "Name a snapshot."
-        return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
-
-
 def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place: str, report: Report) -> str:
     """The name of the newest snapshot of a whole keyspace; `candidates` come newest first.
 
@@ -444,26 +390,66 @@ def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place:
     SnapshotRefused if nothing there can be read. What does not tell its source (older scripts) makes nothing
     ambiguous, unless it is the newest.
     """
-    found = Candidates.sort(candidates, sources)
-    newest = found.newest
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    newest: dict[tuple[str, str], str] = {}
+    for one in candidates:
+        kind, text = _kind_of(one, sources)
+        found[kind][one.name] = text
+        if kind == "whole" and one.manifest:
+            newest.setdefault(source_key(one.manifest), one.name)
+            if set(map(normal_source, sources)).issuperset(source_key(one.manifest)):  # nothing else can be meant
+                break
     if newest and next(iter(newest)) != _UNKNOWN_SOURCE and (unknown := newest.pop(_UNKNOWN_SOURCE, None)):
-        report.warn(f"{unknown[0]} does not say which database it is of, and is left out.")
-    if not newest:
-        raise found.none(place, sources)
-    if len(newest) > 1:
-        rows = "".join(f"\n  {name}: {source}" for name, source in newest.values())
-        raise BackupError(
+        report.warn(f"{unknown} does not say which database it is of, and is left out.")
+    if len(newest) != 1:
+        raise _no_latest(found, list(newest.values()), sources, place)
+    (latest,) = newest.values()
+    for name, problem in found["refused"].items():
+        if name[:15] > latest[:15]:
+            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
+    partial = next(iter(found["partial"]), "")
+    if partial[:15] > latest[:15]:
+        log.info("%s is newer, but holds only some collections.", partial)
+    log.info("The latest in %s is %s, of %s.", place, latest, found["whole"][latest])
+    return latest
+
+
+def _kind_of(one: Stored, sources: tuple[str, ...]) -> tuple[str, str]:
+    """Whether something is refused, of another source, partial or whole; and why, or of what it is in words."""
+    if isinstance(one.error, SnapshotRefused):
+        return "refused", one.error.message
+    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
+    if one.manifest is None:
+        return "refused", f"{where}: {describe_error(one.error or FormatError())}."
+    if not one.manifest.is_complete:
+        return "refused", f"{where}: {MANIFEST_NAME} says that it is incomplete."
+    if not is_of(one.manifest, sources):
+        return "others", str(one.manifest.source)
+    return "partial" if one.manifest.selection else "whole", str(one.manifest.source)
+
+
+def _no_latest(
+    found: dict[str, dict[str, str]], newest: list[str], sources: tuple[str, ...], place: str
+) -> BackupError:
+    """Why nothing is the latest: none that is there counts, or more than one of them does."""
+    if newest:
+        rows = "".join(f"\n  {name}: {found['whole'][name]}" for name in newest)
+        return BackupError(
             f"`latest` is ambiguous: in {place} are snapshots of more than one database or keyspace. The newest:{rows}",
             "Narrow it with --source KEYSPACE or --source ENDPOINT, or name a snapshot.",
         )
-    ((latest, source),) = newest.values()
-    for name, problem in found.refused.items():
-        if name[:15] > latest[:15]:
-            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
-    if found.partial and found.partial[0][:15] > latest[:15]:
-        log.info("%s is newer, but holds only some collections.", found.partial[0])
-    log.info("The latest in %s is %s, of %s.", place, latest, source)
-    return latest
+    partial, refused, others = found["partial"], found["refused"], dict.fromkeys(found["others"].values())
+    if refused and not partial and not others:
+        return SnapshotRefused(next(iter(refused.values())))
+    facts = [f"There are snapshots of: {', '.join(others)}."] if others else []
+    facts += [f"Of some collections only: {', '.join(partial)}."] if partial else []
+    facts += [f"Refused: {' '.join(refused.values())}"] if refused else []
+    wanted = f" of {' and '.join(sources)}" if sources else ""
+    text = f"There is no complete snapshot{wanted} in {place}"
+    if not facts:
+        return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
+    hint = "Give one of these keyspaces or endpoints to --source." if others else "Name a snapshot."
+    return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
 
 
 _UNKNOWN_SOURCE = ("", "")
