@@ -1328,7 +1328,7 @@ class PlannedTable(PlannedCollection):
 
     def source(self, api: DataApi) -> Readable:
         """What the target has of that name, to be read page by page."""
-        shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
+        shape = dataclasses.replace(self.shape, columns=self.options["columns"])
         return readable_table(api, self.target_name, shape)
 
     def keys_only(self) -> Readable:
