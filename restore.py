@@ -2442,7 +2442,7 @@ class KeyStore:
         """(kind, id) of each difference between the snapshot and what was `found`; of one key the last counts."""
         for store in (self, found):
             store._database.execute("COMMIT")
-        self._database.execute("ATTACH ? AS found", (found._path,))
+        self._database.execute("ATTACH ? AS found", (os.fsencode(found._path),))  # TMPDIR may be any bytes
         rows = self._database.execute(
             "SELECT key, 0, rowid, digest, coalesce(id, key) FROM main.documents"
             " UNION ALL SELECT key, 1, rowid, digest, coalesce(id, key) FROM found.documents ORDER BY 1, 2, 3"
