@@ -2714,6 +2714,13 @@ def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
         raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
 
 
+def drill_exit_code(outcomes: list[Outcome], recalls: dict[str, float]) -> RestoreExit:
+    """As for a restore; neighbours that are not found are a difference."""
+    code = exit_code(outcomes)
+    is_poor = any(recall < MIN_RECALL for recall in recalls.values())
+    return RestoreExit.DIFFERENT if code is RestoreExit.OK and is_poor else code
+
+
 @contextlib.contextmanager
 def timed(steps: dict[str, float], name: str) -> Iterator[None]:
     """Note the seconds that a step takes."""
@@ -3411,7 +3418,6 @@ def equal_text(*, is_less: bool) -> str:
 def _print_drill(
     run: RestoreRun, outcomes: list[Outcome], recalls: dict[str, float], steps: dict[str, float]
 ) -> RestoreExit:
-    """The exit code is as for a restore; neighbours that are not found are a difference."""
     rows = [_outcome_row(outcome) for outcome in outcomes]
     texts = [f"Drill of {route_text(run)}:"]
     for row, planned in zip(rows, [outcome.planned for outcome in outcomes], strict=True):
@@ -3434,9 +3440,7 @@ def _print_drill(
         "warnings": run.report.warnings,
         "duration_seconds": round(time.monotonic() - run.started, 3),
     }
-    code = exit_code(outcomes)
-    if code is RestoreExit.OK and any(recall < MIN_RECALL for recall in recalls.values()):
-        code = RestoreExit.DIFFERENT
+    code = drill_exit_code(outcomes, recalls)
     return print_either(run.options["as_json"], code.name.lower(), code, fields, "\n".join(texts))
 
 
