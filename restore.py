@@ -20,6 +20,7 @@ if __name__ == "__main__":  # the imports take a while: a signal meanwhile ends 
 import base64
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import gzip
@@ -41,6 +42,7 @@ import time
 import urllib.parse
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,6 +83,7 @@ from astra_backup import (
     RequestError,
     Requests,
     ScanProgress,
+    Scope,
     Stored,
     TableInfo,
     TableRecord,
@@ -129,14 +132,9 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 MAX_VECTOR_BYTES = 4_000_000  # no vector is longer than the document that it stands in
 PROGRESS_DOCUMENTS = 500  # how often a reader of a data file tells how far it is
 _AGE_BEGIN, _AGE_HEADER_END = b"age-encryption.org/v1\n", b"\n--- "
-MAX_BATCH_DOCUMENTS = 100  # the server refuses more
+MAX_BATCH_DOCUMENTS = 100  # the server refuses more, also ids in an `$in`
 MAX_BATCH_BYTES = 4_000_000
-MAX_IN_IDS = 100  # values in one `$in`
-READY_BATCHES = 3  # read and decoded before they are wanted
 MAX_ROUNDS = 5  # how often a document is sent that the server does not make up its mind about
-COMPARE_PART_DOCUMENTS = 10_000  # of which a comparison holds two at once: what is wanted, and what was found
-MAX_COMPARE_PARTS = 2048
-SPOOL_BUFFER_BYTES = 2 * 1024 * 1024  # of all parts of a spool
 _SCRATCH_NAME = re.compile(r"drill_[0-9a-f]{8}_[0-9]+")
 CREATIONS_AT_ONCE = 4
 MIN_CREATE_TIMEOUT_S = 120.0  # giving up on a createCollection cancels it
@@ -513,61 +511,6 @@ def find_snapshot(wanted: str, output_dir: Path, sources: tuple[str, ...], repor
     )
 
 
-def _problem_of(one: Stored) -> str:
-    """Why something cannot be the latest, whatever its name promises; empty if it can."""
-    if isinstance(one.error, SnapshotRefused):
-        return one.error.message
-    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
-    if one.manifest is None:
-        return f"{where}: {describe_error(one.error or FormatError())}."
-    return "" if one.manifest.is_complete else f"{where}: {MANIFEST_NAME} says that it is incomplete."
-
-
-@dataclass
-class Candidates:
-    """What could be the latest, sorted out: the newest of each source, those of some collections only, why others
-    cannot be used, by their names, and what the snapshots are of that were not asked for.
-    """
-
-    newest: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # name, and what it is of in words
-    partial: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    others: dict[str, None] = field(default_factory=dict)
-
-    @classmethod
-    def sort(cls, candidates: Iterable[Stored], sources: tuple[str, ...]) -> Self:
-        """Sort candidates, which come newest first; no more of them are looked at than it takes."""
-        found, wanted = cls(), {normal_source(source) for source in sources}
-        for one in candidates:
-            problem = _problem_of(one)
-            if problem or one.manifest is None:
-                found.refused[one.name] = problem
-            elif not is_of(one.manifest, sources):
-                found.others[str(one.manifest.source)] = None
-            elif one.manifest.selection:
-                found.partial.append(one.name)
-            else:
-                key = source_key(one.manifest)
-                found.newest.setdefault(key, (one.name, str(one.manifest.source)))
-                if wanted.issuperset(key):  # nothing else can be meant
-                    break
-        return found
-
-    def none(self, place: str, sources: tuple[str, ...]) -> BackupError:
-        """Why nothing is the latest."""
-        if self.refused and not self.partial and not self.others:
-            return SnapshotRefused(next(iter(self.refused.values())))
-        facts = [f"There are snapshots of: {', '.join(self.others)}."] if self.others else []
-        facts += [f"Of some collections only: {', '.join(self.partial)}."] if self.partial else []
-        facts += [f"Refused: {' '.join(self.refused.values())}"] if self.refused else []
-        wanted = f" of {' and '.join(sources)}" if sources else ""
-        text = f"There is no complete snapshot{wanted} in {place}"
-        if not facts:
-            return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
-        hint = "Give one of these keyspaces or endpoints to --source." if self.others else "Name a snapshot."
-        return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
-
-
 def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place: str, report: Report) -> str:
     """The name of the newest snapshot of a whole keyspace; `candidates` come newest first.
 
@@ -575,26 +518,66 @@ def choose_latest(candidates: Iterable[Stored], sources: tuple[str, ...], place:
     SnapshotRefused if nothing there can be read. What does not tell its source (older scripts) makes nothing
     ambiguous, unless it is the newest.
     """
-    found = Candidates.sort(candidates, sources)
-    newest = found.newest
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    newest: dict[tuple[str, str], str] = {}
+    for one in candidates:
+        kind, text = _kind_of(one, sources)
+        found[kind][one.name] = text
+        if kind == "whole" and one.manifest:
+            newest.setdefault(source_key(one.manifest), one.name)
+            if set(map(normal_source, sources)).issuperset(source_key(one.manifest)):  # nothing else can be meant
+                break
     if newest and next(iter(newest)) != _UNKNOWN_SOURCE and (unknown := newest.pop(_UNKNOWN_SOURCE, None)):
-        report.warn(f"{unknown[0]} does not say which database it is of, and is left out.")
-    if not newest:
-        raise found.none(place, sources)
-    if len(newest) > 1:
-        rows = "".join(f"\n  {name}: {source}" for name, source in newest.values())
-        raise BackupError(
+        report.warn(f"{unknown} does not say which database it is of, and is left out.")
+    if len(newest) != 1:
+        raise _no_latest(found, list(newest.values()), sources, place)
+    (latest,) = newest.values()
+    for name, problem in found["refused"].items():
+        if name[:15] > latest[:15]:
+            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
+    partial = next(iter(found["partial"]), "")
+    if partial[:15] > latest[:15]:
+        log.info("%s is newer, but holds only some collections.", partial)
+    log.info("The latest in %s is %s, of %s.", place, latest, found["whole"][latest])
+    return latest
+
+
+def _kind_of(one: Stored, sources: tuple[str, ...]) -> tuple[str, str]:
+    """Whether something is refused, of another source, partial or whole; and why, or of what it is in words."""
+    if isinstance(one.error, SnapshotRefused):
+        return "refused", one.error.message
+    where = f"{one.at.name} in Box" if isinstance(one.at, BoxFile) else one.at
+    if one.manifest is None:
+        return "refused", f"{where}: {describe_error(one.error or FormatError())}."
+    if not one.manifest.is_complete:
+        return "refused", f"{where}: {MANIFEST_NAME} says that it is incomplete."
+    if not is_of(one.manifest, sources):
+        return "others", str(one.manifest.source)
+    return "partial" if one.manifest.selection else "whole", str(one.manifest.source)
+
+
+def _no_latest(
+    found: dict[str, dict[str, str]], newest: list[str], sources: tuple[str, ...], place: str
+) -> BackupError:
+    """Why nothing is the latest: none that is there counts, or more than one of them does."""
+    if newest:
+        rows = "".join(f"\n  {name}: {found['whole'][name]}" for name in newest)
+        return BackupError(
             f"`latest` is ambiguous: in {place} are snapshots of more than one database or keyspace. The newest:{rows}",
             "Narrow it with --source KEYSPACE or --source ENDPOINT, or name a snapshot.",
         )
-    ((latest, source),) = newest.values()
-    for name, problem in found.refused.items():
-        if name[:15] > latest[:15]:
-            report.warn(f"Newer than {latest}, but it cannot be used: {problem}")
-    if found.partial and found.partial[0][:15] > latest[:15]:
-        log.info("%s is newer, but holds only some collections.", found.partial[0])
-    log.info("The latest in %s is %s, of %s.", place, latest, source)
-    return latest
+    partial, refused, others = found["partial"], found["refused"], dict.fromkeys(found["others"].values())
+    if refused and not partial and not others:
+        return SnapshotRefused(next(iter(refused.values())))
+    facts = [f"There are snapshots of: {', '.join(others)}."] if others else []
+    facts += [f"Of some collections only: {', '.join(partial)}."] if partial else []
+    facts += [f"Refused: {' '.join(refused.values())}"] if refused else []
+    wanted = f" of {' and '.join(sources)}" if sources else ""
+    text = f"There is no complete snapshot{wanted} in {place}"
+    if not facts:
+        return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
+    hint = "Give one of these keyspaces or endpoints to --source." if others else "Name a snapshot."
+    return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
 
 
 _UNKNOWN_SOURCE = ("", "")
@@ -607,18 +590,15 @@ def normal_source(text: str) -> str:
 
 def source_key(manifest: Manifest) -> tuple[str, str]:
     """The endpoint and the keyspace of a snapshot, to be compared; older scripts did not always write them."""
-    source = manifest.source
-    if not source.api_endpoint or not source.keyspace:
-        return _UNKNOWN_SOURCE
-    return normal_source(source.api_endpoint), source.keyspace
+    key = Scope.of(manifest).source
+    return key if all(key) else _UNKNOWN_SOURCE
 
 
 def is_of(manifest: Manifest, sources: Iterable[str], *, or_unknown: bool = False) -> bool:
     """Whether a snapshot is of all these sources: keyspaces or endpoints; or may be, as it does not say of what."""
     if or_unknown and source_key(manifest) == _UNKNOWN_SOURCE:
         return True
-    own = {normal_source(manifest.source.api_endpoint), manifest.source.keyspace}
-    return all(normal_source(source) in own for source in sources)
+    return all(normal_source(source) in Scope.of(manifest).source for source in sources)
 
 
 @dataclass
@@ -793,11 +773,13 @@ def check_record(
     if record.data_size_bytes not in (None, size):
         raise SnapshotRefused(f"{snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}.")
     report.start(record.name, record.held, "verifying")
+    shape, fields = record.shape(), type_fields(types)
+    columns = shape.columns if shape else {}
+    converters = {name: convert for name, of in columns.items() if (convert := converter(of, fields))}
     try:
         with snapshot.open(name) as stream:
             reader = snapshot.reader(record, stream)
             if looks_inside:
-                converters = row_converters(record.shape(), types) if isinstance(record, TableRecord) else {}
                 stats = reader.check(partial(report.advance, record.name), partial(_check_row, converters))
                 facts = stats.facts(record)
             else:
@@ -828,12 +810,6 @@ def _check_tables(snapshot: Snapshot, manifest: Manifest) -> None:
                 raise FormatError(f"{record.name} has columns of types that are not there: {', '.join(unknown)}")
     except (FormatError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise SnapshotRefused(f"{snapshot.label}: a table cannot be read from {MANIFEST_NAME}: {error}.") from error
-
-
-def row_converters(shape: TableShape, types: Iterable[msgspec.Raw]) -> dict[str, Convert]:
-    """By column, what makes of a value what can be written; not for those where that is the same."""
-    fields = type_fields(types)
-    return {name: convert for name, of in shape.columns.items() if (convert := converter(of, fields))}
 
 
 def _check_row(converters: dict[str, Convert], row: dict[str, bytes]) -> None:
@@ -875,8 +851,7 @@ def read_identity_files(paths: Iterable[Path]) -> list[KeyFile]:
                 f"--identity {path}: {describe_error(error, with_path=False)}.",
                 "Check the path and its rights: `~` is not expanded.",
             ) from error
-        if not is_protected(found[-1]):
-            _parse_identities(found[-1])
+        _parse_identities(found[-1])
     return found
 
 
@@ -884,31 +859,24 @@ def unlock(files: Iterable[KeyFile]) -> tuple[Any, ...]:
     """The identities in files; the passphrases of those that have one are asked for. Raises BackupError."""
     found: list[Any] = []
     for file in files:
-        found += _parse_identities(file._replace(content=_unlocked(file)) if is_protected(file) else file)
+        if (identities := _parse_identities(file)) is None:
+            identities = _parse_identities(file._replace(content=_unlocked(file)))
+        if not identities:
+            raise file.error("there is no identity in it")
+        found += identities
     return tuple(found)
-
-
-def is_protected(file: KeyFile) -> bool:
-    """Whether a passphrase protects what is in a file of --identity."""
-    import pyrage
-
-    if file.content.startswith(_AGE_FILE) or not _is_ssh(file):
-        return file.content.startswith(_AGE_FILE)
-    try:
-        pyrage.ssh.Identity.from_buffer(file.content)
-    except pyrage.IdentityError as error:
-        return "decrypted first" in str(error) or "Encrypted" in str(error)
-    return False
 
 
 def _is_ssh(file: KeyFile) -> bool:
     return file.content.startswith(b"-----BEGIN ") and not file.content.startswith(_AGE_FILE)
 
 
-def _parse_identities(file: KeyFile) -> list[Any]:
-    """The identities in a file that no passphrase protects. What is in it stays out of the errors."""
+def _parse_identities(file: KeyFile) -> list[Any] | None:
+    """The identities in a file; None where a passphrase protects it. What is in it stays out of the errors."""
     import pyrage
 
+    if file.content.startswith(_AGE_FILE):
+        return None
     try:
         if _is_ssh(file):
             return [pyrage.ssh.Identity.from_buffer(file.content)]
@@ -921,6 +889,8 @@ def _parse_identities(file: KeyFile) -> list[Any]:
         raise file.error("it is neither text nor an SSH private key") from error
     except pyrage.IdentityError as error:
         if _is_ssh(file):
+            if "decrypted first" in str(error) or "Encrypted" in str(error):
+                return None
             raise file.error("it is not an SSH private key that can be read") from error
         what = "is a public key" if line.startswith(("age1", "ssh-")) else "is not an age private key"
         what = f"line {lines.index(line) + 1} {what}"
@@ -1025,14 +995,14 @@ class View:
         return sent
 
     def to_compare(self, document: Document) -> Document:
-        """A document, to be sent or found in the target, without what the server makes by itself."""
-        if "$vectorize" in document and "$vector" in document and not self._is_open(document):
-            return Document({name: value for name, value in document.items() if name != "$vector"})
-        return document
+        """A document of the snapshot, or of the target, without what was not sent, or what the server makes by itself.
 
-    def as_found(self, document: Document) -> Document:
-        """A document of the target, to be compared: one that still has all equals what is sent of it."""
-        return self.to_compare(self.to_send(document))
+        One of the target that still has all equals what is sent of it.
+        """
+        sent = self.to_send(document)
+        if "$vectorize" in sent and "$vector" in sent and not self._is_open(sent):
+            return Document({name: value for name, value in sent.items() if name != "$vector"})
+        return sent
 
     def _is_open(self, document: Document) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
@@ -1096,20 +1066,21 @@ class PlannedCollection:
 
     def to_compare(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
         """The text of a document of the snapshot as the target should have it."""
-        return self.view.to_compare(self.view.to_send(document)).text()
+        return self.view.to_compare(document).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, self.view.as_found(document).text()
+        return document.id, self.view.to_compare(document).text()
 
     def key_of(self, document_id: bytes) -> bytes:
         """What the target takes for the key of an id."""
         return key_of(document_id)
 
-    def send_creation(self, api: DataApi, name: str) -> bool:
-        """Create it, or what it lacks, under a name. Whether the answer is to the only request."""
-        return send_schema(api, "createCollection", {"name": name, "options": self.options})
+    def send_creation(self, api: DataApi) -> bool:
+        """Create it, or what it lacks. Whether the answer is to the only request. Raises TargetRefused."""
+        command, part = ("createTable", "definition") if self.is_table else ("createCollection", "options")
+        return send_schema(api, command, {"name": self.target_name, part: self.options})
 
     @property
     def label(self) -> str:
@@ -1485,7 +1456,7 @@ class PlannedTable(PlannedCollection):
 
     def source(self, api: DataApi) -> Readable:
         """What the target has of that name, to be read page by page."""
-        shape = TableShape.read(self.target_name, msgspec.Raw(_definition_encoder.encode(self.options)))
+        shape = dataclasses.replace(self.shape, columns=self.options["columns"])
         return Readable.of_table(api, self.target_name, shape)
 
     def keys_only(self) -> Readable:
@@ -1505,11 +1476,6 @@ class PlannedTable(PlannedCollection):
     def id_in(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
         """The primary key of a row of the snapshot."""
         return self.shape.key(line)
-
-    @property
-    def skips(self) -> bool:
-        """Whether rows that are there are kept: an insert would change them, so their keys are read first."""
-        return self.keeps_documents and self.on_existing is OnExisting.SKIP
 
     def to_send(self, document: Document) -> bytes:
         """A row as it is to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
@@ -1536,55 +1502,20 @@ class PlannedTable(PlannedCollection):
         parts = [bytes(part) for part in msgspec.json.decode(document_id, type=list[msgspec.Raw])]
         return b",".join([_plain_key(part) for part in parts])
 
-    def send_creation(self, api: DataApi, name: str) -> bool:
-        """Create the table under a name. Whether the answer is to the only request. Raises TargetRefused."""
-        return send_schema(api, "createTable", {"name": name, "definition": self.options})
-
-
-class KeyStore:
-    """The keys of a table's rows, by their digests, in a temporary database: memory is flat. The sink of a scan."""
-
-    def __init__(self, planned: PlannedTable, path: Path) -> None:
-        self._planned = planned
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
-
-    def write(self, documents: Iterable[msgspec.Raw]) -> None:
-        """Note rows of the target."""
-        rows = [(self._digest(bytes(row)),) for row in documents]
-        with self._lock:
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?)", rows)
-            self._database.execute("COMMIT")
-
-    def has(self, row: bytes) -> bool:
-        """Whether a row of that key is there."""
-        with self._lock:
-            found = self._database.execute("SELECT 1 FROM keys WHERE key = ?", (self._digest(row),))
-            return found.fetchone() is not None
-
-    def abandon(self) -> None:
-        """What was noted will not be looked at."""
-
-    def _digest(self, row: bytes) -> bytes:
-        return hashlib.sha256(self._planned.key_of(self._planned.shape.key(row))).digest()
-
 
 @contextlib.contextmanager
 def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
-    """The keys of the rows that are to be kept; None where nothing is, or the server itself notices."""
-    if not isinstance(planned, PlannedTable) or not planned.skips:
+    """The keys of the rows that are to be kept, since an insert would change them; None where there are none."""
+    if not (planned.is_table and planned.keeps_documents and planned.on_existing is OnExisting.SKIP):
         yield None
         return
     name = planned.target_name
     log.info("%s: reading the keys of the rows that are kept.", name)
     with tempfile.TemporaryDirectory(prefix="restore-keys-", ignore_cleanup_errors=True) as directory:
-        numbers = itertools.count()
-        # A store is closed when nobody has it any more.
-        new_store = lambda: KeyStore(planned, Path(directory, str(next(numbers))))  # noqa: E731
-        yield run.requests.scan(planned.source(run.api), new_store, ScanProgress())
+        new_store = partial(KeyStore, directory, planned, text_digest)
+        kept = run.requests.scan(planned.source(run.api), new_store, ScanProgress())
+        kept.sort()
+        yield kept
 
 
 def _plain_key(value: bytes) -> bytes:
@@ -1820,11 +1751,6 @@ class Outcome:
         more = {"replaced": self.replaced, "there already": self.already_there, "rejected": self.rejected}
         return counts_text(plural(self.inserted, self.planned.record.noun), self.inserted, more)
 
-    @property
-    def is_failed(self) -> bool:
-        """Whether something of it is not in the target for a reason that was reported."""
-        return self.error is not None or self.rejected > 0
-
 
 FEATURE_HINTS = {
     "LEXICAL_FEATURE_NOT_ENABLED": "The target has no lexical search: --without-lexical restores without it.",
@@ -1856,16 +1782,6 @@ class Changes:
     tables: set[str] = field(default_factory=set)  # which of the names are those of tables
     types: dict[str, bool] = field(default_factory=dict)  # created: whether the server confirmed it
     is_over: bool = False  # all are created, documents are being written
-
-    @property
-    def droppable(self) -> list[str]:
-        """Only what the server confirmed as created by this very run."""
-        return [name for name, step in list(self.steps.items()) if step is Step.CREATED or name in self.scratch]
-
-    @property
-    def has_dropped(self) -> bool:
-        """Whether something that was there before is gone, or may be."""
-        return bool(self.dropped) or Step.DROPPING in self.steps.values()
 
     def refused(self, name: str) -> None:
         """The server did not do what it was asked: what has that name is not of this run."""
@@ -1983,7 +1899,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     log.info("%s: %s.", planned.label, "creating" if is_new else "checking its indexes")
     was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
     steps[name] = Step.CREATING if is_new else Step.COMPLETING
-    is_confirmed = planned.send_creation(run.api, name) and not was_asked
+    is_confirmed = planned.send_creation(run.api) and not was_asked
     if is_new or planned.is_resumed:
         run.api.created[name] = time.monotonic()
     if is_new:
@@ -2026,9 +1942,10 @@ def _given_up(run: RestoreRun, name: str, error: Exception) -> BackupError:
         changes.refused(name)
     before = set(changes.steps)
     changes.look(_names(run.api, changes))
-    if not changes.has_dropped:
-        for unmade in changes.droppable:
-            _unmake(run.api, unmade, changes)
+    if not changes.dropped and Step.DROPPING not in changes.steps.values():  # nothing from before is gone, or may be
+        for unmade, step in list(changes.steps.items()):
+            if step is Step.CREATED or unmade in changes.scratch:  # confirmed, or a name that nobody else has
+                _unmake(run.api, unmade, changes)
         changes.look(_names(run.api, changes) if changes.steps else set())
         drop_types(run.api, changes)
     for unmade in before - set(changes.steps):
@@ -2074,7 +1991,7 @@ def _prove_definition(api: DataApi, planned: PlannedCollection, changes: Changes
     if planned.is_table:
         changes.tables.add(name)
     changes.steps[name] = Step.CREATING
-    planned.send_creation(api, name)
+    scratch.send_creation(api)
     changes.steps[name] = Step.CREATED
     _check_created(api, scratch)
     drop(api, name, is_table=planned.is_table)
@@ -2210,9 +2127,8 @@ class Journal:
         """The restore is over."""
         if self._file and self.path:
             with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+                self._file.close()
 
     def _load(self, path: Path, key: dict[str, str]) -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -2301,12 +2217,8 @@ class Rejects:
 
     def add(self, collection: str, text: bytes, code: str, message: str) -> Path | None:
         """Write a document with the server's reason; the file it is in, None if no place takes it."""
-        row = b'{"collection":%b,"code":%b,"message":%b,"document":%b}\n' % (
-            msgspec.json.encode(collection),
-            msgspec.json.encode(code),
-            msgspec.json.encode(redactor.redact(message)),
-            text,
-        )
+        fields = {"collection": collection, "code": code, "message": redactor.redact(message)}
+        row = msgspec.json.encode({**fields, "document": msgspec.Raw(text)}) + b"\n"
         with self._lock:
             for path in self._paths(f"rejects-{urllib.parse.quote(collection, safe='')}.jsonl"):
                 try:
@@ -2482,23 +2394,18 @@ class CollectionWriter:
 
     def _settle_existing(self, batch: Batch) -> list[bytes]:
         """Read back what is there already: equal is done, different is replaced or kept. Returns what is gone again."""
-        there = find_by_ids(self._api, self._name, batch.existing)
+        there, as_found = find_by_ids(self._api, self._name, batch.existing), self._outcome.planned.as_found
         gone = []
         for text in batch.existing:
-            found = there.get(key_of(Document.parse(text).id))
+            document_id, wanted = as_found(text)
+            found = there.get(key_of(document_id))
             if found is None:
                 gone.append(text)
-            elif self._is_same(text, found):
+            elif same_document(wanted, as_found(found)[1]):
                 self._outcome.count(already_there=1)
             elif self._run.choices.on_existing is OnExisting.OVERWRITE:
                 self._replace(batch, text)  # otherwise it is kept, and the comparison names it
         return gone
-
-    def _is_same(self, sent: bytes, found: bytes) -> bool:
-        """Whether the target has what was sent."""
-        view = self._outcome.planned.view
-        wanted, there = view.to_compare(Document.parse(sent)), view.as_found(Document.parse(found))
-        return same_document(wanted.text(), there.text())
 
     def _reject(self, batch: Batch, text: bytes, code: str, message: str) -> None:
         file = self._run.rejects.add(self._name, text, code, message)
@@ -2577,13 +2484,11 @@ def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiEr
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
-    """The target's documents with the ids of `texts`, by `id_key`. Reads in groups that the server takes."""
+    """The target's documents with the ids of `texts`, by `key_of`: no more than a batch has, as many as `$in` takes."""
     found: dict[bytes, bytes] = {}
-    for start in range(0, len(texts), MAX_IN_IDS):
-        ids = b",".join(Document.parse(text).id for text in texts[start : start + MAX_IN_IDS])
-        chosen = b'{"_id":{"$in":[' + ids + b"]}}"
-        for page in api.pages(Readable(collection), filter_json=chosen):
-            found.update(zip(page.keys, map(bytes, page.documents), strict=True))
+    chosen = b'{"_id":{"$in":[%b]}}' % b",".join(Document.parse(text).id for text in texts)
+    for page in api.pages(Readable(collection), filter_json=chosen) if texts else ():
+        found.update(zip(page.keys, map(bytes, page.documents), strict=True))
     return found
 
 
@@ -2603,17 +2508,11 @@ class Comparison:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     first: dict[str, str] = field(default_factory=dict)
     definition: list[str] = field(default_factory=list)
-    differences_file: IO[str] | None = field(default=None, repr=False)
-    collection: str = ""
 
-    def add(self, kind: str, document_id: bytes) -> None:
-        """Count a difference, and write it down if there is a file for it."""
+    def add(self, kind: str, document_id: str) -> None:
+        """Count a difference."""
         self.counts[kind] += 1
-        id_text = document_id.decode(errors="replace")
-        self.first.setdefault(kind, id_text)
-        if self.differences_file:
-            collection = json.dumps(self.collection)
-            self.differences_file.write(f'{{"collection": {collection}, "kind": "{kind}", "id": {id_text}}}\n')
+        self.first.setdefault(kind, document_id)
 
     def describe(self) -> str:
         """The differences in words."""
@@ -2622,53 +2521,70 @@ class Comparison:
         return ", ".join(parts) or "equal"
 
 
-class KeySpool:
-    """Digests by document id, spread over files by the key's checksum, so that one part fits into memory at any size.
+class KeyStore:
+    """Keys of documents, each with a digest of its text, in a temporary database: memory is flat. The sink of a scan.
 
-    The sink of a scan. Thread-safe.
+    Thread-safe. The database is closed when nobody has the store any more.
     """
 
-    def __init__(self, directory: Path, planned: PlannedCollection, digest: Digest) -> None:
+    def __init__(self, directory: str, planned: PlannedCollection, digest: Digest) -> None:
         self._planned, self._digest = planned, digest
-        self.count = 0  # of what was noted, also where a key came twice
-        place = tempfile.mkdtemp(dir=directory)
-        self.parts = min(MAX_COMPARE_PARTS, 1 + planned.stats.document_count // COMPARE_PART_DOCUMENTS)
-        self._paths = [Path(place, str(number)) for number in range(self.parts)]
-        self._buffers = [bytearray() for _ in self._paths]
         self._lock = threading.Lock()
+        self._path = f"{directory}/{secrets.token_hex(8)}"
+        self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE documents (key BLOB, digest BLOB, id BLOB)")
+        self._database.execute("BEGIN")
         self.is_abandoned = False
 
     def write(self, documents: Iterable[msgspec.Raw]) -> None:
         """Note documents of the target."""
-        for document in documents:
-            self.add(*self._planned.as_found(bytes(document)))
+        self.add(self._planned.as_found(bytes(document)) for document in documents)
 
     def abandon(self) -> None:
         """What was noted will not be looked at; who reads for it may stop."""
         self.is_abandoned = True
 
-    def add(self, document_id: bytes, text: bytes) -> None:
-        """Note a document by its id's compact JSON text."""
-        key, digest = self._planned.key_of(document_id), self._digest(text).hex().encode()
-        number = zlib.crc32(key) % self.parts
-        row = (digest, key) if key == document_id else (digest, key, document_id)
+    def add(self, documents: Iterable[tuple[bytes, bytes]]) -> int:
+        """Note documents: each one's id, as compact JSON text, and text. Returns how many they were."""
+        rows = []
+        for document_id, text in documents:
+            key = self._planned.key_of(document_id)
+            rows.append((key, self._digest(text), None if key == document_id else document_id))
         with self._lock:
-            self.count += 1
-            self._buffers[number] += b"\t".join(row) + b"\n"  # JSON has neither, but as an escape
-            if len(self._buffers[number]) > SPOOL_BUFFER_BYTES // self.parts:
-                self._flush(number)
+            self._database.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+        return len(rows)
 
-    def part(self, number: int) -> dict[bytes, tuple[bytes, bytes]]:
-        """One part: key to (digest, id). A key that is there twice keeps its last digest."""
-        self._flush(number)
-        with self._paths[number].open("rb") as file:
-            rows = (line.rstrip(b"\n").split(b"\t") for line in file)
-            return {row[1]: (row[0], row[-1]) for row in rows}
+    def sort(self) -> None:
+        """Everything was noted: it is going to be asked for key by key."""
+        self._database.execute("CREATE INDEX keys ON documents (key)")
 
-    def _flush(self, number: int) -> None:
-        with self._paths[number].open("ab") as file:
-            file.write(self._buffers[number])
-        self._buffers[number].clear()
+    def has(self, document: bytes) -> bool:
+        """Whether a document of that key was noted."""
+        key = self._planned.key_of(self._planned.as_found(document)[0])
+        with self._lock:
+            return self._database.execute("SELECT 1 FROM documents WHERE key = ?", (key,)).fetchone() is not None
+
+    def differences(self, found: KeyStore) -> Iterator[tuple[str, bytes]]:
+        """(kind, id) of each difference between the snapshot and what was `found`; of one key the last counts."""
+        for store in (self, found):
+            store._database.execute("COMMIT")
+        self._database.execute("ATTACH ? AS found", (os.fsencode(found._path),))  # TMPDIR may be any bytes
+        rows = self._database.execute(
+            "SELECT key, 0, rowid, digest, coalesce(id, key) FROM main.documents"
+            " UNION ALL SELECT key, 1, rowid, digest, coalesce(id, key) FROM found.documents ORDER BY 1, 2, 3"
+        )
+        for _, of_key in itertools.groupby(rows, lambda row: row[0]):
+            last: dict[int, tuple[bytes, bytes]] = {}
+            for _, side, _, digest, document_id in of_key:
+                if side == 0 and last:  # a decimal has lost its scale
+                    yield "missing", b'"of a key that the target takes for that of another row"'
+                last[side] = digest, document_id
+            if len(last) == 1:
+                yield ("missing", last[0][1]) if 0 in last else ("extra", last[1][1])
+            elif last[0][0] != last[1][0]:
+                yield "different", last[0][1]
 
 
 def compare_collection(run: RestoreRun, planned: PlannedCollection, differences: IO[str] | None = None) -> Comparison:
@@ -2684,63 +2600,40 @@ def compare_collection(run: RestoreRun, planned: PlannedCollection, differences:
 
 def _compare(run: RestoreRun, planned: PlannedCollection, digest: Digest, differences: IO[str] | None) -> Comparison:
     """Read the snapshot in a thread while the target is scanned."""
-    name = planned.target_name
-    comparison = Comparison(differences_file=differences, collection=name)
+    name, expected = planned.target_name, planned.record.held
+    progress = ScanProgress(partial(run.report.start, name, expected, "comparing"), partial(run.report.advance, name))
+    comparison = Comparison()
     with tempfile.TemporaryDirectory(prefix="restore-compare-", ignore_cleanup_errors=True) as directory:
-
-        def new_spool() -> KeySpool:
-            return KeySpool(Path(directory), planned, digest)
-
-        wanted = new_spool()
+        new_store = partial(KeyStore, directory, planned, digest)
+        wanted = new_store()
         with stoppable_pool(1) as pool:
-            reading = pool.submit(_spool_snapshot, run, planned, wanted)
+            reading = pool.submit(_note_snapshot, run, planned, wanted)
             try:
-                found = _scan_target(run, planned, new_spool)
+                if planned.exists:
+                    found = run.requests.scan(planned.source(run.api), new_store, progress, expected)
+                else:
+                    progress.restart()
+                    found = new_store()
                 await_all([reading])
             finally:
                 wanted.abandon()
-        keys = 0
-        for number in range(wanted.parts):
-            part = wanted.part(number)
-            keys += len(part)
-            _compare_part(part, found.part(number), comparison)
-        for _ in range(wanted.count - keys):  # rows that one key stands for in the target: a decimal has lost its scale
-            comparison.add("missing", b'"of a key that the target takes for that of another row"')
+        for kind, document_id in wanted.differences(found):
+            id_text = document_id.decode(errors="replace")
+            comparison.add(kind, id_text)
+            if differences:
+                differences.write(f'{{"collection": {json.dumps(name)}, "kind": "{kind}", "id": {id_text}}}\n')
         if differences:
             differences.flush()
     run.report.finish(name)
     return comparison
 
 
-def _scan_target(run: RestoreRun, planned: PlannedCollection, new_spool: Callable[[], KeySpool]) -> KeySpool:
-    name, expected = planned.target_name, planned.record.held
-    progress = ScanProgress(
-        lambda: run.report.start(name, expected, "comparing"), lambda count: run.report.advance(name, count)
-    )
-    if not planned.exists:
-        progress.restart()
-        return new_spool()
-    return run.requests.scan(planned.source(run.api), new_spool, progress, expected)
-
-
-def _spool_snapshot(run: RestoreRun, planned: PlannedCollection, spool: KeySpool) -> None:
+def _note_snapshot(run: RestoreRun, planned: PlannedCollection, store: KeyStore) -> None:
     """Note the documents of a data file as they were to be sent."""
-    for line, _, document in planned.lines(run.verified.snapshot):
-        if spool.is_abandoned:
-            return
-        spool.add(planned.id_in(line, document), planned.to_compare(line, document))
-
-
-def _compare_part(
-    wanted: dict[bytes, tuple[bytes, bytes]], found: dict[bytes, tuple[bytes, bytes]], comparison: Comparison
-) -> None:
-    for key, (digest, document_id) in wanted.items():
-        if key not in found:
-            comparison.add("missing", document_id)
-        elif found[key][0] != digest:
-            comparison.add("different", document_id)
-    for key in found.keys() - wanted.keys():
-        comparison.add("extra", found[key][1])
+    lines = planned.lines(run.verified.snapshot)
+    documents = ((planned.id_in(line, document), planned.to_compare(line, document)) for line, _, document in lines)
+    while not store.is_abandoned and store.add(itertools.islice(documents, MAX_BATCH_DOCUMENTS)):
+        pass
 
 
 def same_document(one: bytes, other: bytes) -> bool:
@@ -2786,9 +2679,7 @@ class RestoreRun:
     api: DataApi
     choices: Choices
     report: Report
-    as_json: bool
-    rejects_file: Path | None
-    output_dir: Path
+    options: dict[str, Any]  # of the command line
     journal: Journal = field(default_factory=lambda: Journal(None, {}, resume=False))
     changes: Changes = field(default_factory=Changes)
     started: float = field(default_factory=time.monotonic)
@@ -2796,8 +2687,8 @@ class RestoreRun:
     @functools.cached_property
     def rejects(self) -> Rejects:
         """Where refused documents go."""
-        directories = [self.verified.snapshot.path.absolute().parent, self.output_dir.absolute()]
-        return Rejects(self.rejects_file, directories)
+        directories = [self.verified.snapshot.path.absolute().parent, self.options["output_dir"].absolute()]
+        return Rejects(self.options["rejects"] and self.options["rejects"].absolute(), directories)
 
     @functools.cached_property
     def requests(self) -> Requests:
@@ -2843,10 +2734,12 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
             outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
         found = outcome.comparison.describe()
         log.info("%s: compared with the snapshot: %s.", name, found, extra={"collection": name})
-    except (BackupError, FormatError, OSError) as error:
+    except (BackupError, FormatError, OSError, sqlite3.Error) as error:
         files = "the file of --differences, or " * bool(differences)
-        where = f" ({files}a temporary one: TMPDIR says where they go)" if isinstance(error, OSError) else ""
-        outcome.error = outcome.error or f"the comparison failed: {describe_error(error)}{where}"
+        where = f" ({files}a temporary one: TMPDIR says where they go)" * isinstance(error, (OSError, sqlite3.Error))
+        is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        reason = os.strerror(errno.ENOSPC) if is_full else describe_error(error)
+        outcome.error = outcome.error or f"the comparison failed: {reason}{where}"
         log.error("%s: %s", name, outcome.error, extra={"collection": name})
 
 
@@ -2861,7 +2754,7 @@ def is_different(outcome: Outcome) -> bool:
 
 def exit_code(outcomes: list[Outcome]) -> RestoreExit:
     """The exit code for what became of the collections."""
-    if any(outcome.is_failed for outcome in outcomes):
+    if any(outcome.error is not None or outcome.rejected for outcome in outcomes):
         return RestoreExit.INCOMPLETE
     return RestoreExit.DIFFERENT if any(map(is_different, outcomes)) else RestoreExit.OK
 
@@ -2875,9 +2768,10 @@ DRILL_QUERIES = 5
 MIN_RECALL = 0.8
 
 
-def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
+def run_drill(run: RestoreRun, steps: dict[str, float]) -> tuple[list[Outcome], dict[str, float]]:
     """Restore into scratch collections, compare, ask for neighbours, drop them again. Adds the seconds of each step.
 
+    Returns the outcome of each collection, and the recall of each that has vectors, by its name in the snapshot.
     The scratch collections are dropped whatever happens; their names are new, so nothing else can be.
     """
     taken = Existing.read(run.api, has_tables=False).infos
@@ -2903,7 +2797,7 @@ def run_drill(run: RestoreRun, steps: dict[str, float]) -> Drill:
     finally:
         with timed(steps, "drop"):
             _clean_up(run, sorted(renames.values()))
-    return Drill(outcomes, recalls)
+    return outcomes, recalls
 
 
 class ScratchStays(BackupError):
@@ -2919,16 +2813,7 @@ class ScratchStays(BackupError):
 def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
-    cleaning: Future[None] = Future()
-
-    def clean() -> None:
-        try:
-            _drop_scratch(cleaner, names, run.changes)
-            cleaning.set_result(None)
-        except BaseException as error:  # noqa: BLE001  (who waits for it raises it)
-            cleaning.set_exception(error)
-
-    threading.Thread(target=clean, daemon=True).start()
+    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes)
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2957,19 +2842,11 @@ def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
         raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
 
 
-@dataclass
-class Drill:
-    """What a drill found: the outcome of each collection, and the recall of each that has vectors."""
-
-    outcomes: list[Outcome]
-    recalls: dict[str, float]
-
-    @property
-    def exit_code(self) -> RestoreExit:
-        """As for a restore; neighbours that are not found are a difference."""
-        code = exit_code(self.outcomes)
-        is_poor = any(recall < MIN_RECALL for recall in self.recalls.values())
-        return RestoreExit.DIFFERENT if code is RestoreExit.OK and is_poor else code
+def drill_exit_code(outcomes: list[Outcome], recalls: dict[str, float]) -> RestoreExit:
+    """As for a restore; neighbours that are not found are a difference."""
+    code = exit_code(outcomes)
+    is_poor = any(recall < MIN_RECALL for recall in recalls.values())
+    return RestoreExit.DIFFERENT if code is RestoreExit.OK and is_poor else code
 
 
 @contextlib.contextmanager
@@ -3151,11 +3028,10 @@ def run_on_snapshot(snapshot: str, choices: Choices, options: dict[str, Any]) ->
             select_records(verified, choices)
             if api is None:
                 return _print_verified(verified, time.monotonic() - started, as_json=options["as_json"])
-            rejects_file = options["rejects"] and options["rejects"].absolute()
-            run = RestoreRun(verified, api, choices, report, options["as_json"], rejects_file, options["output_dir"])
+            run = RestoreRun(verified, api, choices, report, options)
             if options["drill"]:
-                return _print_drill(run, run_drill(run, steps), steps)
-            return (run_compare if options["compare_only"] else run_restore)(run, options)
+                return _print_drill(run, *run_drill(run, steps), steps)
+            return run_compare(run) if options["compare_only"] else run_restore(run)
 
 
 MODES = {
@@ -3214,15 +3090,15 @@ def read_renames(renames: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
+def run_restore(run: RestoreRun) -> int:
     """Plan, show, ask, carry out, compare, print. Returns the exit code."""
+    options = run.options
     if not options["dry_run"]:
-        run = dataclasses.replace(run, journal=open_journal(run, options))
+        run = dataclasses.replace(run, journal=open_journal(run))
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
-        if ended := find_ended(run):
-            complete_ended(run, [outcome.planned for outcome in ended], yes=options["yes"])
+        if ended := finish_ended(run):
             return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
             "The target does not hold the whole snapshot; starting from the beginning."
@@ -3237,7 +3113,7 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     log.info("Plan: %s:\n  %s", route_text(run), "\n  ".join(rows) or "nothing")
     run.report.end_bars()
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
-    outcomes = carry_out(run, plan, options)
+    outcomes = carry_out(run, plan)
     code = exit_code(outcomes)
     if code is RestoreExit.OK:
         journal.remove()
@@ -3249,10 +3125,15 @@ def run_restore(run: RestoreRun, options: dict[str, Any]) -> int:
     return _print_outcomes(run, outcomes, code)
 
 
-def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str, Any]) -> list[Outcome]:
+def carry_out(run: RestoreRun, plan: list[PlannedCollection]) -> list[Outcome]:
     """Restore what was planned, with a journal. From here on the target is written to."""
-    with differences_file(options["differences"]) as differences:
-        open_for_writing(run.journal, is_chosen=options["journal"] is not None)
+    with differences_file(run.options["differences"]) as differences:
+        try:
+            run.journal.open()
+        except OSError as error:
+            if path := run.options["journal"]:
+                raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --journal.") from error
+            log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
         try:
             writing = with_writing(run)
             outcomes = write_collections(writing, plan)
@@ -3267,7 +3148,7 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
             if run.changes.is_over:
                 names = ", ".join(planned.target_name for planned in plan)
                 raise RestoreBrokeOff(f"{describe_error(error)}. Written to, and not finished: {names}.") from error
-            if not isinstance(error, RestoreBrokeOff) and not options["resume"]:  # nothing was written
+            if not isinstance(error, RestoreBrokeOff) and not run.options["resume"]:  # nothing was written
                 run.journal.remove()
             raise
 
@@ -3275,14 +3156,6 @@ def carry_out(run: RestoreRun, plan: list[PlannedCollection], options: dict[str,
 def with_writing(run: RestoreRun) -> RestoreRun:
     """The run with a way to the target that may write."""
     return dataclasses.replace(run, api=DataApi(run.api.target, WRITE_COMMANDS, stop_event))
-
-
-def complete_ended(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
-    """Make the indexes that collections may lack, however equal their documents are."""
-    for planned in plan:
-        planned.is_resumed = True
-    ask_first(run, plan, yes=yes)
-    create_collections(with_writing(run), plan)
 
 
 def check_rejects_file(path: Path) -> None:
@@ -3296,13 +3169,23 @@ def check_rejects_file(path: Path) -> None:
         raise BackupError(f"Cannot write {path}: {error.strerror}.", "Give another --rejects.") from error
 
 
-def find_ended(run: RestoreRun) -> list[Outcome] | None:
-    """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not."""
+def finish_ended(run: RestoreRun) -> list[Outcome] | None:
+    """The outcomes of a restore that was killed after it had ended, when its journal was gone; None if it had not.
+
+    Makes the indexes that collections may lack, however equal their documents are.
+    """
     there = Existing.read(run.api, has_tables=False).infos
     if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
-    return outcomes if exit_code(outcomes) is RestoreExit.OK else None
+    if not outcomes or exit_code(outcomes) is not RestoreExit.OK:
+        return None
+    plan = [outcome.planned for outcome in outcomes]
+    for planned in plan:
+        planned.is_resumed = True
+    ask_first(run, plan, yes=run.options["yes"])
+    create_collections(with_writing(run), plan)
+    return outcomes
 
 
 def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: str) -> None:
@@ -3318,7 +3201,7 @@ def _check_text_field(verified: Verified, plan: list[PlannedCollection], name: s
                 )
 
 
-def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
+def open_journal(run: RestoreRun) -> Journal:
     """The journal of this snapshot, target and set of choices. Without one the restore works, but cannot be resumed."""
     snapshot, target = run.verified.snapshot, run.api.target
     digest = hashlib.sha256(snapshot.read(MANIFEST_NAME)).hexdigest()
@@ -3329,17 +3212,7 @@ def open_journal(run: RestoreRun, options: dict[str, Any]) -> Journal:
         "choices": repr(dataclasses.replace(run.choices, workers=0)),
     }
     name = f".restore-{snapshot.name}-{digest[:8]}.journal"
-    return Journal(options["journal"] or snapshot.path.absolute().parent / name, key, resume=options["resume"])
-
-
-def open_for_writing(journal: Journal, *, is_chosen: bool) -> None:
-    """Begin a journal. Raises BackupError if its place was chosen and cannot be written; otherwise there is none."""
-    try:
-        journal.open()
-    except OSError as error:
-        if is_chosen:
-            raise BackupError(f"Cannot write {journal.path}: {error.strerror}.", "Give another --journal.") from error
-        log.warning("No journal can be kept (%s); --journal FILE names another place.", error.strerror)
+    return Journal(run.options["journal"] or snapshot.path.absolute().parent / name, key, resume=run.options["resume"])
 
 
 def route_text(run: RestoreRun) -> str:
@@ -3351,8 +3224,7 @@ def route_text(run: RestoreRun) -> str:
 def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> None:
     """Ask before a drop, and before writing to where the snapshot came from. Raises TargetRefused for a no."""
     source, target = run.verified.manifest.source, run.api.target
-    is_same_database = normal_source(source.api_endpoint) == normal_source(target.api_endpoint)
-    is_origin = is_same_database and source.keyspace == target.keyspace
+    is_origin = Scope.make(source.api_endpoint, source.keyspace) == Scope.make(target.api_endpoint, target.keyspace)
     dropped = [planned.target_name for planned in plan if planned.is_dropped]
     if yes or not (is_origin or dropped):
         return
@@ -3377,9 +3249,9 @@ def ask_first(run: RestoreRun, plan: list[PlannedCollection], *, yes: bool) -> N
         raise
 
 
-def run_compare(run: RestoreRun, options: dict[str, Any]) -> int:
+def run_compare(run: RestoreRun) -> int:
     """Compare the target with the snapshot and print; writes nothing. Extra documents count as differences here."""
-    with differences_file(options["differences"]) as file:
+    with differences_file(run.options["differences"]) as file:
         outcomes = compare_target(run, file)
     return _print_outcomes(run, outcomes, exit_code(outcomes), did_write=False)
 
@@ -3426,11 +3298,9 @@ def print_document(text: bytes) -> None:
     """Write a document to stdout, byte for byte but for a terminal. Raises BackupError if not all of it got out."""
     if sys.stdout.isatty():
         text = escape_controls(text.decode()).encode()
-    sys.stdout.flush()
-    left = memoryview(text + b"\n")
     try:
-        while left:  # stdout takes what it can
-            left = left[os.write(sys.stdout.fileno(), left) :]
+        sys.stdout.buffer.write(text + b"\n")
+        sys.stdout.buffer.flush()
     except OSError as error:
         raise BackupError(
             f"The document could not be printed: {error.strerror}.", "What got out is cut off."
@@ -3593,7 +3463,7 @@ def _print_plan(run: RestoreRun, rows: list[str]) -> RestoreExit:
         "plan": rows,
     }
     text = "\n".join([f"{route_text(run)}:", *rows, "Nothing was written."])
-    return print_either(run.as_json, "dry-run", RestoreExit.OK, fields, text)
+    return print_either(run.options["as_json"], "dry-run", RestoreExit.OK, fields, text)
 
 
 def _print_verified(verified: Verified, duration_s: float, *, as_json: bool) -> RestoreExit:
@@ -3639,7 +3509,7 @@ def _print_outcomes(
     counted = plural(count, "document") + (" or row" if count == 1 else " and rows") * bool(tables)
     done = counts_text(counted, count, more) if did_write else f"{counted} in the snapshot"
     text = f"{what} in keyspace {run.api.target.keyspace}: {done}, {duration_s:.1f} s; {verdict}"
-    return print_either(run.as_json, code.name.lower(), code, fields, text)
+    return print_either(run.options["as_json"], code.name.lower(), code, fields, text)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
@@ -3672,11 +3542,13 @@ def equal_text(*, is_less: bool) -> str:
     return "equal, but for what the plan leaves out" if is_less else "equal"
 
 
-def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> RestoreExit:
-    rows = [_outcome_row(outcome) for outcome in drill.outcomes]
+def _print_drill(
+    run: RestoreRun, outcomes: list[Outcome], recalls: dict[str, float], steps: dict[str, float]
+) -> RestoreExit:
+    rows = [_outcome_row(outcome) for outcome in outcomes]
     texts = [f"Drill of {route_text(run)}:"]
-    for row, planned in zip(rows, [outcome.planned for outcome in drill.outcomes], strict=True):
-        recall = drill.recalls.get(row["name"])
+    for row, planned in zip(rows, [outcome.planned for outcome in outcomes], strict=True):
+        recall = recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
         if recall is not None and recall < MIN_RECALL:
@@ -3690,13 +3562,13 @@ def _print_drill(run: RestoreRun, drill: Drill, steps: dict[str, float]) -> Rest
         "snapshot": run.verified.snapshot.label,
         "keyspace": run.api.target.keyspace,
         "collections": rows,
-        "recall_at_10": drill.recalls,
+        "recall_at_10": recalls,
         "steps_seconds": steps,
         "warnings": run.report.warnings,
         "duration_seconds": round(time.monotonic() - run.started, 3),
     }
-    code = drill.exit_code
-    return print_either(run.as_json, code.name.lower(), code, fields, "\n".join(texts))
+    code = drill_exit_code(outcomes, recalls)
+    return print_either(run.options["as_json"], code.name.lower(), code, fields, "\n".join(texts))
 
 
 def run() -> NoReturn:

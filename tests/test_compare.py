@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from astra_backup import CollectionRecord, DataStats
-from restore import Choices, KeySpool, OnExisting, PlannedCollection, RestoreExit, View, text_digest
+from restore import Choices, KeyStore, OnExisting, PlannedCollection, RestoreExit, View, text_digest
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
@@ -182,15 +185,22 @@ def test_a_comparison_speaks_of_what_it_compared(kept: Path, origin: DataApiEmul
 
 
 def test_a_comparison_holds_no_more_documents_at_a_time_the_more_there_are(tmp_path: Path) -> None:
-    """Of 100,000 documents each part has some ten thousand, and all parts together have all."""
-    stats = DataStats(document_count=100_000)
-    planned = PlannedCollection(CollectionRecord("docs"), stats, "docs", {}, OnExisting.FAIL, View(Choices()))
-    spool = KeySpool(tmp_path, planned, text_digest)
-    for number in range(stats.document_count):
-        spool.add(b"%d" % number, b"{}")
-    sizes = [len(spool.part(number)) for number in range(spool.parts)]
-    assert sum(sizes) == stats.document_count
-    assert max(sizes) < 12_000
+    """Of 40,000 documents no more is held than of 10,000, and all of them are told apart."""
+    planned = PlannedCollection(CollectionRecord("docs"), DataStats(), "docs", {}, OnExisting.FAIL, View(Choices()))
+
+    def peak_bytes(count: int) -> int:
+        tracemalloc.start()
+        wanted, found = (KeyStore(str(tmp_path), planned, text_digest) for _ in range(2))
+        for store, text in ((wanted, b"{}"), (found, b"[]")):
+            documents = ((b"%d" % number, text) for number in range(count))
+            while store.add(itertools.islice(documents, 100)):
+                pass
+        assert Counter(kind for kind, _ in wanted.differences(found)) == {"different": count}
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert peak_bytes(40_000) < 1.5 * peak_bytes(10_000)
 
 
 def test_a_comparison_never_calls_equal_what_is_not_there(kept: Path, target: DataApiEmulator, cli: Cli) -> None:

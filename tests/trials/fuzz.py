@@ -85,7 +85,7 @@ def read_line(line: bytes) -> None:
         text = document.text()
         for choice in restore.Vectorize:
             view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
-            view.to_compare(view.to_send(document))
+            view.to_compare(document)
         astra_backup.document_key(text)
         restore.value_digest(text)
     except astra_backup.FormatError:
