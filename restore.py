@@ -2515,10 +2515,10 @@ class Comparison:
         self.first.setdefault(kind, document_id)
 
     def describe(self) -> str:
-        """The differences in words."""
+        """The differences in words; empty where there are none."""
         parts = [f"the definition: {difference}" for difference in self.definition]
         parts += [f"{self.counts[kind]:,} {kind} (first: {self.first[kind]})" for kind in KINDS if self.counts[kind]]
-        return ", ".join(parts) or "equal"
+        return ", ".join(parts)
 
 
 class KeyStore:
@@ -2732,7 +2732,7 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
         outcome.comparison = compare_collection(run, outcome.planned, differences)
         if existing:
             outcome.comparison.definition = find_differences(run.api, outcome.planned, existing)
-        found = outcome.comparison.describe()
+        found = outcome.comparison.describe() or equal_text(is_less=bool(outcome.planned.losses))
         log.info("%s: compared with the snapshot: %s.", name, found, extra={"collection": name})
     except (BackupError, FormatError, OSError, sqlite3.Error) as error:
         files = "the file of --differences, or " * bool(differences)
