@@ -2323,7 +2323,7 @@ def _status_error(what: str, status: int, retry_after: str | None, body: bytearr
     retry_after_s = _retry_after_s(retry_after)
     wish = f", and asks to wait {retry_after_s:.0f} s" if retry_after_s else ""
     return RequestError(
-        f"The server answered HTTP {status} to {what}{detail}{wish}.",
+        f"The server answered HTTP {status}{detail}{wish}; the request was {what}.",
         hints.get(status, busy if passes else "Check --api-endpoint, and any proxy in between."),
         status=status,
         retryable=passes,

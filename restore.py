@@ -1861,7 +1861,7 @@ def _try_make(run: RestoreRun, planned: PlannedCollection) -> Exception | None:
     try:
         if planned.is_dropped and name not in changes.dropped:
             log.info("%s: dropping.", name)
-            changes.steps[name] = Step.DROPPING
+            _begin_step(run, name, Step.DROPPING)
             drop(run.api, name, is_table=planned.is_table)
             changes.dropped.add(name)
             changes.steps[name] = Step.DROPPED
@@ -1898,7 +1898,7 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
             return
     log.info("%s: %s.", planned.label, "creating" if is_new else "checking its indexes")
     was_asked = steps.get(name) is Step.CREATING  # an earlier request may have created it
-    steps[name] = Step.CREATING if is_new else Step.COMPLETING
+    _begin_step(run, name, Step.CREATING if is_new else Step.COMPLETING)
     is_confirmed = planned.send_creation(run.api) and not was_asked
     if is_new or planned.is_resumed:
         run.api.created[name] = time.monotonic()
@@ -1907,6 +1907,17 @@ def _make(run: RestoreRun, planned: PlannedCollection) -> None:
     else:
         del steps[name]
     _check_created(run.api, planned)
+
+
+def _begin_step(run: RestoreRun, name: str, step: Step) -> None:
+    """Note a step that is about to begin. Raises BackupError after a stop: what was begun may have been told."""
+    before = run.changes.steps.get(name)
+    run.changes.steps[name] = step
+    if run.api.stop.is_set():
+        del run.changes.steps[name]
+        if before:
+            run.changes.steps[name] = before
+        raise BackupError("stopped")
 
 
 def _names(api: DataApi, changes: Changes) -> set[str] | None:

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,17 +181,25 @@ class Cancelling(DataApiEmulator):
     def __init__(self, at: int, number: signal.Signals) -> None:
         super().__init__(token=TOKEN)
         self.at, self.number = at, number
+        self.made = 0
+        self.making = threading.Lock()
+        self.is_over = False
         self.victim: subprocess.Popen[str] | None = None
 
     def make_index(self, collection: Collection, name: str) -> None:
-        """Make it, and end the client if it was the one."""
-        super().make_index(collection, name)
-        self.at -= 1
-        if self.at == 0:
-            wait_for(lambda: self.victim)
-            assert self.victim
-            self.victim.send_signal(self.number)
-            wait_for(lambda: self.victim.poll() is not None)  # type: ignore[union-attr]
+        """Make it, and end the client if it was the one: then nothing that waits meanwhile is made."""
+        is_late = self.is_over
+        with self.making:
+            if is_late != self.is_over:
+                raise ConnectionAbortedError("nobody waits")
+            super().make_index(collection, name)
+            self.made += 1
+            if self.made == self.at:
+                wait_for(lambda: self.victim)
+                assert self.victim
+                self.victim.send_signal(self.number)
+                wait_for(lambda: self.victim.poll() is not None)  # type: ignore[union-attr]
+                self.is_over = True
 
 
 def stopped_in(cli: Cli, target: Cancelling, *arguments: object) -> Result:
