@@ -645,7 +645,7 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     if not is_old:
         _check_sums(snapshot, good)
     report.stage({record.name: record.held for record in good})
-    types = manifest.types or ()
+    types = type_fields(manifest.types or [])
     check = partial(check_record, snapshot=snapshot, types=types, report=report, looks_inside=looks_inside)
     found = dict(zip([record.name for record in good], in_threads(check, good, workers), strict=True))
     for record in good:
@@ -762,9 +762,9 @@ def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
 
 
 def check_record(
-    record: AnyRecord, snapshot: Snapshot, types: Iterable[msgspec.Raw], report: Report, *, looks_inside: bool
+    record: AnyRecord, snapshot: Snapshot, types: dict[str, dict[str, Any]], report: Report, *, looks_inside: bool
 ) -> DataStats:
-    """Read a data file to its end, and prove that it is what the manifest says of it; `types`: of the tables' columns.
+    """Read a data file to its end, and prove that it is what the manifest says of it; `types`: see `type_fields`.
 
     What is encrypted, and not looked into, holds what the manifest says. Raises SnapshotRefused.
     """
@@ -773,9 +773,9 @@ def check_record(
     if record.data_size_bytes not in (None, size):
         raise SnapshotRefused(f"{snapshot.label}: {name} has {size} bytes instead of {record.data_size_bytes}.")
     report.start(record.name, record.held, "verifying")
-    shape, fields = record.shape(), type_fields(types)
+    shape = record.shape()
     columns = shape.columns if shape else {}
-    converters = {name: convert for name, of in columns.items() if (convert := converter(of, fields))}
+    converters = {column: convert for column, of in columns.items() if (convert := converter(of, types))}
     try:
         with snapshot.open(name) as stream:
             reader = snapshot.reader(record, stream)

@@ -646,6 +646,14 @@ def test_the_largest_manifest_is_read_in_bounded_memory(cli: Cli, what: str) -> 
     verify(cli, seal(build(cli.directory, {"docs": DOCUMENTS}), text)).assert_clean(3, peak_mib=600)
 
 
+def test_types_are_read_once_whatever_the_number_of_collections(cli: Cli) -> None:
+    """Three thousand types beside a thousand collections: read for each of them, they take a minute of a processor."""
+    fields = {f"f{number}": "text" for number in range(5)}
+    types = [{"udtName": f"t{number}", "definition": {"fields": fields}} for number in range(3000)]
+    collections = {f"c{number}": b"" for number in range(1000)}
+    verify(cli, build(cli.directory, collections, lambda manifest: manifest.update(types=types))).assert_clean(0)
+
+
 def test_checksums_larger_than_any_are_refused(cli: Cli) -> None:
     """60 MB of newlines are not SHA256SUMS."""
     snapshot = build(cli.directory, {"docs": DOCUMENTS})
