@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -38,7 +39,10 @@ BOX = (ROOT / "docs" / "BOX.md").read_text()
 
 def text_files(*suffixes: str) -> list[Path]:
     """The repository's own text files, by their suffixes (none given: all)."""
-    paths = [path for path in ROOT.rglob("*") if not NOT_OURS & set(path.relative_to(ROOT).parts) and path.is_file()]
+    paths = []
+    for directory, directories, files in os.walk(ROOT):
+        directories[:] = set(directories) - NOT_OURS
+        paths += [Path(directory, name) for name in files if name not in NOT_OURS]
     return sorted(path for path in paths if path.suffix in (suffixes or TEXT_SUFFIXES))
 
 
