@@ -1955,7 +1955,7 @@ class DataApi:
                 with contextlib.suppress(BackupError):
                     names = ", ".join(self.list_keyspaces())
                     error.hint = (
-                        f"No keyspace {self.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); none is created."
+                        f"No keyspace {self.target.keyspace!r}: check --keyspace (ASTRA_DB_KEYSPACE); it has to exist."
                         f" Existing keyspaces: {names}."
                     )
             raise
@@ -4091,6 +4091,7 @@ class Stored:
             "status": self.status,
             "is_selection": manifest.selection is not msgspec.UNSET,
             "is_encrypted": manifest.encryption is not msgspec.UNSET,
+            **({"shrunk_from": manifest.shrunk_from} if manifest.shrunk_from else {}),
             "api_endpoint": manifest.source.api_endpoint,
             "keyspace": manifest.source.keyspace,
         }
@@ -4157,6 +4158,7 @@ class Stored:
             source = "" if row["status"] == "unreadable" else f"  {Source(row['api_endpoint'], row['keyspace'])}"
             mark = f", {plural(row['rows'], 'row')} of tables" if "rows" in row else ""
             mark += ", some collections only" if row["is_selection"] else ""
+            mark += f", SHRUNK since {row['shrunk_from']}" if "shrunk_from" in row else ""
             number, noun = plural(row["documents"], "document").split()
             documents, size = f"{number:>10} {noun:<9}", f"{size_text(row['size_bytes']):>10}"
             size += " encrypted" if row["is_encrypted"] else ""  # within the first 80 columns
@@ -5627,7 +5629,7 @@ def upload_snapshot(result: BackupResult, config: BoxConfig, report: Report) -> 
     except Exception as error:  # noqa: BLE001  (whatever it is, the local snapshot stands: exit 3)
         log.error("The upload failed: %s", describe_error(error))  # noqa: TRY400
         log.debug("%s", traceback.format_exc())
-        log.error("%s stays. To upload it: %s", directory, _upload_command(directory))  # noqa: TRY400
+        log.error("%s is kept. Upload it with: %s", directory, _upload_command(directory))  # noqa: TRY400
         failure = {"error": redactor.redact(describe_error(error))}
         return dataclasses.replace(result, exit_code=Exit.UPLOAD_FAILED, upload=failure)
     log.info("%s in Box: %s, SHA-1 %s confirmed.", "Stored" if is_new else "Already", file.name, file.sha1)

@@ -576,7 +576,7 @@ def _no_latest(
     text = f"There is no complete snapshot{wanted} in {place}"
     if not facts:
         return BackupError(f"{text}.", "Check --output-dir; --list shows what is there.")
-    hint = "Give one of these keyspaces or endpoints to --source." if others else "Name a snapshot."
+    hint = "Give one of these keyspaces or endpoints to --source, or name a snapshot." if others else "Name a snapshot."
     return BackupError(f"{text}. {' '.join(facts)}", f"{hint} --list shows them all.")
 
 
@@ -1242,7 +1242,7 @@ def _check_target(planned: PlannedCollection, existing: Existing, api: DataApi) 
     if planned.had_documents and planned.on_existing is OnExisting.FAIL:
         refusals.append(
             f"already holds {planned.holds}: choose --on-existing skip, overwrite or drop,"
-            " --rename, or another keyspace; --resume goes on with a restore that broke off."
+            " --rename, or another keyspace; --resume continues a restore that was interrupted."
         )
     return refusals
 

@@ -708,8 +708,10 @@ def main() -> None:
 @scope_options
 def list_command(**options: Any) -> int:
     """List all snapshots here, and in Box, newest first."""
-    such, in_box = "such " * (Wanted.of(options) != Wanted()), " or in Box" * options["to_box"]
-    otherwise = f"There are no {such}snapshots in {options['output_dir']}{in_box}."
+    wanted, in_box = Wanted.of(options), " or in Box" * options["to_box"]
+    of = f" of keyspace {wanted.keyspace}" if wanted.keyspace else ""
+    at = f" of {wanted.api_endpoint}" if wanted.api_endpoint else ""
+    otherwise = f"There are no snapshots{of}{at} in {options['output_dir']}{in_box}."
     return Stored.print_list(read_places(options), as_json=options["as_json"], otherwise=otherwise)
 
 

@@ -459,8 +459,8 @@ def test_systemd_does_not_try_again_what_must_be_looked_at() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[method-assign, assignment]
     unit.read_string((DEPLOY / "systemd" / "astra-backup.service").read_text().replace("\\\n", " "))
-    assert unit["Service"]["RestartPreventExitStatus"] == "5"
-    assert unit["Service"]["SuccessExitStatus"] == "130 143"
+    assert unit["Service"]["RestartPreventExitStatus"] == "4 5"
+    assert "SuccessExitStatus" not in unit["Service"], "prune must not run behind a backup that was stopped"
 
 
 def test_the_crontab_has_five_fields_a_line() -> None:

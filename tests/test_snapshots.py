@@ -123,6 +123,12 @@ def test_a_shrunk_snapshot_that_could_not_be_uploaded(source: DataApiEmulator, b
     later = look_at(cli, datetime(2026, 6, 2, 9, tzinfo=UTC), "upload", names(cli)[-1])
     assert later.code == 0, later.err
     assert "SHRUNK since 20260601_000000" in later.out
+    assert [", SHRUNK since 20260601_000000" in row for row in cli.stored("list", "--no-box").out.splitlines()] == [
+        True,
+        False,
+    ]
+    listed = cli.restore(source, "--list", "--json").json["snapshots"]
+    assert [row.get("shrunk_from") for row in listed] == ["20260601_000000", None]
     assert "docs: 10 documents before, 0 now" in later.err
     assert (len(box.files()), len(names(cli))) == (2, 2)
 
@@ -369,7 +375,8 @@ def test_a_list_of_nothing_says_where_it_looked(source: DataApiEmulator, box: Bo
     assert "There are no snapshots in backups or in Box." in cli.stored("list").err
     assert "There are no snapshots in backups or in Box." in cli.stored("prune", "--dry-run").err
     assert cli.backup(source).code == 0
-    assert "There are no such snapshots in backups." in cli.stored("list", "--no-box", "--keyspace", "other").err
+    wanted = cli.stored("list", "--no-box", "--keyspace", "other")
+    assert "There are no snapshots of keyspace other in backups." in wanted.err
 
 
 def test_status_does_not_count_what_is_damaged_or_incomplete(source: DataApiEmulator, cli: Cli) -> None:
