@@ -3126,13 +3126,12 @@ def run_restore(run: RestoreRun) -> int:
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan)
     code = exit_code(outcomes)
-    if code is RestoreExit.OK:
+    if code is not RestoreExit.INCOMPLETE:
         journal.remove()
-    elif code is RestoreExit.INCOMPLETE:
-        if journal.is_kept:
-            log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
-        else:
-            log.warning("Continue with the same command and --on-existing skip.")
+    elif journal.is_kept:
+        log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
+    else:
+        log.warning("Continue with the same command and --on-existing skip.")
     return _print_outcomes(run, outcomes, code)
 
 
