@@ -2816,15 +2816,16 @@ class ScratchStays(BackupError):
 
     exit_code = RestoreExit.INCOMPLETE
 
-    def __init__(self, names: Iterable[str], *, is_sure: bool) -> None:
+    def __init__(self, names: Iterable[str], *, is_sure: bool, failed: BaseException | None = None) -> None:
         stay = "stay" if is_sure else "may be there"
-        super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
+        why = f"{failed.message} " if isinstance(failed, BackupError) else ""
+        super().__init__(f"{why}The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
 
 
 def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
-    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes)
+    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes, sys.exception())
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2839,18 +2840,21 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
         raise stopped
 
 
-def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
-    """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays."""
+def _drop_scratch(api: DataApi, names: list[str], changes: Changes, failed: BaseException | None) -> None:
+    """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays.
+
+    `failed`: what ended the drill before.
+    """
     there = _names(api, changes)
     for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
             drop(api, name, is_table=name in changes.tables)
     there = _names(api, changes)
     if left := names if there is None else sorted(there.intersection(names)):
-        raise ScratchStays(left, is_sure=there is not None)
+        raise ScratchStays(left, is_sure=there is not None, failed=failed)
     drop_types(api, changes)
     if changes.types:
-        raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
+        raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False, failed=failed)
 
 
 def drill_exit_code(outcomes: list[Outcome], recalls: dict[str, float]) -> RestoreExit:
@@ -2889,11 +2893,14 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 
 
 def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
-    """(key, vector) of each document that has an array of numbers in that column."""
+    """(key, vector) of each document that has a vector in that column, as long as the index wants it."""
+    of = planned.options["columns"].get(column, {}) if planned.is_table else planned.options["vector"]
     for line, members, document in planned.lines(run.verified.snapshot):
         value = members.get(column, b"")
         with contextlib.suppress(msgspec.DecodeError):  # no array, or with numbers beyond any float: none is searched
-            yield planned.key_of(planned.id_in(line, document)), msgspec.json.decode(value, type=list[float])
+            vector = msgspec.json.decode(value, type=list[float])
+            if len(vector) == of.get("dimension", len(vector)):
+                yield planned.key_of(planned.id_in(line, document)), vector
 
 
 def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
