@@ -735,7 +735,8 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
                 snapshot.reader(record, stream).check_header()
         except (FormatError, OSError) as error:
             raise SnapshotRefused(
-                f"{snapshot.label}: {name} cannot be decrypted: {error}. The snapshot is {encryption}.", IDENTITY_HINT
+                f"{snapshot.label}: {name} cannot be decrypted: {error}. The snapshot is {encryption}.",
+                *[IDENTITY_HINT] * (error.__cause__ is not None),  # otherwise no key helps
             ) from error
 
 
@@ -2086,7 +2087,7 @@ class Journal:
         self._lock = threading.Lock()
         self.is_kept = False  # whether a run can go on with it
         self._file: IO[str] | None = None
-        self._goes_on = resume and path is not None and path.exists()
+        self._goes_on = resume and path is not None and path.is_file()
         if path and self._goes_on:
             self._load(path, key)
 
@@ -3116,7 +3117,7 @@ def run_restore(run: RestoreRun) -> int:
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
-        if ended := finish_ended(run):
+        if (ended := finish_ended(run)) is not None:
             return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
             "The target does not hold the whole snapshot; starting from the beginning."
@@ -3195,7 +3196,7 @@ def finish_ended(run: RestoreRun) -> list[Outcome] | None:
     if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
-    if not outcomes or exit_code(outcomes) is not RestoreExit.OK:
+    if exit_code(outcomes) is not RestoreExit.OK:
         return None
     plan = [outcome.planned for outcome in outcomes]
     for planned in plan:
