@@ -1161,7 +1161,7 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
         planned.is_resumed = planned.target_name in run.journal.begun
         planned.had_documents = run.journal.begun.get(planned.target_name, False)
         for reason in _check_target(planned, existing, run.api):
-            refusals.setdefault(reason, []).append(planned.target_name)
+            refusals.setdefault(reason, []).append(planned.label)
     if refusals:
         rows = "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in refusals.items())
         raise TargetRefused(f"The target cannot take this snapshot:{rows}", "Nothing was written.")

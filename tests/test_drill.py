@@ -242,6 +242,16 @@ def test_a_drill_searches_no_vector_beyond_a_float(cli: Cli, target: DataApiEmul
     assert found.code in (0, 5), found.err
 
 
+def test_a_drill_that_is_refused_names_the_collections(cli: Cli, target: DataApiEmulator) -> None:
+    """Nobody knows the scratch names: what cannot be restored is called what it is called in the snapshot."""
+    with DataApiEmulator(token=TOKEN) as source:
+        source.tables.create(KEYSPACE, "counters", {"p": "text", "n": "counter"}, ["p"])
+        snapshot_of(source, cli)
+    refused = cli.restore(target, "--drill")
+    assert refused.code == RestoreExit.TARGET_REFUSED
+    assert re.search(r"^  counters as drill_\w+: cannot come back", refused.err, re.MULTILINE)
+
+
 def test_a_drill_searches_no_vector_of_another_length(cli: Cli, target: DataApiEmulator) -> None:
     """The server refuses such a document, which is 2; the neighbours of the others are measured all the same."""
     documents = [*VECTORS[:20], '{"_id":"short","$vector":[1,2]}']
