@@ -974,6 +974,7 @@ class View:
 
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
+        self.recomputes = choices.vectorize is Vectorize.RECOMPUTE
         name = choices.vectorize_text_field
         self._text_field = msgspec.json.encode(name)[1:-1].decode() if name else ""
 
@@ -986,7 +987,7 @@ class View:
             sent.pop("$lexical", None)
         if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
             return sent
-        is_chosen = self._choices.vectorize is Vectorize.RECOMPUTE or not document.needs_choice  # or nothing is lost
+        is_chosen = self.recomputes or not document.needs_choice  # or nothing is lost
         if is_chosen and not self._choices.without_vectorize_service:
             del sent["$vector"]
             return sent
@@ -1039,6 +1040,11 @@ class PlannedCollection:
     def keeps_documents(self) -> bool:
         """Whether documents that were there before may remain."""
         return self.had_documents and not self.is_dropped
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the target computes vectors that the snapshot has, too: what is near may be another."""
+        return bool(self.stats.both_count) and self.view.recomputes
 
     def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
@@ -2881,7 +2887,7 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     The poorest of several columns; None where no vectors are searched. Memory is flat: the snapshot is read thrice.
     """
     recalls = []
-    for column, metric in planned.vector_columns():
+    for column, metric in planned.vector_columns() if not planned.is_recomputed else ():
         count = sum(1 for _ in snapshot_vectors(run, planned, column))
         vectors = (vector for _, vector in snapshot_vectors(run, planned, column))
         queries = list(itertools.islice(vectors, 0, None, max(1, count // DRILL_QUERIES)))[:DRILL_QUERIES]
@@ -3568,6 +3574,7 @@ def _print_drill(
     for row, planned in zip(rows, [outcome.planned for outcome in outcomes], strict=True):
         recall = recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
+        none = "vectors computed anew" if planned.is_recomputed else none
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
         if recall is not None and recall < MIN_RECALL:
             neighbours += f", TOO LOW: the index does not find what is near (at least {MIN_RECALL} is expected)"
