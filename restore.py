@@ -2040,7 +2040,10 @@ def _check_created(api: DataApi, planned: PlannedCollection) -> None:
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while (info := find_info(api, planned)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    if differences := definition_differences(planned.options, server_options(info) if info else {}):
+    if info is None:
+        reason = f"{planned.target_name}: the server has not listed it for {VISIBLE_WITHIN_S:.0f} s."
+        raise TargetRefused(reason, "Run again later.")
+    if differences := definition_differences(planned.options, server_options(info)):
         raise TargetRefused(
             f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
             "The target cannot give what the snapshot had.",
