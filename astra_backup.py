@@ -3938,6 +3938,8 @@ def _unanswered(what: str, error: Exception) -> BoxError:
         return BoxError(f"{what}: {reason}.", hint, retryable=True)
     if isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS:
         return BoxError(f"{what}: {describe_error(error)}.", "Free some space, or give another --output-dir.")
+    if str(getattr(error, "filename", "")).endswith(".part"):
+        return BoxError(f"{what}: {describe_error(error)}.", "Make it writable, or give another --output-dir.")
     if isinstance(error, OSError):  # what the SDK and its libraries let through: a CA file that is gone
         hint = "Check the network and the CA files that variables name."
         return BoxError(f"{what}: {describe_error(error)}.", hint)

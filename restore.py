@@ -735,7 +735,8 @@ def check_encryption(snapshot: Snapshot, manifest: Manifest) -> None:
                 snapshot.reader(record, stream).check_header()
         except (FormatError, OSError) as error:
             raise SnapshotRefused(
-                f"{snapshot.label}: {name} cannot be decrypted: {error}. The snapshot is {encryption}.", IDENTITY_HINT
+                f"{snapshot.label}: {name} cannot be decrypted: {error}. The snapshot is {encryption}.",
+                *[IDENTITY_HINT] * (error.__cause__ is not None),  # otherwise no key helps
             ) from error
 
 
@@ -973,6 +974,7 @@ class View:
 
     def __init__(self, choices: Choices) -> None:
         self._choices = choices
+        self.recomputes = choices.vectorize is Vectorize.RECOMPUTE
         name = choices.vectorize_text_field
         self._text_field = msgspec.json.encode(name)[1:-1].decode() if name else ""
 
@@ -985,7 +987,7 @@ class View:
             sent.pop("$lexical", None)
         if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
             return sent
-        is_chosen = self._choices.vectorize is Vectorize.RECOMPUTE or not document.needs_choice  # or nothing is lost
+        is_chosen = self.recomputes or not document.needs_choice  # or nothing is lost
         if is_chosen and not self._choices.without_vectorize_service:
             del sent["$vector"]
             return sent
@@ -1038,6 +1040,11 @@ class PlannedCollection:
     def keeps_documents(self) -> bool:
         """Whether documents that were there before may remain."""
         return self.had_documents and not self.is_dropped
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the target computes vectors that the snapshot has, too: what is near may be another."""
+        return bool(self.stats.both_count) and self.view.recomputes
 
     def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
@@ -1160,7 +1167,7 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
         planned.is_resumed = planned.target_name in run.journal.begun
         planned.had_documents = run.journal.begun.get(planned.target_name, False)
         for reason in _check_target(planned, existing, run.api):
-            refusals.setdefault(reason, []).append(planned.target_name)
+            refusals.setdefault(reason, []).append(planned.label)
     if refusals:
         rows = "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in refusals.items())
         raise TargetRefused(f"The target cannot take this snapshot:{rows}", "Nothing was written.")
@@ -2033,7 +2040,10 @@ def _check_created(api: DataApi, planned: PlannedCollection) -> None:
     deadline = time.monotonic() + VISIBLE_WITHIN_S
     while (info := find_info(api, planned)) is None and time.monotonic() <= deadline:
         stop_event.wait(0.5)
-    if differences := definition_differences(planned.options, server_options(info) if info else {}):
+    if info is None:
+        reason = f"{planned.target_name}: the server has not listed it for {VISIBLE_WITHIN_S:.0f} s."
+        raise TargetRefused(reason, "Run again later.")
+    if differences := definition_differences(planned.options, server_options(info)):
         raise TargetRefused(
             f"{planned.target_name}: the server made it with another definition: {'; '.join(differences)}.",
             "The target cannot give what the snapshot had.",
@@ -2086,7 +2096,7 @@ class Journal:
         self._lock = threading.Lock()
         self.is_kept = False  # whether a run can go on with it
         self._file: IO[str] | None = None
-        self._goes_on = resume and path is not None and path.exists()
+        self._goes_on = resume and path is not None and path.is_file()
         if path and self._goes_on:
             self._load(path, key)
 
@@ -2816,15 +2826,16 @@ class ScratchStays(BackupError):
 
     exit_code = RestoreExit.INCOMPLETE
 
-    def __init__(self, names: Iterable[str], *, is_sure: bool) -> None:
+    def __init__(self, names: Iterable[str], *, is_sure: bool, failed: BaseException | None = None) -> None:
         stay = "stay" if is_sure else "may be there"
-        super().__init__(f"The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
+        why = f"{failed.message} " if isinstance(failed, BackupError) else ""
+        super().__init__(f"{why}The drill's scratch collections {stay}: {', '.join(names)}.", "Drop them by hand.")
 
 
 def _clean_up(run: RestoreRun, names: list[str]) -> None:
     """Drop the scratch collections, in a thread, which no signal ends. Raises ScratchStays, in time after a signal."""
     cleaner = DataApi(run.api.target, WRITE_COMMANDS, threading.Event())
-    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes)
+    cleaning = ThreadPoolExecutor(1).submit(_drop_scratch, cleaner, names, run.changes, sys.exception())
     stopped: SystemExit | None = None
     while True:
         try:
@@ -2839,18 +2850,21 @@ def _clean_up(run: RestoreRun, names: list[str]) -> None:
         raise stopped
 
 
-def _drop_scratch(api: DataApi, names: list[str], changes: Changes) -> None:
-    """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays."""
+def _drop_scratch(api: DataApi, names: list[str], changes: Changes, failed: BaseException | None) -> None:
+    """Drop the scratch collections and tables that are there, and the types that were made. Raises ScratchStays.
+
+    `failed`: what ended the drill before.
+    """
     there = _names(api, changes)
     for name in names if there is None else sorted(there.intersection(names)):
         with contextlib.suppress(BackupError):
             drop(api, name, is_table=name in changes.tables)
     there = _names(api, changes)
     if left := names if there is None else sorted(there.intersection(names)):
-        raise ScratchStays(left, is_sure=there is not None)
+        raise ScratchStays(left, is_sure=there is not None, failed=failed)
     drop_types(api, changes)
     if changes.types:
-        raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False)
+        raise ScratchStays((f"the type {name}" for name in changes.types), is_sure=False, failed=failed)
 
 
 def drill_exit_code(outcomes: list[Outcome], recalls: dict[str, float]) -> RestoreExit:
@@ -2876,7 +2890,7 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     The poorest of several columns; None where no vectors are searched. Memory is flat: the snapshot is read thrice.
     """
     recalls = []
-    for column, metric in planned.vector_columns():
+    for column, metric in planned.vector_columns() if not planned.is_recomputed else ():
         count = sum(1 for _ in snapshot_vectors(run, planned, column))
         vectors = (vector for _, vector in snapshot_vectors(run, planned, column))
         queries = list(itertools.islice(vectors, 0, None, max(1, count // DRILL_QUERIES)))[:DRILL_QUERIES]
@@ -2889,11 +2903,14 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
 
 
 def snapshot_vectors(run: RestoreRun, planned: PlannedCollection, column: str) -> Iterator[tuple[bytes, list[float]]]:
-    """(key, vector) of each document that has an array of numbers in that column."""
+    """(key, vector) of each document that has a vector in that column, as long as the index wants it."""
+    of = planned.options["columns"].get(column, {}) if planned.is_table else planned.options["vector"]
     for line, members, document in planned.lines(run.verified.snapshot):
         value = members.get(column, b"")
         with contextlib.suppress(msgspec.DecodeError):  # no array, or with numbers beyond any float: none is searched
-            yield planned.key_of(planned.id_in(line, document)), msgspec.json.decode(value, type=list[float])
+            vector = msgspec.json.decode(value, type=list[float])
+            if len(vector) == of.get("dimension", len(vector)):
+                yield planned.key_of(planned.id_in(line, document)), vector
 
 
 def server_neighbours(api: DataApi, planned: PlannedCollection, column: str, query: list[float]) -> set[bytes]:
@@ -3109,7 +3126,7 @@ def run_restore(run: RestoreRun) -> int:
     journal = run.journal
     if options["resume"] and not journal.begun:
         log.warning("There is nothing to resume in %s. Comparing, since the restore may have ended.", journal.path)
-        if ended := finish_ended(run):
+        if (ended := finish_ended(run)) is not None:
             return _print_outcomes(run, ended, RestoreExit.OK)
         log.warning(
             "The target does not hold the whole snapshot; starting from the beginning."
@@ -3126,13 +3143,12 @@ def run_restore(run: RestoreRun) -> int:
     ask_first(run, plan, yes=options["yes"] or bool(journal.begun))
     outcomes = carry_out(run, plan)
     code = exit_code(outcomes)
-    if code is RestoreExit.OK:
+    if code is not RestoreExit.INCOMPLETE:
         journal.remove()
-    elif code is RestoreExit.INCOMPLETE:
-        if journal.is_kept:
-            log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
-        else:
-            log.warning("Continue with the same command and --on-existing skip.")
+    elif journal.is_kept:
+        log.warning("Continue with the same command and --resume: it sends what failed or was refused again.")
+    else:
+        log.warning("Continue with the same command and --on-existing skip.")
     return _print_outcomes(run, outcomes, code)
 
 
@@ -3189,7 +3205,7 @@ def finish_ended(run: RestoreRun) -> list[Outcome] | None:
     if not all(run.choices.target_name(record.name) in there for record in select_records(run.verified, run.choices)):
         return None
     outcomes = compare_target(run)
-    if not outcomes or exit_code(outcomes) is not RestoreExit.OK:
+    if exit_code(outcomes) is not RestoreExit.OK:
         return None
     plan = [outcome.planned for outcome in outcomes]
     for planned in plan:
@@ -3561,6 +3577,7 @@ def _print_drill(
     for row, planned in zip(rows, [outcome.planned for outcome in outcomes], strict=True):
         recall = recalls.get(row["name"])
         none = "no vectors with an index" if planned.is_table else "no vectors"
+        none = "vectors computed anew" if planned.is_recomputed else none
         neighbours = none if recall is None else f"recall at {NEIGHBOURS}: {recall:.2f}"
         if recall is not None and recall < MIN_RECALL:
             neighbours += f", TOO LOW: the index does not find what is near (at least {MIN_RECALL} is expected)"

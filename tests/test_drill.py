@@ -146,6 +146,17 @@ def test_scratch_collections_that_cannot_be_dropped_are_named(vectors: DataApiEm
     assert left in result.err + result.out
 
 
+def test_a_drill_that_cannot_clean_up_says_also_why_it_failed(vectors: DataApiEmulator, cli: Cli) -> None:
+    """What was wrong with the target is in the error itself, before the names of what stays."""
+    vectors.faults = [
+        {"command": "createCollection", "skip": 1, "action": "error", "errorCode": "TOO_MANY_INDEXES"},
+        {"command": "deleteCollection", "action": "status", "status": 403, "times": None},
+    ]
+    error = cli.restore(vectors, "--drill", "--json").json["error"]
+    assert "TOO_MANY_INDEXES" in error
+    assert "scratch collections stay: drill_" in error
+
+
 STEPS = {
     "writing": {"command": "insertMany", "action": "delay", "seconds": 1.0, "times": None},
     "comparing": {"command": "find", "action": "silence", "times": None},
@@ -229,6 +240,26 @@ def test_a_drill_searches_no_vector_beyond_a_float(cli: Cli, target: DataApiEmul
     assert "This is a bug" not in found.err
     assert "RuntimeWarning" not in found.err
     assert found.code in (0, 5), found.err
+
+
+def test_a_drill_that_is_refused_names_the_collections(cli: Cli, target: DataApiEmulator) -> None:
+    """Nobody knows the scratch names: what cannot be restored is called what it is called in the snapshot."""
+    with DataApiEmulator(token=TOKEN) as source:
+        source.tables.create(KEYSPACE, "counters", {"p": "text", "n": "counter"}, ["p"])
+        snapshot_of(source, cli)
+    refused = cli.restore(target, "--drill")
+    assert refused.code == RestoreExit.TARGET_REFUSED
+    assert re.search(r"^  counters as drill_\w+: cannot come back", refused.err, re.MULTILINE)
+
+
+def test_a_drill_searches_no_vector_of_another_length(cli: Cli, target: DataApiEmulator) -> None:
+    """The server refuses such a document, which is 2; the neighbours of the others are measured all the same."""
+    documents = [*VECTORS[:20], '{"_id":"short","$vector":[1,2]}']
+    with DataApiEmulator(token=TOKEN) as source:
+        fill(source, "points", documents, VECTOR3)
+        snapshot_of(source, cli)
+    found = cli.restore(target, "--drill", "--json")
+    assert (found.code, found.json["recall_at_10"]) == (RestoreExit.INCOMPLETE, {"points": 1.0}), found.err
 
 
 def test_a_drill_leaves_nothing_beside_the_snapshot(vectors: DataApiEmulator, cli: Cli) -> None:

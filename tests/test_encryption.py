@@ -552,6 +552,16 @@ def test_a_forged_file_with_matching_sums(
     assert_refused(cli.restore(target, wanted, "--identity", KEY), target)
 
 
+def test_no_key_is_asked_for_where_none_would_help(source: DataApiEmulator, cli: Cli) -> None:
+    """A file that is cut off within its header is damaged, whatever the identity."""
+    snapshot = encrypted(source, cli)
+    path = snapshot / "docs.jsonl.gz.age"
+    path.write_bytes(path.read_bytes()[:100])
+    result = cli.run("restore.py", "--verify-only", "--json")
+    assert result.code == 3
+    assert "Use another snapshot" in result.json["hint"]
+
+
 def test_a_mix_of_both_is_refused(source: DataApiEmulator, target: DataApiEmulator, cli: Cli) -> None:
     """The manifest says encrypted and a file is not called so, or the other way round, or another format: refused."""
     good = encrypted(source, cli)

@@ -124,6 +124,18 @@ def test_a_step_that_fails_once(source: DataApiEmulator, cli: SabotagedCli, numb
     check_next_run(cli, source)
 
 
+def test_a_download_that_cannot_be_written(source: DataApiEmulator, box: BoxEmulator, cli: SabotagedCli) -> None:
+    """What is wrong with the output directory is not looked for in the network."""
+    cli.with_box(box)
+    assert cli.run("astra_backup.py", "--api-endpoint", source.url).code == 0
+    (cli.backups / f".{cli.snapshots()[-1].name}.zip.part").mkdir()
+    result = cli.run("restore.py", "--from-box", "--verify-only")
+    assert result.code == 1
+    assert "Is a directory" in result.err
+    assert "--output-dir" in result.err
+    assert "network" not in result.err
+
+
 def test_a_disk_that_is_full_during_a_download(source: DataApiEmulator, box: BoxEmulator, cli: SabotagedCli) -> None:
     """The disk is to blame, not the network, and what came of the file does not keep the room from the next backup."""
     cli.with_box(box)

@@ -27,6 +27,7 @@ from tests.support import (
     assert_untouched,
     fill,
     held,
+    journals,
     same_documents,
     snapshot_of,
     writes,
@@ -140,6 +141,14 @@ def test_a_document_written_meanwhile_is_kept_and_found(
     assert result.code == RestoreExit.DIFFERENT, result.err
     assert "d001" in result.out
     assert CHANGED in target.documents(KEYSPACE, "docs")
+
+
+def test_a_restore_that_ends_with_a_difference_has_ended(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """Nothing is left to go on with after a 5: no journal, and prune does not take the snapshot for one in use."""
+    fill(target, "docs", [CHANGED])
+    assert cli.restore(target, "--on-existing", "skip").code == RestoreExit.DIFFERENT
+    assert journals(cli) == []
+    assert "has not ended" not in cli.stored("prune", "--no-box", "--keep-last", 1, "--dry-run").out
 
 
 def test_an_unknown_outcome_of_a_replacement_is_sent_again(

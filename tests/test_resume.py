@@ -289,6 +289,24 @@ def test_a_journal_that_cannot_be_written_is_found_in_time(kept: Path, target: D
     assert_untouched(target, {}, cli.restore(target, "--journal", "."), 1)
 
 
+def test_a_journal_without_an_end_is_not_read(kept: Path, target: DataApiEmulator, cli: Cli) -> None:
+    """--resume with a device in the place of the journal ends in 1, not when the memory ends."""
+    command = cli.command("restore.py", "--api-endpoint", target.url, "--journal", "/dev/zero", "--resume")
+    limited = ["sh", "-c", 'ulimit -v 4000000 && exec "$@"', "sh", *command]
+    done = subprocess.run(limited, cwd=cli.directory, env=cli.environ, capture_output=True, text=True)
+    assert_untouched(target, {}, Result(done.returncode, done.stdout, done.stderr), 1)
+    assert "Cannot write /dev/zero" in done.stderr
+
+
+def test_nothing_is_all_of_an_empty_snapshot(target: DataApiEmulator, cli: Cli) -> None:
+    """--resume of a snapshot without collections finds that the target holds it."""
+    with DataApiEmulator(token=TOKEN) as source:
+        snapshot_of(source, cli)
+    result = cli.restore(target, "--resume")
+    assert result.code == 0
+    assert "does not hold the whole snapshot" not in result.err
+
+
 @pytest.mark.parametrize("other", ["keyspace", "snapshot", "choices"])
 def test_a_journal_of_another_restore_is_not_believed(
     kept: Path, origin: DataApiEmulator, deadly: Deadly, cli: Cli, other: str

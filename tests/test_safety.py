@@ -332,6 +332,21 @@ def test_the_file_is_looked_at_before_another_copy_goes(source: DataApiEmulator,
     assert len(names(cli)) == 3
 
 
+def test_what_is_not_listed_has_no_other_definition(
+    source: DataApiEmulator, target: DataApiEmulator, cli: SabotagedCli
+) -> None:
+    """A collection that the server confirms and does not list is refused for that, after half a minute."""
+    fill(source, "docs", 3)
+    assert cli.backup(source).code == 0
+    target.faults = [
+        {"command": "findCollections", "action": "other_json", "json": {"status": {"collections": []}}, "times": None}
+    ]
+    cli.sabotage = {"speed": 20.0}
+    result = cli.restore(target)
+    assert "docs: the server has not listed it for 30 s." in result.err
+    assert "another definition" not in result.err
+
+
 def test_a_full_disk_leaves_no_run_in_progress(source: DataApiEmulator, cli: SabotagedCli) -> None:
     """The manifest finds no room: exit 1, the run's directory is gone at once, and it is said."""
     fill(source, "docs", 3)

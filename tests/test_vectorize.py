@@ -242,3 +242,14 @@ def test_a_drill_where_the_provider_is_missing_is_refused(
     assert_left_as_it_was(target, {}, cli.restore(target, "--drill"))
     assert cli.restore(target, "--drill", "--without-vectorize-service").code == 0
     assert held(target) == {}
+
+
+def test_a_drill_does_not_measure_vectors_that_are_computed_anew(provider: DataApiEmulator, cli: Cli) -> None:
+    """What is near in the snapshot need not be near in the target: that was chosen, and is no fault of the index."""
+    texts = [f'{{"_id":{number},"$vectorize":"text {number}","$vector":[{number},1,0.5]}}' for number in range(40)]
+    with DataApiEmulator(token=TOKEN, vectorize=True) as source:
+        fill(source, "embedded", texts, EMBEDDED)
+        snapshot_of(source, cli)
+    result = cli.restore(provider, "--drill", "--vectorize", "recompute")
+    assert result.code == 0, result.out
+    assert "embedded: 40 documents, equal, but for what the plan leaves out, vectors computed anew" in result.out
