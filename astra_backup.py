@@ -4001,6 +4001,10 @@ class Scope:
         """Whether all collections were asked for."""
         return not self.collections and not self.exclude
 
+    def has(self, other: Scope) -> bool:
+        """Whether another scope is of its database and keyspace; "" is any."""
+        return self.api_endpoint in ("", other.api_endpoint) and self.keyspace in ("", other.keyspace)
+
     def covers(self, other: Scope) -> bool:
         """Whether it holds all that a snapshot of the other scope can hold."""
         return self.source == other.source and (self.is_whole() or self == other)
@@ -4404,7 +4408,7 @@ Samples = dict[str, dict[str, float]]
 
 def encode_metrics(samples: Samples) -> bytes:
     """Prometheus text."""
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
     from prometheus_client.metrics_core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 
@@ -4417,9 +4421,7 @@ def encode_metrics(samples: Samples) -> bytes:
                 if family.samples:
                     yield family
 
-    registry = CollectorRegistry()
-    registry.register(Families())
-    return generate_latest(registry)
+    return generate_latest(Families())
 
 
 def decode_metrics(text: str) -> tuple[Samples, int]:

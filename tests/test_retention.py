@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import astra_backup
 import snapshots
 from astra_backup import Scope, parse_snapshot_name, snapshot_name
-from snapshots import Decision, Found, KeepRules, Wanted, plan_retention
+from snapshots import Decision, Found, KeepRules, plan_retention
 from tests.conftest import Cli
 
 NOW = datetime(2026, 7, 1, 3, 0, 0, tzinfo=UTC)
@@ -476,7 +476,7 @@ OPTIONS = {"keep_incomplete_days": 7, "to_box": False, "verbosity": None, "as_js
 OPTIONS |= {f"box_keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
 OPTIONS |= {f"keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
 OPTIONS |= {"api_endpoint": ENDPOINT, "keyspace": "default_keyspace"}
-OURS = Wanted(ENDPOINT, "default_keyspace")
+OURS = Scope(ENDPOINT, "default_keyspace")
 
 
 @contextlib.contextmanager
