@@ -948,7 +948,10 @@ def _unlocked_by_ssh_keygen(file: KeyFile) -> bytes:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the operator chose."""
+    """What the operator chose, and what that makes of a document.
+
+    Both sides of a comparison go through `to_compare`: what was chosen to be left out is no difference.
+    """
 
     collections: tuple[str, ...] = ()
     renames: dict[str, str] = field(default_factory=dict)
@@ -965,35 +968,22 @@ class Choices:
         """What a collection of the snapshot is called in the target."""
         return self.renames.get(name, name)
 
-
-class View:
-    """How documents are sent to the target, and how its documents are compared with the snapshot's.
-
-    Both sides of a comparison go through a view: what was chosen to be left out is no difference.
-    """
-
-    def __init__(self, choices: Choices) -> None:
-        self._choices = choices
-        self.recomputes = choices.vectorize is Vectorize.RECOMPUTE
-        name = choices.vectorize_text_field
-        self._text_field = msgspec.json.encode(name)[1:-1].decode() if name else ""
-
     def to_send(self, document: Document) -> Document:
         """A snapshot's document as the target takes it; the very same one where nothing was chosen."""
         if not ("$vectorize" in document or "$lexical" in document) or self._is_open(document):
             return document
         sent = Document(document)
-        if self._choices.without_lexical:
+        if self.without_lexical:
             sent.pop("$lexical", None)
-        if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
+        if "$vectorize" not in sent or not ("$vector" in sent or self.without_vectorize_service):
             return sent
-        is_chosen = self.recomputes or not document.needs_choice  # or nothing is lost
-        if is_chosen and not self._choices.without_vectorize_service:
+        is_chosen = self.vectorize is Vectorize.RECOMPUTE or not document.needs_choice  # or nothing is lost
+        if is_chosen and not self.without_vectorize_service:
             del sent["$vector"]
             return sent
         text = sent.pop("$vectorize")
-        if self._text_field and document.has_vectorize:
-            sent[self._text_field] = text
+        if self.vectorize_text_field and document.has_vectorize:
+            sent[msgspec.json.encode(self.vectorize_text_field)[1:-1].decode()] = text
         return sent
 
     def to_compare(self, document: Document) -> Document:
@@ -1008,7 +998,7 @@ class View:
 
     def _is_open(self, document: Document) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
-        return document.needs_choice and self._choices.vectorize is Vectorize.FAIL
+        return document.needs_choice and self.vectorize is Vectorize.FAIL
 
 
 @dataclass
@@ -1022,8 +1012,7 @@ class PlannedCollection:
     stats: DataStats
     target_name: str
     options: dict[str, Any]  # the definition that it is created with
-    on_existing: OnExisting
-    view: View = field(repr=False)
+    choices: Choices
     losses: list[str] = field(default_factory=list)  # what does not come back, by choice
     notes: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
@@ -1034,7 +1023,7 @@ class PlannedCollection:
     @property
     def is_dropped(self) -> bool:
         """Whether what is there now goes first."""
-        return self.exists and not self.is_resumed and self.on_existing is OnExisting.DROP
+        return self.exists and not self.is_resumed and self.choices.on_existing is OnExisting.DROP
 
     @property
     def keeps_documents(self) -> bool:
@@ -1044,7 +1033,7 @@ class PlannedCollection:
     @property
     def is_recomputed(self) -> bool:
         """Whether the target computes vectors that the snapshot has, too: what is near may be another."""
-        return bool(self.stats.both_count) and self.view.recomputes
+        return bool(self.stats.both_count) and self.choices.vectorize is Vectorize.RECOMPUTE
 
     def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
@@ -1069,16 +1058,16 @@ class PlannedCollection:
 
     def to_send(self, document: Document) -> bytes:
         """The text of a document of the snapshot as it is to be sent."""
-        return self.view.to_send(document).text()
+        return self.choices.to_send(document).text()
 
     def to_compare(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
         """The text of a document of the snapshot as the target should have it."""
-        return self.view.to_compare(document).text()
+        return self.choices.to_compare(document).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, self.view.to_compare(document).text()
+        return document.id, self.choices.to_compare(document).text()
 
     def key_of(self, document_id: bytes) -> bytes:
         """What the target takes for the key of an id."""
@@ -1106,7 +1095,7 @@ class PlannedCollection:
             action = f"create, insert {count}"
         elif not self.had_documents:
             action = f"exists, empty: insert {count}"
-        elif self.on_existing is OnExisting.OVERWRITE:
+        elif self.choices.on_existing is OnExisting.OVERWRITE:
             action = f"overwrite with {count}, keep others"
         else:
             action = f"keep what is there, insert what is missing of {count}"
@@ -1177,9 +1166,7 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
 def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
     """What is to become of a collection, whatever the target has."""
     options = explicit_options(record.options())
-    planned = PlannedCollection(
-        record, stats, choices.target_name(record.name), options, choices.on_existing, View(choices)
-    )
+    planned = PlannedCollection(record, stats, choices.target_name(record.name), options, choices)
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
         planned.losses.append("without its embedding service")
@@ -1246,7 +1233,7 @@ def _check_target(planned: PlannedCollection, existing: Existing, api: DataApi) 
     if planned.is_resumed:
         return refusals
     planned.had_documents = has_documents(api, info)
-    if planned.had_documents and planned.on_existing is OnExisting.FAIL:
+    if planned.had_documents and planned.choices.on_existing is OnExisting.FAIL:
         refusals.append(
             f"already holds {planned.holds}: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume continues a restore that was interrupted."
@@ -1487,7 +1474,7 @@ class PlannedTable(PlannedCollection):
     def to_send(self, document: Document) -> bytes:
         """A row as it is to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
         members = {}
-        is_over_others = self.keeps_documents and self.on_existing is OnExisting.OVERWRITE
+        is_over_others = self.keeps_documents and self.choices.on_existing is OnExisting.OVERWRITE
         for name, convert in self._converters.items():
             value = document.get(name, b"null" if is_over_others else b"")
             if value:
@@ -1513,7 +1500,7 @@ class PlannedTable(PlannedCollection):
 @contextlib.contextmanager
 def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
     """The keys of the rows that are to be kept, since an insert would change them; None where there are none."""
-    if not (planned.is_table and planned.keeps_documents and planned.on_existing is OnExisting.SKIP):
+    if not (planned.is_table and planned.keeps_documents and planned.choices.on_existing is OnExisting.SKIP):
         yield None
         return
     name = planned.target_name
@@ -1551,8 +1538,7 @@ def plan_table(
         stats=stats,
         target_name=choices.target_name(record.name),
         options=options,
-        on_existing=choices.on_existing,
-        view=View(choices),
+        choices=choices,
         losses=losses,
         shape=shape,
         types={name: types[name] for name in sorted(shape.type_names())},
@@ -1940,7 +1926,7 @@ def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> N
     info = find_info(api, planned)
     if info is None:
         return
-    is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
+    is_welcome = is_ours or planned.choices.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
     if not is_welcome or definition_differences(planned.options, server_options(info)):
         raise made_by_somebody_else(planned.target_name)
     planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, info)

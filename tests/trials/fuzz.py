@@ -84,7 +84,7 @@ def read_line(line: bytes) -> None:
         document = astra_backup.Document.parse(line).decoded()
         text = document.text()
         for choice in restore.Vectorize:
-            view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
+            view = restore.Choices(vectorize=choice, without_lexical=True)
             view.to_compare(document)
         astra_backup.document_key(text)
         restore.value_digest(text)
