@@ -868,10 +868,6 @@ class CollectionRecord(Record):
     vectorize_count: int | None = None
     lexical_count: int | None = None
 
-    def options(self) -> dict[str, Any]:
-        """The definition as a dictionary: the server's `options` object. Raises FormatError."""
-        return read_definition(self.name, self.definition)
-
 
 class TableRecord(Record):
     """One table in the manifest, with the server's own text of its indexes."""
@@ -1069,7 +1065,7 @@ class Manifest(msgspec.Struct):
             manifest = _manifest_decoder.decode(text)
             for record in manifest.collections:
                 if record.is_ok:
-                    record.options()
+                    read_definition(record.name, record.definition)
             for table in manifest.tables or []:
                 if table.is_ok:
                     table.shape()
@@ -4859,10 +4855,8 @@ class TableBackup(CollectionBackup):
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
-    def read(text: msgspec.Raw) -> Any:  # numbers stay text: no float holds all of them
-        return json.loads(bytes(text), parse_float=lambda number: (number,), parse_int=lambda number: (number,))
-
-    return bool(one == other or read(one) == read(other))
+    first, second = (_definition_decoder.decode(bytes(text).decode()) for text in (one, other))
+    return bool(first == second)
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:

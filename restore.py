@@ -67,7 +67,6 @@ from astra_backup import (
     Box,
     BoxFile,
     CollectionInfo,
-    CollectionRecord,
     DataApi,
     DataStats,
     Document,
@@ -1163,9 +1162,9 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     return plan
 
 
-def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+def plan_collection(record: AnyRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
     """What is to become of a collection, whatever the target has."""
-    options = explicit_options(record.options())
+    options = explicit_options(read_definition(record.name, record.definition))
     planned = PlannedCollection(record, stats, choices.target_name(record.name), options, choices)
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
@@ -3386,9 +3385,9 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     file = find_in_box(box, wanted, options["sources"], report)
     check_resumed(wanted, file.name, options)
     if needs_clear(options):
-        for one in Stored.in_box(box, [file]):
-            if one.manifest:  # what is damaged is told when it is here
-                refuse_locked(f"{file.name} in Box", one.manifest)
+        manifest = Stored.look(box, file).manifest
+        if manifest:  # what is damaged is told when it is here
+            refuse_locked(f"{file.name} in Box", manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     with sole_download(output_dir):
