@@ -1723,7 +1723,6 @@ class Readable:
         projection = b'{"*":true}'  # what other names mean to a projection nobody has said
         if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
             projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
-
         place = partial(_row_place, shape) if _can_be_guessed(shape) else None
         return cls(name, shape.key, place, projection, partial(_check_table_page, api=api, name=name, shape=shape))
 
@@ -2732,19 +2731,15 @@ class CollectionScan:
             if states and not entered:
                 self._tell_serial("none of the trial starting points could be used")
             self._requests.repeat(self._advance, [ordinary, *entered])
-            self._check_joined()
+            if len(self._chains) == 1 and not self._chains.are_joined():  # no guess is to blame
+                raise PageStateError(_LED_BACK)
+            if not self._chains.are_joined():
+                raise NotJoinedError("the chains of pages do not join into one scan.")
             self.is_whole = True
             return len(self._chains)
         finally:
             with self._lock:
                 self._is_over = True
-
-    def _check_joined(self) -> None:
-        if self._chains.are_joined():
-            return
-        if len(self._chains) == 1:  # no guess is to blame
-            raise PageStateError(_LED_BACK)
-        raise NotJoinedError("the chains of pages do not join into one scan.")
 
     def _read_first_pages(self) -> tuple[list[KeptPage], Reader]:
         """The pages that are read one after the other, before anything is guessed; and where they lead."""

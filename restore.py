@@ -62,7 +62,6 @@ from astra_backup import (
     RARE,
     READ_BYTES,
     AnyRecord,
-    ApiError,
     BackupError,
     Box,
     BoxFile,
@@ -649,8 +648,8 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     found = dict(zip([record.name for record in good], in_threads(check, good, workers), strict=True))
     for record in good:
         record.document_count = found[record.name].document_count
-    if not is_old:
-        _check_totals(snapshot, manifest)
+    if not is_old and manifest.totals != manifest.sums():
+        raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
     for warning in warnings:
         report.warn(f"{snapshot.label}: {warning}.")
     return Verified(snapshot, manifest, found, warnings, looks_inside)
@@ -754,11 +753,6 @@ def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
             str(name) for name in expected.keys() | found.keys() if expected.get(name) != found.get(str(name))
         )
         raise SnapshotRefused(f"{snapshot.label}: {CHECKSUMS_NAME} does not match for: {', '.join(wrong) or 'a line'}.")
-
-
-def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
-    if manifest.totals != manifest.sums():
-        raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
 
 
 def check_record(
@@ -2471,8 +2465,7 @@ def reply_errors(api: DataApi, collection: str, reply: Reply, count: int) -> lis
         raise api.request_error(reply.errors[0], "insertMany", collection)
     if responses is None or len(responses) != count:
         raise _unclear(f"{len(responses or ())} results for {count} documents")
-    errors = [None if row.status == "OK" else _response_error(row, reply.errors) for row in responses]
-    found = [api.request_error(error, "insertMany", collection) if error else None for error in errors]
+    found = [None if row.status == "OK" else _response_error(api, collection, reply, row) for row in responses]
     if (first := found[0]) and all(error and error.retryable and not error.unexpected for error in found):
         raise RequestError(f"{first.message} So it was for each document.", retryable=True, status=200)
     return found
@@ -2482,11 +2475,13 @@ def _unclear(reason: str) -> RequestError:
     return RequestError(f"The reply to insertMany is not clear: {reason}.", retryable=True, unexpected=True, status=200)
 
 
-def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiError:
+def _response_error(api: DataApi, collection: str, reply: Reply, response: DocumentResponse) -> RequestError:
     index = response.errorsIdx
-    if index is not None and 0 <= index < len(errors):
-        return errors[index]
-    return ApiError(msgspec.Raw(b'"FAILED_WRITE_REQUEST"'), message=msgspec.Raw(b'"skipped by the server"'))  # to retry
+    if index is not None and 0 <= index < len(reply.errors):
+        return api.request_error(reply.errors[index], "insertMany", collection)
+    code = "FAILED_WRITE_REQUEST"  # to be sent again
+    message = f"insertMany on {collection} failed with {code}: skipped by the server"
+    return RequestError(message, status=200, code=code, retryable=True)
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
@@ -2918,7 +2913,7 @@ def brute_force_neighbours(
 
     wanted = numpy.array(queries)
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
-    for chunk in in_groups(vectors, lambda _vector: 1, 1000, 1000):
+    while chunk := list(itertools.islice(vectors, 1000)):
         scores = similarities(wanted, numpy.array([vector for _, vector in chunk]), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]

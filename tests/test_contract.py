@@ -1375,12 +1375,13 @@ import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore
 sys.setswitchinterval(1e-6)
+threading.excepthook = lambda _: os._exit(1)
 
 def decode():
     gate.wait()
     astra_backup.Manifest.decode(b'{"backup_format_version":"1.0","collections":[{"name":"a"}]}')
     astra_backup.decode_reply(b'{"status":{"documentResponses":[]}}')
-    restore.reply_errors(astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
+    restore.reply_errors(None, "docs", astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
 
 for _ in range(40):
     if not (child := os.fork()):
