@@ -1063,12 +1063,9 @@ class Manifest(msgspec.Struct):
         try:
             text.decode()
             manifest = _manifest_decoder.decode(text)
-            for record in manifest.collections:
-                if record.is_ok:
-                    read_definition(record.name, record.definition)
-            for table in manifest.tables or []:
-                if table.is_ok:
-                    table.shape()
+            for record in manifest.good:
+                read_definition(record.name, record.definition)
+                record.shape()
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
         major = manifest.backup_format_version.partition(".")[0]
@@ -3019,33 +3016,27 @@ terminal_lock = threading.RLock()
 """Held by whoever writes to the terminal: rich mixes up lines and bars when two threads draw at once."""
 
 
-class _StderrHandler(logging.Handler):
+last_lines: deque[str] = deque(maxlen=PING_LINES)
+"""The last log lines, for a ping's body: also those that `--quiet` does not show."""
+
+
+class _LogHandler(logging.Handler):
     """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
+
+    def __init__(self, shown_from: int) -> None:
+        super().__init__()
+        self.setFormatter(redactor)
+        self._shown_from = shown_from
 
     def emit(self, record: logging.LogRecord) -> None:
         with terminal_lock, contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
-            encoding = sys.stderr.encoding or "utf-8"
-            sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
-            sys.stderr.flush()
-
-
-class LastLines(logging.Handler):
-    """Keeps the last log lines, for a ping's body."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(logging.INFO)
-        self._lines: deque[str] = deque(maxlen=count)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self._lines.append(self.format(record))
-
-    def text(self) -> str:
-        """The lines."""
-        return "\n".join(self._lines)
-
-
-last_lines = LastLines(PING_LINES)
+            text = self.format(record)
+            if record.levelno >= logging.INFO:
+                last_lines.append(text)
+            if record.levelno >= self._shown_from:
+                encoding = sys.stderr.encoding or "utf-8"
+                sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+                sys.stderr.flush()
 
 
 class Report:
@@ -3224,13 +3215,10 @@ def _bar_columns(*, is_narrow: bool) -> tuple[ProgressColumn, ...]:
     return name, TextColumn("{task.fields[phase]:11}"), bar, percent, count, rate, left
 
 
-def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
+def start_logging(*, verbose: bool, quiet: bool, as_json: bool) -> None:
     """Send our log, and nobody else's, to stderr. May be called twice."""
     redactor.as_json = as_json
-    handler = _StderrHandler(logging.WARNING if quiet else logging.NOTSET)
-    for each in (handler, last_lines):
-        each.setFormatter(redactor)
-    log.handlers[:] = [handler, last_lines]
+    log.handlers[:] = [_LogHandler(logging.WARNING if quiet else logging.NOTSET)]
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -5544,8 +5532,8 @@ class RunRecord:
             except Exception as error:  # noqa: BLE001  (the ping comes after it)
                 reason = describe_error(error, with_path=False)
                 log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, reason)
-        text = [last_lines.text(), _result_line(self.result, self.result_s)] if self.result else [last_lines.text()]
-        self.pinger.finish(code, "\n".join(text))
+        result = [_result_line(self.result, self.result_s)] if self.result else []
+        self.pinger.finish(code, "\n".join([*last_lines, *result]))
 
     def _samples(self, code: int) -> Samples:
         """The metrics that this run can tell; the others stay as they were."""
