@@ -1952,10 +1952,6 @@ class DataApi:
                     )
             raise
 
-    def list_tables(self, *, patience: Patience | None = None) -> list[str]:
-        """Names of the tables, which are no collections and share their names."""
-        return [info.name for info in self.describe_tables(patience=patience)]
-
     def describe_tables(self, *, patience: Patience | None = None) -> list[TableInfo]:
         """All tables with their definitions, the server's own text; none where no server knows of tables."""
         read = _read_status(lambda status: status.tables)

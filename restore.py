@@ -1105,11 +1105,11 @@ class Existing:
 
     @classmethod
     def read(cls, api: DataApi, *, has_tables: bool) -> Self:
-        """Read it; no more than the tables' names where none is to be restored or compared."""
+        """Read it; no types and indexes where no table is to be restored or compared."""
         infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in api.list_collections()}
-        if not has_tables:
-            return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
         tables = {info.name: info for info in api.describe_tables()}
+        if not has_tables:
+            return cls({**infos, **tables})
         with reading_reply():
             found = [(name, index) for name in tables for index in read_indexes(name, api.describe_indexes(name))]
             indexes = {str(index.get("name")): name for name, index in found}
@@ -1909,8 +1909,8 @@ def _begin_step(run: RestoreRun, name: str, step: Step) -> None:
 def _names(api: DataApi, changes: Changes) -> set[str] | None:
     """The target's collections, and its tables if there may be some of ours; None if it does not say."""
     with contextlib.suppress(BackupError):
-        tables = api.list_tables() if changes.tables else []
-        return {info.name for info in api.list_collections()}.union(tables)
+        tables = api.describe_tables() if changes.tables else []
+        return {info.name for info in api.list_collections()} | {info.name for info in tables}
     return None
 
 
@@ -2037,7 +2037,7 @@ def drop(api: DataApi, name: str, *, is_table: bool) -> None:
     """Drop a collection or a table. Raises TargetRefused for the other kind: deleteCollection drops tables too."""
 
     def drop_it() -> None:
-        tables = api.list_tables(patience=Patience(0.0))
+        tables = [info.name for info in api.describe_tables(patience=Patience(0.0))]
         others = [info.name for info in api.list_collections()] if is_table else tables
         if name in others:
             kind = "collection" if is_table else "table"
