@@ -902,8 +902,6 @@ class TableShape:
         """The shape in a definition. Raises FormatError for one that no server has."""
         found = read_definition(name, definition)
         columns, key = found.get("columns"), found.get("primaryKey")
-        if isinstance(key, str):
-            key = {"partitionBy": [key]}
         if not isinstance(columns, dict) or not isinstance(key, dict):
             raise FormatError(f"the definition of {name} has no columns or no primary key")
         columns = {each: {"type": of} if isinstance(of, str) else of for each, of in columns.items()}
@@ -4616,8 +4614,6 @@ class DataFileWriter:
         FormatError for a file that is not what was written.
         """
         with self._lock, contextlib.closing(self._output):
-            if self._is_abandoned:
-                raise BackupError(f"{self._path} was given up.")
             self._finish()
         self._stats.data_sha256, self._stats.data_size_bytes = self._file.sha256.hexdigest(), self._file.size_bytes
         if begin:

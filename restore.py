@@ -478,8 +478,6 @@ def open_snapshot(path: Path) -> Snapshot:
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
     if path.is_file():
         return ZipSnapshot(path)
-    if not os.path.lexists(path):
-        raise SnapshotRefused(f"{path}: No such file or directory.")
     if not path.is_dir():  # opening a pipe would wait for ever
         raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
