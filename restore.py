@@ -2744,9 +2744,7 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
 
 def is_different(outcome: Outcome) -> bool:
     """Whether the target is not what the snapshot says; documents that were there before are no difference."""
-    found = outcome.comparison
-    if found is None:
-        return False
+    found = outcome.comparison or Comparison()
     has_extra = found.counts["extra"] and not outcome.planned.keeps_documents
     return bool(found.definition or found.counts["missing"] or found.counts["different"] or has_extra)
 
