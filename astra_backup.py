@@ -868,10 +868,6 @@ class CollectionRecord(Record):
     vectorize_count: int | None = None
     lexical_count: int | None = None
 
-    def options(self) -> dict[str, Any]:
-        """The definition as a dictionary: the server's `options` object. Raises FormatError."""
-        return read_definition(self.name, self.definition)
-
 
 class TableRecord(Record):
     """One table in the manifest, with the server's own text of its indexes."""
@@ -906,8 +902,6 @@ class TableShape:
         """The shape in a definition. Raises FormatError for one that no server has."""
         found = read_definition(name, definition)
         columns, key = found.get("columns"), found.get("primaryKey")
-        if isinstance(key, str):
-            key = {"partitionBy": [key]}
         if not isinstance(columns, dict) or not isinstance(key, dict):
             raise FormatError(f"the definition of {name} has no columns or no primary key")
         columns = {each: {"type": of} if isinstance(of, str) else of for each, of in columns.items()}
@@ -1067,12 +1061,9 @@ class Manifest(msgspec.Struct):
         try:
             text.decode()
             manifest = _manifest_decoder.decode(text)
-            for record in manifest.collections:
-                if record.is_ok:
-                    record.options()
-            for table in manifest.tables or []:
-                if table.is_ok:
-                    table.shape()
+            for record in manifest.good:
+                read_definition(record.name, record.definition)
+                record.shape()
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise FormatError(f"{MANIFEST_NAME} cannot be read: {error}") from error
         major = manifest.backup_format_version.partition(".")[0]
@@ -1727,7 +1718,6 @@ class Readable:
         projection = b'{"*":true}'  # what other names mean to a projection nobody has said
         if all(map(_PLAIN_COLUMN.fullmatch, shape.columns)):
             projection = msgspec.json.encode(dict.fromkeys(shape.columns, 1))
-
         place = partial(_row_place, shape) if _can_be_guessed(shape) else None
         return cls(name, shape.key, place, projection, partial(_check_table_page, api=api, name=name, shape=shape))
 
@@ -1959,10 +1949,6 @@ class DataApi:
                         f" Existing keyspaces: {names}."
                     )
             raise
-
-    def list_tables(self, *, patience: Patience | None = None) -> list[str]:
-        """Names of the tables, which are no collections and share their names."""
-        return [info.name for info in self.describe_tables(patience=patience)]
 
     def describe_tables(self, *, patience: Patience | None = None) -> list[TableInfo]:
         """All tables with their definitions, the server's own text; none where no server knows of tables."""
@@ -2736,19 +2722,15 @@ class CollectionScan:
             if states and not entered:
                 self._tell_serial("none of the trial starting points could be used")
             self._requests.repeat(self._advance, [ordinary, *entered])
-            self._check_joined()
+            if len(self._chains) == 1 and not self._chains.are_joined():  # no guess is to blame
+                raise PageStateError(_LED_BACK)
+            if not self._chains.are_joined():
+                raise NotJoinedError("the chains of pages do not join into one scan.")
             self.is_whole = True
             return len(self._chains)
         finally:
             with self._lock:
                 self._is_over = True
-
-    def _check_joined(self) -> None:
-        if self._chains.are_joined():
-            return
-        if len(self._chains) == 1:  # no guess is to blame
-            raise PageStateError(_LED_BACK)
-        raise NotJoinedError("the chains of pages do not join into one scan.")
 
     def _read_first_pages(self) -> tuple[list[KeptPage], Reader]:
         """The pages that are read one after the other, before anything is guessed; and where they lead."""
@@ -3028,33 +3010,27 @@ terminal_lock = threading.RLock()
 """Held by whoever writes to the terminal: rich mixes up lines and bars when two threads draw at once."""
 
 
-class _StderrHandler(logging.Handler):
+last_lines: deque[str] = deque(maxlen=PING_LINES)
+"""The last log lines, for a ping's body: also those that `--quiet` does not show."""
+
+
+class _LogHandler(logging.Handler):
     """Writes to what `sys.stderr` is at the time: bars on a terminal put themselves in its place, and stay below."""
+
+    def __init__(self, shown_from: int) -> None:
+        super().__init__()
+        self.setFormatter(redactor)
+        self._shown_from = shown_from
 
     def emit(self, record: logging.LogRecord) -> None:
         with terminal_lock, contextlib.suppress(OSError, ValueError):  # nobody reads it; the exit code still tells
-            encoding = sys.stderr.encoding or "utf-8"
-            sys.stderr.write(self.format(record).encode(encoding, "replace").decode(encoding) + "\n")
-            sys.stderr.flush()
-
-
-class LastLines(logging.Handler):
-    """Keeps the last log lines, for a ping's body."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(logging.INFO)
-        self._lines: deque[str] = deque(maxlen=count)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self._lines.append(self.format(record))
-
-    def text(self) -> str:
-        """The lines."""
-        return "\n".join(self._lines)
-
-
-last_lines = LastLines(PING_LINES)
+            text = self.format(record)
+            if record.levelno >= logging.INFO:
+                last_lines.append(text)
+            if record.levelno >= self._shown_from:
+                encoding = sys.stderr.encoding or "utf-8"
+                sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+                sys.stderr.flush()
 
 
 class Report:
@@ -3233,13 +3209,10 @@ def _bar_columns(*, is_narrow: bool) -> tuple[ProgressColumn, ...]:
     return name, TextColumn("{task.fields[phase]:11}"), bar, percent, count, rate, left
 
 
-def start_logging(*, verbose: bool, quiet: bool, as_json: bool = False) -> None:
+def start_logging(*, verbose: bool, quiet: bool, as_json: bool) -> None:
     """Send our log, and nobody else's, to stderr. May be called twice."""
     redactor.as_json = as_json
-    handler = _StderrHandler(logging.WARNING if quiet else logging.NOTSET)
-    for each in (handler, last_lines):
-        each.setFormatter(redactor)
-    log.handlers[:] = [handler, last_lines]
+    log.handlers[:] = [_LogHandler(logging.WARNING if quiet else logging.NOTSET)]
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -4001,6 +3974,10 @@ class Scope:
         """Whether all collections were asked for."""
         return not self.collections and not self.exclude
 
+    def has(self, other: Scope) -> bool:
+        """Whether another scope is of its database and keyspace; "" is any."""
+        return self.api_endpoint in ("", other.api_endpoint) and self.keyspace in ("", other.keyspace)
+
     def covers(self, other: Scope) -> bool:
         """Whether it holds all that a snapshot of the other scope can hold."""
         return self.source == other.source and (self.is_whole() or self == other)
@@ -4404,7 +4381,7 @@ Samples = dict[str, dict[str, float]]
 
 def encode_metrics(samples: Samples) -> bytes:
     """Prometheus text."""
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
     from prometheus_client.metrics_core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 
@@ -4417,9 +4394,7 @@ def encode_metrics(samples: Samples) -> bytes:
                 if family.samples:
                     yield family
 
-    registry = CollectorRegistry()
-    registry.register(Families())
-    return generate_latest(registry)
+    return generate_latest(Families())
 
 
 def decode_metrics(text: str) -> tuple[Samples, int]:
@@ -4639,8 +4614,6 @@ class DataFileWriter:
         FormatError for a file that is not what was written.
         """
         with self._lock, contextlib.closing(self._output):
-            if self._is_abandoned:
-                raise BackupError(f"{self._path} was given up.")
             self._finish()
         self._stats.data_sha256, self._stats.data_size_bytes = self._file.sha256.hexdigest(), self._file.size_bytes
         if begin:
@@ -4857,10 +4830,8 @@ class TableBackup(CollectionBackup):
 
 
 def _is_same_json(one: msgspec.Raw, other: msgspec.Raw) -> bool:
-    def read(text: msgspec.Raw) -> Any:  # numbers stay text: no float holds all of them
-        return json.loads(bytes(text), parse_float=lambda number: (number,), parse_int=lambda number: (number,))
-
-    return bool(one == other or read(one) == read(other))
+    first, second = (_definition_decoder.decode(bytes(text).decode()) for text in (one, other))
+    return bool(first == second)
 
 
 def run_backup(plan: BackupPlan, report: Report, stop: threading.Event) -> BackupResult:
@@ -5553,8 +5524,8 @@ class RunRecord:
             except Exception as error:  # noqa: BLE001  (the ping comes after it)
                 reason = describe_error(error, with_path=False)
                 log.warning("Cannot write %s: %s. The result stands.", self.metrics_file, reason)
-        text = [last_lines.text(), _result_line(self.result, self.result_s)] if self.result else [last_lines.text()]
-        self.pinger.finish(code, "\n".join(text))
+        result = [_result_line(self.result, self.result_s)] if self.result else []
+        self.pinger.finish(code, "\n".join([*last_lines, *result]))
 
     def _samples(self, code: int) -> Samples:
         """The metrics that this run can tell; the others stay as they were."""

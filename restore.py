@@ -62,12 +62,10 @@ from astra_backup import (
     RARE,
     READ_BYTES,
     AnyRecord,
-    ApiError,
     BackupError,
     Box,
     BoxFile,
     CollectionInfo,
-    CollectionRecord,
     DataApi,
     DataStats,
     Document,
@@ -480,8 +478,6 @@ def open_snapshot(path: Path) -> Snapshot:
         raise SnapshotRefused(f"{path} is a run in progress, or one that died.")
     if path.is_file():
         return ZipSnapshot(path)
-    if not os.path.lexists(path):
-        raise SnapshotRefused(f"{path}: No such file or directory.")
     if not path.is_dir():  # opening a pipe would wait for ever
         raise SnapshotRefused(f"{path} is neither a directory nor a zip.")
     if not os.path.lexists(path / MANIFEST_NAME):
@@ -650,8 +646,8 @@ def verify_snapshot(snapshot: Snapshot, *, force_incomplete: bool, workers: int,
     found = dict(zip([record.name for record in good], in_threads(check, good, workers), strict=True))
     for record in good:
         record.document_count = found[record.name].document_count
-    if not is_old:
-        _check_totals(snapshot, manifest)
+    if not is_old and manifest.totals != manifest.sums():
+        raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
     for warning in warnings:
         report.warn(f"{snapshot.label}: {warning}.")
     return Verified(snapshot, manifest, found, warnings, looks_inside)
@@ -755,11 +751,6 @@ def _check_sums(snapshot: Snapshot, good: list[AnyRecord]) -> None:
             str(name) for name in expected.keys() | found.keys() if expected.get(name) != found.get(str(name))
         )
         raise SnapshotRefused(f"{snapshot.label}: {CHECKSUMS_NAME} does not match for: {', '.join(wrong) or 'a line'}.")
-
-
-def _check_totals(snapshot: Snapshot, manifest: Manifest) -> None:
-    if manifest.totals != manifest.sums():
-        raise SnapshotRefused(f"{snapshot.label}: the manifest's totals are not the sums of its collections.")
 
 
 def check_record(
@@ -948,7 +939,10 @@ def _unlocked_by_ssh_keygen(file: KeyFile) -> bytes:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the operator chose."""
+    """What the operator chose, and what that makes of a document.
+
+    Both sides of a comparison go through `to_compare`: what was chosen to be left out is no difference.
+    """
 
     collections: tuple[str, ...] = ()
     renames: dict[str, str] = field(default_factory=dict)
@@ -965,35 +959,22 @@ class Choices:
         """What a collection of the snapshot is called in the target."""
         return self.renames.get(name, name)
 
-
-class View:
-    """How documents are sent to the target, and how its documents are compared with the snapshot's.
-
-    Both sides of a comparison go through a view: what was chosen to be left out is no difference.
-    """
-
-    def __init__(self, choices: Choices) -> None:
-        self._choices = choices
-        self.recomputes = choices.vectorize is Vectorize.RECOMPUTE
-        name = choices.vectorize_text_field
-        self._text_field = msgspec.json.encode(name)[1:-1].decode() if name else ""
-
     def to_send(self, document: Document) -> Document:
         """A snapshot's document as the target takes it; the very same one where nothing was chosen."""
         if not ("$vectorize" in document or "$lexical" in document) or self._is_open(document):
             return document
         sent = Document(document)
-        if self._choices.without_lexical:
+        if self.without_lexical:
             sent.pop("$lexical", None)
-        if "$vectorize" not in sent or not ("$vector" in sent or self._choices.without_vectorize_service):
+        if "$vectorize" not in sent or not ("$vector" in sent or self.without_vectorize_service):
             return sent
-        is_chosen = self.recomputes or not document.needs_choice  # or nothing is lost
-        if is_chosen and not self._choices.without_vectorize_service:
+        is_chosen = self.vectorize is Vectorize.RECOMPUTE or not document.needs_choice  # or nothing is lost
+        if is_chosen and not self.without_vectorize_service:
             del sent["$vector"]
             return sent
         text = sent.pop("$vectorize")
-        if self._text_field and document.has_vectorize:
-            sent[self._text_field] = text
+        if self.vectorize_text_field and document.has_vectorize:
+            sent[msgspec.json.encode(self.vectorize_text_field)[1:-1].decode()] = text
         return sent
 
     def to_compare(self, document: Document) -> Document:
@@ -1008,7 +989,7 @@ class View:
 
     def _is_open(self, document: Document) -> bool:
         """Whether nothing was chosen for a document that needs it: it is only ever compared, as a whole."""
-        return document.needs_choice and self._choices.vectorize is Vectorize.FAIL
+        return document.needs_choice and self.vectorize is Vectorize.FAIL
 
 
 @dataclass
@@ -1022,8 +1003,7 @@ class PlannedCollection:
     stats: DataStats
     target_name: str
     options: dict[str, Any]  # the definition that it is created with
-    on_existing: OnExisting
-    view: View = field(repr=False)
+    choices: Choices
     losses: list[str] = field(default_factory=list)  # what does not come back, by choice
     notes: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)  # why it cannot be restored, whatever the target has
@@ -1034,7 +1014,7 @@ class PlannedCollection:
     @property
     def is_dropped(self) -> bool:
         """Whether what is there now goes first."""
-        return self.exists and not self.is_resumed and self.on_existing is OnExisting.DROP
+        return self.exists and not self.is_resumed and self.choices.on_existing is OnExisting.DROP
 
     @property
     def keeps_documents(self) -> bool:
@@ -1044,7 +1024,7 @@ class PlannedCollection:
     @property
     def is_recomputed(self) -> bool:
         """Whether the target computes vectors that the snapshot has, too: what is near may be another."""
-        return bool(self.stats.both_count) and self.view.recomputes
+        return bool(self.stats.both_count) and self.choices.vectorize is Vectorize.RECOMPUTE
 
     def source(self, api: DataApi) -> Readable:  # noqa: ARG002
         """What the target has of that name, to be read page by page."""
@@ -1069,16 +1049,16 @@ class PlannedCollection:
 
     def to_send(self, document: Document) -> bytes:
         """The text of a document of the snapshot as it is to be sent."""
-        return self.view.to_send(document).text()
+        return self.choices.to_send(document).text()
 
     def to_compare(self, line: bytes, document: Document) -> bytes:  # noqa: ARG002
         """The text of a document of the snapshot as the target should have it."""
-        return self.view.to_compare(document).text()
+        return self.choices.to_compare(document).text()
 
     def as_found(self, text: bytes) -> tuple[bytes, bytes]:
         """The id and the text of a document of the target, to be compared with `to_compare`."""
         document = Document.parse(text)
-        return document.id, self.view.to_compare(document).text()
+        return document.id, self.choices.to_compare(document).text()
 
     def key_of(self, document_id: bytes) -> bytes:
         """What the target takes for the key of an id."""
@@ -1106,7 +1086,7 @@ class PlannedCollection:
             action = f"create, insert {count}"
         elif not self.had_documents:
             action = f"exists, empty: insert {count}"
-        elif self.on_existing is OnExisting.OVERWRITE:
+        elif self.choices.on_existing is OnExisting.OVERWRITE:
             action = f"overwrite with {count}, keep others"
         else:
             action = f"keep what is there, insert what is missing of {count}"
@@ -1123,11 +1103,11 @@ class Existing:
 
     @classmethod
     def read(cls, api: DataApi, *, has_tables: bool) -> Self:
-        """Read it; no more than the tables' names where none is to be restored or compared."""
+        """Read it; no types and indexes where no table is to be restored or compared."""
         infos: dict[str, CollectionInfo | TableInfo] = {info.name: info for info in api.list_collections()}
-        if not has_tables:
-            return cls({**infos, **{name: TableInfo(name) for name in api.list_tables()}})
         tables = {info.name: info for info in api.describe_tables()}
+        if not has_tables:
+            return cls({**infos, **tables})
         with reading_reply():
             found = [(name, index) for name in tables for index in read_indexes(name, api.describe_indexes(name))]
             indexes = {str(index.get("name")): name for name, index in found}
@@ -1174,12 +1154,10 @@ def make_plan(run: RestoreRun) -> list[PlannedCollection]:
     return plan
 
 
-def plan_collection(record: CollectionRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
+def plan_collection(record: AnyRecord, stats: DataStats, choices: Choices) -> PlannedCollection:
     """What is to become of a collection, whatever the target has."""
-    options = explicit_options(record.options())
-    planned = PlannedCollection(
-        record, stats, choices.target_name(record.name), options, choices.on_existing, View(choices)
-    )
+    options = explicit_options(read_definition(record.name, record.definition))
+    planned = PlannedCollection(record, stats, choices.target_name(record.name), options, choices)
     if choices.without_vectorize_service and "service" in options.get("vector", {}):
         options["vector"] = {name: value for name, value in options["vector"].items() if name != "service"}
         planned.losses.append("without its embedding service")
@@ -1246,7 +1224,7 @@ def _check_target(planned: PlannedCollection, existing: Existing, api: DataApi) 
     if planned.is_resumed:
         return refusals
     planned.had_documents = has_documents(api, info)
-    if planned.had_documents and planned.on_existing is OnExisting.FAIL:
+    if planned.had_documents and planned.choices.on_existing is OnExisting.FAIL:
         refusals.append(
             f"already holds {planned.holds}: choose --on-existing skip, overwrite or drop,"
             " --rename, or another keyspace; --resume continues a restore that was interrupted."
@@ -1487,7 +1465,7 @@ class PlannedTable(PlannedCollection):
     def to_send(self, document: Document) -> bytes:
         """A row as it is to be sent. Where others are overwritten, what is absent is sent as null: it goes."""
         members = {}
-        is_over_others = self.keeps_documents and self.on_existing is OnExisting.OVERWRITE
+        is_over_others = self.keeps_documents and self.choices.on_existing is OnExisting.OVERWRITE
         for name, convert in self._converters.items():
             value = document.get(name, b"null" if is_over_others else b"")
             if value:
@@ -1513,7 +1491,7 @@ class PlannedTable(PlannedCollection):
 @contextlib.contextmanager
 def kept_rows(run: RestoreRun, planned: PlannedCollection) -> Iterator[KeyStore | None]:
     """The keys of the rows that are to be kept, since an insert would change them; None where there are none."""
-    if not (planned.is_table and planned.keeps_documents and planned.on_existing is OnExisting.SKIP):
+    if not (planned.is_table and planned.keeps_documents and planned.choices.on_existing is OnExisting.SKIP):
         yield None
         return
     name = planned.target_name
@@ -1551,8 +1529,7 @@ def plan_table(
         stats=stats,
         target_name=choices.target_name(record.name),
         options=options,
-        on_existing=choices.on_existing,
-        view=View(choices),
+        choices=choices,
         losses=losses,
         shape=shape,
         types={name: types[name] for name in sorted(shape.type_names())},
@@ -1930,8 +1907,8 @@ def _begin_step(run: RestoreRun, name: str, step: Step) -> None:
 def _names(api: DataApi, changes: Changes) -> set[str] | None:
     """The target's collections, and its tables if there may be some of ours; None if it does not say."""
     with contextlib.suppress(BackupError):
-        tables = api.list_tables() if changes.tables else []
-        return {info.name for info in api.list_collections()}.union(tables)
+        tables = api.describe_tables() if changes.tables else []
+        return {info.name for info in api.list_collections()} | {info.name for info in tables}
     return None
 
 
@@ -1940,7 +1917,7 @@ def _look_again(api: DataApi, planned: PlannedCollection, *, is_ours: bool) -> N
     info = find_info(api, planned)
     if info is None:
         return
-    is_welcome = is_ours or planned.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
+    is_welcome = is_ours or planned.choices.on_existing in (OnExisting.SKIP, OnExisting.OVERWRITE)
     if not is_welcome or definition_differences(planned.options, server_options(info)):
         raise made_by_somebody_else(planned.target_name)
     planned.exists, planned.is_resumed, planned.had_documents = True, is_ours, has_documents(api, info)
@@ -2058,7 +2035,7 @@ def drop(api: DataApi, name: str, *, is_table: bool) -> None:
     """Drop a collection or a table. Raises TargetRefused for the other kind: deleteCollection drops tables too."""
 
     def drop_it() -> None:
-        tables = api.list_tables(patience=Patience(0.0))
+        tables = [info.name for info in api.describe_tables(patience=Patience(0.0))]
         others = [info.name for info in api.list_collections()] if is_table else tables
         if name in others:
             kind = "collection" if is_table else "table"
@@ -2486,8 +2463,7 @@ def reply_errors(api: DataApi, collection: str, reply: Reply, count: int) -> lis
         raise api.request_error(reply.errors[0], "insertMany", collection)
     if responses is None or len(responses) != count:
         raise _unclear(f"{len(responses or ())} results for {count} documents")
-    errors = [None if row.status == "OK" else _response_error(row, reply.errors) for row in responses]
-    found = [api.request_error(error, "insertMany", collection) if error else None for error in errors]
+    found = [None if row.status == "OK" else _response_error(api, collection, reply, row) for row in responses]
     if (first := found[0]) and all(error and error.retryable and not error.unexpected for error in found):
         raise RequestError(f"{first.message} So it was for each document.", retryable=True, status=200)
     return found
@@ -2497,11 +2473,13 @@ def _unclear(reason: str) -> RequestError:
     return RequestError(f"The reply to insertMany is not clear: {reason}.", retryable=True, unexpected=True, status=200)
 
 
-def _response_error(response: DocumentResponse, errors: list[ApiError]) -> ApiError:
+def _response_error(api: DataApi, collection: str, reply: Reply, response: DocumentResponse) -> RequestError:
     index = response.errorsIdx
-    if index is not None and 0 <= index < len(errors):
-        return errors[index]
-    return ApiError(msgspec.Raw(b'"FAILED_WRITE_REQUEST"'), message=msgspec.Raw(b'"skipped by the server"'))  # to retry
+    if index is not None and 0 <= index < len(reply.errors):
+        return api.request_error(reply.errors[index], "insertMany", collection)
+    code = "FAILED_WRITE_REQUEST"  # to be sent again
+    message = f"insertMany on {collection} failed with {code}: skipped by the server"
+    return RequestError(message, status=200, code=code, retryable=True)
 
 
 def find_by_ids(api: DataApi, collection: str, texts: list[bytes]) -> dict[bytes, bytes]:
@@ -2766,9 +2744,7 @@ def _compare_outcome(run: RestoreRun, outcome: Outcome, differences: IO[str] | N
 
 def is_different(outcome: Outcome) -> bool:
     """Whether the target is not what the snapshot says; documents that were there before are no difference."""
-    found = outcome.comparison
-    if found is None:
-        return False
+    found = outcome.comparison or Comparison()
     has_extra = found.counts["extra"] and not outcome.planned.keeps_documents
     return bool(found.definition or found.counts["missing"] or found.counts["different"] or has_extra)
 
@@ -2933,7 +2909,7 @@ def brute_force_neighbours(
 
     wanted = numpy.array(queries)
     best: list[list[tuple[float, bytes]]] = [[] for _ in queries]
-    for chunk in in_groups(vectors, lambda _vector: 1, 1000, 1000):
+    while chunk := list(itertools.islice(vectors, 1000)):
         scores = similarities(wanted, numpy.array([vector for _, vector in chunk]), metric)
         for row, kept in zip(scores, best, strict=True):
             kept += [(float(score), key) for score, (key, _) in zip(row, chunk, strict=True)]
@@ -3400,9 +3376,9 @@ def fetched_snapshot(wanted: str, options: dict[str, Any], report: Report) -> It
     file = find_in_box(box, wanted, options["sources"], report)
     check_resumed(wanted, file.name, options)
     if needs_clear(options):
-        for one in Stored.in_box(box, [file]):
-            if one.manifest:  # what is damaged is told when it is here
-                refuse_locked(f"{file.name} in Box", one.manifest)
+        manifest = Stored.look(box, file).manifest
+        if manifest:  # what is damaged is told when it is here
+            refuse_locked(f"{file.name} in Box", manifest)
     output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = output_dir / (file.name if options["keep_download"] else f".{file.name}")
     with sole_download(output_dir):

@@ -258,22 +258,9 @@ def _kept_by_rules(names: list[str], rules: KeepRules) -> dict[str, list[str]]:
 # ======================================================================================================================
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The scopes that were asked for: of a database, of a keyspace; empty: of any."""
-
-    api_endpoint: str = ""
-    keyspace: str = ""
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Wanted:
-        """What the options ask for; one endpoint may be written in several ways."""
-        scope = Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")
-        return cls(scope.api_endpoint, scope.keyspace)
-
-    def has(self, scope: Scope) -> bool:
-        """Whether a scope is one of them."""
-        return self.api_endpoint in ("", scope.api_endpoint) and self.keyspace in ("", scope.keyspace)
+def wanted_scope(options: dict[str, Any]) -> Scope:
+    """What the options ask for: a database, a keyspace, or any of them."""
+    return Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")
 
 
 def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], None]) -> None:
@@ -293,13 +280,13 @@ def verify_files(directory: Path, manifest: Manifest, advance: Callable[[int], N
             raise FormatError(f"{name} is not what {CHECKSUMS_NAME} says")
 
 
-def survey_local(output_dir: Path, wanted: Wanted, report: Report, *, is_proof: bool = True) -> list[Found]:
+def survey_local(output_dir: Path, wanted: Scope, report: Report, *, is_proof: bool = True) -> list[Found]:
     """Everything in a directory but hidden names; `is_proof`: every complete snapshot is read to the last byte."""
     paths = sorted(output_dir.iterdir()) if output_dir.is_dir() else []
     return [_survey_directory(path, wanted, report, is_proof) for path in paths if not path.name.startswith(".")]
 
 
-def _survey_directory(path: Path, wanted: Wanted, report: Report, is_proof: bool) -> Found:
+def _survey_directory(path: Path, wanted: Scope, report: Report, is_proof: bool) -> Found:
     parsed = parse_snapshot_name(path.name)
     if parsed is None:
         is_zip = path.suffix == ".zip" and parse_snapshot_name(path.stem)
@@ -321,7 +308,7 @@ def _busy(output_dir: Path, name: str) -> str:
     return "a restore of it has not ended" if any(output_dir.glob(f".restore-{name}-*.journal")) else ""
 
 
-def _survey(one: Stored, wanted: Wanted, *, busy: str = "") -> Found:
+def _survey(one: Stored, wanted: Scope, *, busy: str = "") -> Found:
     """What the manifest tells, or that it could not be read; `busy`: why it is not touched, whatever it is."""
     is_incomplete = one.name.endswith(INCOMPLETE_SUFFIX)
     if one.manifest is None:
@@ -359,7 +346,7 @@ def _prove_local(path: Path, manifest: Manifest, found: Found, report: Report) -
         report.finish(name)
 
 
-def survey_box(box: Box, wanted: Wanted, output_dir: Path) -> dict[str, tuple[BoxFile, Found]]:
+def survey_box(box: Box, wanted: Scope, output_dir: Path) -> dict[str, tuple[BoxFile, Found]]:
     """Every file of the folder by its name. Raises BoxError when the folder cannot be listed."""
     files = box.files()
     found = {file.name: (file, Found(file.name)) for file in files if not file.is_snapshot}
@@ -402,7 +389,7 @@ class PrunePlan:
 
 def plan_prune(options: dict[str, Any], box: Box | None, report: Report) -> PrunePlan:
     """Look at both places and decide. Changes nothing. Raises BoxError when Box's folder cannot be listed."""
-    wanted, days, now = Wanted.of(options), options["keep_incomplete_days"], utc_now()
+    wanted, days, now = wanted_scope(options), options["keep_incomplete_days"], utc_now()
     here_rules, box_rules = keep_rules(options, "keep"), keep_rules(options, "box_keep")
     files = survey_box(box, wanted, options["output_dir"]) if box else {}
     in_box = [found for _, found in files.values()]
@@ -506,7 +493,7 @@ def read_places(options: dict[str, Any]) -> list[Stored]:
     found = list(Stored.here(options["output_dir"], must_exist=not options["to_box"]))
     if options["to_box"]:
         found += Stored.in_box(Box(read_box_config(options), stop_event))
-    wanted = Wanted.of(options)
+    wanted = wanted_scope(options)
     return [one for one in found if one.manifest is None or wanted.has(Scope.of(one.manifest))]
 
 
@@ -525,7 +512,7 @@ def run_status(options: dict[str, Any]) -> int:
     incomplete = (Scope.of(one.manifest) for one in stored if one.manifest)
     scopes |= dict.fromkeys(scope for scope in incomplete if scope.source not in known)
     rows: list[dict[str, Any]] = []
-    for scope in scopes or [Scope.make(options["api_endpoint"] or "", options["keyspace"] or "")]:
+    for scope in scopes or [wanted_scope(options)]:
         ours = [one for other, one in found if other == scope]
         rows += _status_rows(scope, ours, options)
     code = SnapshotsExit.OK if all(row["ok"] for row in rows if row["counts"]) else SnapshotsExit.FAILED
@@ -599,7 +586,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
         raise BackupError("--no-box contradicts `upload`, which brings a snapshot to Box.", "Leave out --no-box.")
     with Report(quiet=options["verbosity"] == "quiet") as report:
         config = read_box_config(options, "Set them.")
-        result = existing_snapshot(directory, name, Wanted.of(options), report)
+        result = existing_snapshot(directory, name, wanted_scope(options), report)
         try:
             result = upload_snapshot(result, config, report)
         except BackupError as error:  # it is damaged
@@ -613,7 +600,7 @@ def run_upload(name: str, options: dict[str, Any]) -> int:
     return print_either(options["as_json"], status, code, fields, f"{directory}: {verdict}")
 
 
-def existing_snapshot(directory: Path, name: str, wanted: Wanted, report: Report) -> BackupResult:
+def existing_snapshot(directory: Path, name: str, wanted: Scope, report: Report) -> BackupResult:
     """A complete snapshot that is there. Raises BackupError if it is not, SnapshotRefused if it may not be uploaded."""
     check_directory(directory.parent)
     if Path(name).name != name or not parse_snapshot_name(name) or not directory.is_dir():
@@ -708,7 +695,7 @@ def main() -> None:
 @scope_options
 def list_command(**options: Any) -> int:
     """List all snapshots here, and in Box, newest first."""
-    wanted, in_box = Wanted.of(options), " or in Box" * options["to_box"]
+    wanted, in_box = wanted_scope(options), " or in Box" * options["to_box"]
     of = f" of keyspace {wanted.keyspace}" if wanted.keyspace else ""
     at = f" of {wanted.api_endpoint}" if wanted.api_endpoint else ""
     otherwise = f"There are no snapshots{of}{at} in {options['output_dir']}{in_box}."

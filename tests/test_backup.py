@@ -564,6 +564,24 @@ def test_nothing_secret_is_said_when_everything_fails(source: DataApiEmulator, c
     assert "INVALID_QUERY" in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--exclude", "docs"], "Nothing is left to back up"),
+        (["--keyspace", ""], "--keyspace is empty"),
+    ],
+)
+def test_what_leaves_nothing_to_back_up_is_1(
+    source: DataApiEmulator, cli: Cli, arguments: list[str], said: str
+) -> None:
+    """Whoever asks for nothing is told so, and no empty snapshot is made."""
+    fill(source, "docs", 3)
+    result = cli.backup(source, *arguments)
+    assert result.code == 1
+    assert said in result.err
+    assert not cli.backups.exists() or cli.snapshots() == []
+
+
 FAILING_MACHINE = """
 import pathlib, sys
 sys.path.insert(0, sys.argv.pop(1))

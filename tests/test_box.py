@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from astra_backup import MANIFESTS_AT_ONCE, Exit
+from astra_backup import MANIFESTS_AT_ONCE, Box, BoxConfig, BoxError, BoxFile, Exit
 from restore import RestoreExit
 from tests.conftest import BOX_SECRET, KEYSPACE, TOKEN, Cli, Result, assert_no_secret_in, load_catalog, warm_cli
 from tests.emulators.box import LOGIN, MIB, BoxEmulator, File
@@ -513,6 +514,34 @@ def test_upload_needs_no_database(kept: Kept, box: BoxEmulator, cli: Cli) -> Non
     assert result.code == 0, result.err
     assert Kept.NAMES["small"] in result.out
     assert_stored(box, kept, "small")
+
+
+def test_upload_takes_a_snapshot_by_the_path_that_a_backup_prints(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """A name with the output directory before it is the name."""
+    path = kept.path("small")
+    result = cli.with_box(box).stored("upload", path, "--output-dir", path.parent)
+    assert result.code == 0, result.err
+    assert_stored(box, kept, "small")
+
+
+def test_what_broken_downloads_have_left_goes(kept: Kept, box: BoxEmulator, cli: Cli) -> None:
+    """A part of another snapshot, which nobody goes on with, goes with the next download; other files stay."""
+    assert kept.upload(cli.with_box(box), "small").code == 0
+    old, other = cli.backups / ".20260101_000000.zip.part", cli.backups / ".notes.zip.part"
+    cli.backups.mkdir(exist_ok=True)
+    for path in (old, other):
+        path.write_bytes(b"x")
+    result = cli.run("restore.py", "--from-box", "--verify-only")
+    assert result.code == 0, result.err
+    assert (old.exists(), other.exists()) == (False, True)
+
+
+def test_what_box_lists_under_another_name_is_never_deleted(box: BoxEmulator) -> None:
+    """A mistake that would delete what is no snapshot raises before anything is sent."""
+    config = BoxConfig(*["x"] * 5, box.url, box.upload_url, request_timeout_s=1, retry_budget_s=0)
+    with pytest.raises(BoxError, match=r"notes\.zip is not the name of a snapshot"):
+        Box(config, threading.Event()).delete(BoxFile("1", "notes.zip", 1, ""))
+    assert box.requests == []
 
 
 @pytest.mark.parametrize(

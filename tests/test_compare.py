@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from astra_backup import CollectionRecord, DataStats
-from restore import Choices, KeyStore, OnExisting, PlannedCollection, RestoreExit, View, text_digest
+from restore import Choices, KeyStore, PlannedCollection, RestoreExit, text_digest
 from tests.conftest import KEYSPACE, TOKEN, Cli
 from tests.emulators.data_api import DataApiEmulator
 from tests.support import (
@@ -186,7 +186,7 @@ def test_a_comparison_speaks_of_what_it_compared(kept: Path, origin: DataApiEmul
 
 def test_a_comparison_holds_no_more_documents_at_a_time_the_more_there_are(tmp_path: Path) -> None:
     """Of 40,000 documents no more is held than of 10,000, and all of them are told apart."""
-    planned = PlannedCollection(CollectionRecord("docs"), DataStats(), "docs", {}, OnExisting.FAIL, View(Choices()))
+    planned = PlannedCollection(CollectionRecord("docs"), DataStats(), "docs", {}, Choices())
 
     def peak_bytes(count: int) -> int:
         tracemalloc.start()

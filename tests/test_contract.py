@@ -891,6 +891,38 @@ def test_a_lossy_document_stops_the_file(tmp_path: Path) -> None:
     writer.abandon()
 
 
+def test_a_file_without_the_end_of_its_compressed_text_is_refused(tmp_path: Path) -> None:
+    """All lines are in it, and what closes the compressed stream is not: it is no whole data file."""
+    writer = DataFileWriter(tmp_path / "data", compressed=True)
+    writer.write([b'{"_id":1}'])
+    compressor = writer._compressor
+
+    class Cut:
+        def flush(self) -> bytes:
+            return compressor.flush()[:-4]
+
+    writer._compressor = Cut()
+    with pytest.raises(FormatError, match="do not decompress to their end"):
+        writer.close()
+
+
+@pytest.mark.parametrize("depth", [400, 700])
+def test_a_document_that_is_nested_too_deep_is_refused(depth: int) -> None:
+    """Whether it is too deep for the reader of JSON or for what wraps and unwraps values: never a bug."""
+    text = b'{"_id":1,"a":%b{"$date":1}%b}' % (b"[" * depth, b"]" * depth)
+    with contextlib.suppress(FormatError):  # Python's stack decides
+        line, _ = encode_document(text)
+        assert decode_document(line) == text
+    with pytest.raises(FormatError):
+        encode_document(text.replace(b"[", b"[" * 5).replace(b"]", b"]" * 5))
+
+
+def test_a_row_with_a_column_twice_is_refused() -> None:
+    """Of two values of a column one would be lost."""
+    with pytest.raises(LossyError):
+        astra_backup.encode_row(b'{"a":1,"a":2}')
+
+
 # ======================================================================================================================
 # Manifest and names
 # ======================================================================================================================
@@ -1375,12 +1407,13 @@ import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 import astra_backup, restore
 sys.setswitchinterval(1e-6)
+threading.excepthook = lambda _: os._exit(1)
 
 def decode():
     gate.wait()
     astra_backup.Manifest.decode(b'{"backup_format_version":"1.0","collections":[{"name":"a"}]}')
     astra_backup.decode_reply(b'{"status":{"documentResponses":[]}}')
-    restore.reply_errors(astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
+    restore.reply_errors(None, "docs", astra_backup.Reply(status=b'{"documentResponses":[{"status":"OK"}]}'), 1)
 
 for _ in range(40):
     if not (child := os.fork()):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import astra_backup
 import snapshots
 from astra_backup import Scope, parse_snapshot_name, snapshot_name
-from snapshots import Decision, Found, KeepRules, Wanted, plan_retention
+from snapshots import Decision, Found, KeepRules, plan_retention
 from tests.conftest import Cli
 
 NOW = datetime(2026, 7, 1, 3, 0, 0, tzinfo=UTC)
@@ -262,6 +262,14 @@ def test_each_rule_keeps_the_newest_of_its_periods(given_rules: KeepRules, kept:
     assert [name[:8] for name, decision in decisions.items() if decision.stays] == kept
 
 
+def test_what_nobody_has_proved_stays() -> None:
+    """A complete snapshot of which nobody says that it is good stays, and pushes no good one out."""
+    new, old = nights(2)
+    decisions = decide([Found(new, SCOPE), Found(old, SCOPE, is_good=True)], KeepRules(last=1))
+    assert (decisions[new].stays, decisions[new].reason) == (True, "not proved to be whole")
+    assert decisions[old].stays
+
+
 def test_a_damaged_snapshot_takes_no_place() -> None:
     """With --keep-last 2 and the newest damaged, two good ones stay, and the damaged one stays too."""
     names = nights(4)
@@ -476,7 +484,7 @@ OPTIONS = {"keep_incomplete_days": 7, "to_box": False, "verbosity": None, "as_js
 OPTIONS |= {f"box_keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
 OPTIONS |= {f"keep_{rule}": None for rule in ("last", "daily", "weekly", "monthly")}
 OPTIONS |= {"api_endpoint": ENDPOINT, "keyspace": "default_keyspace"}
-OURS = Wanted(ENDPOINT, "default_keyspace")
+OURS = Scope(ENDPOINT, "default_keyspace")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import certifi
 import pytest
 
+from astra_backup import BackupError, DataApi, Target
 from tests.conftest import KEYSPACE, TOKEN, Result, load_catalog
 from tests.emulators.box import BoxEmulator
 from tests.emulators.data_api import DataApiEmulator
@@ -53,6 +54,14 @@ def fail(source: DataApiEmulator, *collections: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ names of data files
+
+
+def test_a_command_that_only_a_restore_may_send_never_leaves_a_backup(source: DataApiEmulator) -> None:
+    """A mistake that would write raises before anything is sent."""
+    api = DataApi(Target(source.url, KEYSPACE, "hcd", TOKEN), DataApi.READ_COMMANDS)
+    with pytest.raises(BackupError, match="must not send the command 'insertMany'"):
+        api.call("insertMany", b'{"documents":[]}', "docs", read=lambda reply: reply)
+    assert source.requests == []
 
 
 def test_names_that_differ_in_case_only_have_files_of_their_own(

@@ -837,6 +837,29 @@ def test_a_type_that_is_altered_meanwhile_is_read_again(
         same_rows(source.tables.rows(KEYSPACE, table), target.tables.rows(KEYSPACE, table))
 
 
+def test_a_type_that_is_altered_after_a_table_was_read_fails_that_table(source: DataApiEmulator, cli: Cli) -> None:
+    """A snapshot has one definition of a type: rows that were read with another one are not called good."""
+    source.tables.create_type(KEYSPACE, "address", {"street": "text"})
+    for table in ("t1", "t2"):
+        source.tables.create(KEYSPACE, table, {"id": "int", "u": "address"}, ["id"])
+        source.tables.put(KEYSPACE, table, {"id": 1, "u": {"street": "s"}})
+    reply_to, acts = source.reply_to, iter([1])
+
+    def reply(request: Request) -> Reply:
+        if request.path.endswith("/t2") and b'"find"' in request.body[:60] and next(acts, 0):
+            for table in ("t1", "t2"):
+                alter_type(source, "address", {"street": "text", "took": "duration"}, table)
+        return reply_to(request)
+
+    source.reply_to = reply
+    result = cli.backup(source, "--workers", "1")
+    assert result.code == 2
+    assert "t1 failed: t1: its type address was altered meanwhile. Run again." in " ".join(result.err.split())
+    manifest = manifest_of(cli.snapshots()[0])
+    assert {record["name"]: record["status"] for record in manifest["tables"]} == {"t1": "failed", "t2": "ok"}
+    assert set(manifest["types"][0]["definition"]["fields"]) == {"street", "took"}
+
+
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_name_is_never_in_a_snapshot_twice(source: DataApiEmulator, cli: Cli, stays: bool) -> None:
     """A collection that becomes a table between the two lists is looked at again; a manifest names nothing twice."""

@@ -73,7 +73,7 @@ def read_manifest(data: bytes) -> None:
     with contextlib.suppress(restore.SnapshotRefused):
         restore._check_status(snapshot, manifest, force_incomplete=False)
         restore._check_files(snapshot, manifest.records, is_old=False)
-        restore._check_totals(snapshot, manifest)
+        manifest.sums()
         for record in manifest.collections:
             restore.plan_collection(record, astra_backup.DataStats(), restore.Choices(without_lexical=True))
 
@@ -84,7 +84,7 @@ def read_line(line: bytes) -> None:
         document = astra_backup.Document.parse(line).decoded()
         text = document.text()
         for choice in restore.Vectorize:
-            view = restore.View(restore.Choices(vectorize=choice, without_lexical=True))
+            view = restore.Choices(vectorize=choice, without_lexical=True)
             view.to_compare(document)
         astra_backup.document_key(text)
         restore.value_digest(text)
