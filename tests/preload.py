@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import importlib
 
+import certifi
+
+import astra_backup
+
 LATE = (
     "_strptime",
     "astrapy",
@@ -27,7 +31,8 @@ LATE = (
 
 
 def preload() -> None:
-    """Import it all, and leave what is there out of the garbage collection of the forks, which would copy it."""
+    """Import it all, read the CAs, and leave it all out of the forks' garbage collection, which would copy it."""
     for name in LATE:
         importlib.import_module(name)
+    astra_backup.tls_context("", certifi.where())
     gc.freeze()

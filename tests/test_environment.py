@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
 from tests.conftest import KEYSPACE, TOKEN, Cli, Result
@@ -664,7 +665,7 @@ PING_TROUBLES: dict[str, tuple[str, dict[str, str]]] = {
     "idna": ("http://xn--/ping", {}),
     "control": ("http://127.0.0.1:1/pi\x01ng", {}),
     "long": ("http://127.0.0.1:1/" + "x" * 100_000, {}),
-    "key-log": ("https://127.0.0.1:1/ping", {"SSLKEYLOGFILE": "/nowhere/keys"}),
+    "key-log": ("https://127.0.0.1:1/ping", {"SSLKEYLOGFILE": "/nowhere/keys", "SSL_CERT_FILE": certifi.where()}),
 }
 
 
