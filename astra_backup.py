@@ -2724,9 +2724,9 @@ class CollectionScan:
             if states and not entered:
                 self._tell_serial("none of the trial starting points could be used")
             self._requests.repeat(self._advance, [ordinary, *entered])
-            if len(self._chains) == 1 and not self._chains.are_joined():  # no guess is to blame
-                raise PageStateError(_LED_BACK)
             if not self._chains.are_joined():
+                if len(self._chains) == 1:  # no guess is to blame
+                    raise PageStateError(_LED_BACK)
                 raise NotJoinedError("the chains of pages do not join into one scan.")
             self.is_whole = True
             return len(self._chains)
