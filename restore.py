@@ -1035,9 +1035,9 @@ class PlannedCollection:
         return Readable(self.target_name, projection=b'{"_id":1}')
 
     def vector_columns(self) -> list[tuple[str, str]]:
-        """What the target searches for neighbours, and by which metric."""
+        """What the target searches for neighbours that the snapshot knows, and by which metric."""
         metric = self.options.get("vector", {}).get("metric")
-        return [("$vector", metric)] if metric and self.stats.vector_count else []
+        return [("$vector", metric)] if metric and self.stats.vector_count and not self.is_recomputed else []
 
     def lines(self, snapshot: Snapshot) -> Iterator[tuple[bytes, Document, Document]]:
         """The lines of the snapshot's data file that can be written: see `Snapshot.lines`."""
@@ -2866,7 +2866,7 @@ def measure_recall(run: RestoreRun, planned: PlannedCollection) -> float | None:
     The poorest of several columns; None where no vectors are searched. Memory is flat: the snapshot is read thrice.
     """
     recalls = []
-    for column, metric in planned.vector_columns() if not planned.is_recomputed else ():
+    for column, metric in planned.vector_columns():
         count = sum(1 for _ in snapshot_vectors(run, planned, column))
         vectors = (vector for _, vector in snapshot_vectors(run, planned, column))
         queries = list(itertools.islice(vectors, 0, None, max(1, count // DRILL_QUERIES)))[:DRILL_QUERIES]
