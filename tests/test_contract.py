@@ -917,6 +917,12 @@ def test_a_document_that_is_nested_too_deep_is_refused(depth: int) -> None:
         encode_document(text.replace(b"[", b"[" * 5).replace(b"]", b"]" * 5))
 
 
+def test_a_primary_key_may_be_the_name_of_its_column() -> None:
+    """As createTable takes it; a server may list it so."""
+    definition = msgspec.Raw(b'{"columns":{"id":{"type":"text"}},"primaryKey":"id"}')
+    assert astra_backup.TableShape.read("t", definition).keys == ("id",)
+
+
 def test_a_row_with_a_column_twice_is_refused() -> None:
     """Of two values of a column one would be lost."""
     with pytest.raises(LossyError):
